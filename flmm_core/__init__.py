@@ -1,0 +1,58 @@
+"""Ground frozen vision-language models: what a user or a plugin may import.
+
+Importing this loads no torch: every name is fetched from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flmm_core.checkpoint import Grounder as Grounder
+    from flmm_core.errors import ConfigError as ConfigError
+    from flmm_core.errors import DataError as DataError
+    from flmm_core.errors import FlmmError as FlmmError
+    from flmm_core.errors import MissingExtraError as MissingExtraError
+    from flmm_core.errors import RunError as RunError
+    from flmm_core.errors import UsageError as UsageError
+    from flmm_core.errors import WeightsError as WeightsError
+    from flmm_core.hookspecs import hookimpl as hookimpl
+    from flmm_core.pipeline.backbone import Backbone as Backbone
+    from flmm_core.pipeline.types import BackboneBatch as BackboneBatch
+    from flmm_core.pipeline.types import BackboneInputs as BackboneInputs
+    from flmm_core.pipeline.types import ImageView as ImageView
+    from flmm_core.pipeline.types import Trace as Trace
+    from flmm_core.plugins import load_backbones as load_backbones
+    from flmm_core.segment import Segment as Segment
+    from flmm_core.spec import BackboneOptions as BackboneOptions
+    from flmm_core.spec import BackboneSpec as BackboneSpec
+    from flmm_core.spec import ModelInfo as ModelInfo
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "checkpoint": "Grounder",
+    "errors": "ConfigError DataError FlmmError MissingExtraError RunError UsageError WeightsError",
+    "hookspecs": "hookimpl",
+    "pipeline.backbone": "Backbone",
+    "pipeline.types": "BackboneBatch BackboneInputs ImageView Trace",
+    "plugins": "load_backbones",
+    "segment": "Segment",
+    "spec": "BackboneOptions BackboneSpec ModelInfo",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'flmm_core' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"flmm_core.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

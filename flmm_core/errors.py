@@ -1,0 +1,68 @@
+"""Every error that a user can repair, in one format.
+
+An `FlmmError` says what was asked for (with the value), what was found or expected, and what
+repairs it. The command line prints it without a traceback and exits with `exit_code`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FlmmError(Exception):
+    """Base of all errors that a user can repair.
+
+    Args:
+        asked: A whole sentence: what was asked for, with the value.
+        found: What was found or expected instead.
+        repair: What to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, asked: str, *, found: str = "", repair: str = "") -> None:
+        self.asked = asked
+        self.found = found
+        self.repair = repair
+        super().__init__("\n".join(part for part in (asked, found, repair) if part))
+
+
+class RunError(FlmmError):
+    """A run started and failed (exit code 1)."""
+
+    exit_code = 1
+
+
+class UsageError(FlmmError):
+    """A name, option or phrase that cannot be used (exit code 2)."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration file or option with problems, all of them listed (exit code 2)."""
+
+
+class WeightsError(FlmmError):
+    """Weights that are missing, foreign or do not fit (exit code 3)."""
+
+    exit_code = 3
+
+
+class DataError(FlmmError):
+    """A picture, annotation or data set that is missing or broken (exit code 3)."""
+
+    exit_code = 3
+
+
+class MissingExtraError(FlmmError):
+    """An optional dependency that is not installed (exit code 3)."""
+
+    exit_code = 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence naming the nearest of `known` to `name`, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean '{near[0]}'?" if near else ""
