@@ -1,0 +1,89 @@
+"""What the head is trained on: dice and cross-entropy at the coarse mask and at the refined one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flmm_core.pipeline.types import Grounding
+
+
+@dataclass(frozen=True)
+class GroundingLoss:
+    """Means over all masks of a batch, each a scalar tensor; 0 for a batch without masks."""
+
+    coarse_dice: Tensor
+    coarse_cross_entropy: Tensor
+    refined_dice: Tensor
+    refined_cross_entropy: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of the four, weight 1 each."""
+        coarse = self.coarse_dice + self.coarse_cross_entropy
+        return coarse + self.refined_dice + self.refined_cross_entropy
+
+
+def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) of each mask.
+
+    Args:
+        logits: (P, h, w).
+        truth: (P, h, w) in [0, 1].
+
+    Returns:
+        (P,), in [0, 1].
+    """
+    probs, truth = logits.float().sigmoid().flatten(1), truth.float().flatten(1)
+    overlap = (probs * truth).sum(1)
+    return 1 - (2 * overlap + 1) / (probs.sum(1) + truth.sum(1) + 1)
+
+
+def mask_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+    """Binary cross-entropy of each mask, mean over its pixels; arguments as in `dice_loss`."""
+    loss = F.binary_cross_entropy_with_logits(logits.float(), truth.float(), reduction="none")
+    return loss.flatten(1).mean(1)
+
+
+def resize_truth(truth: Tensor, size: tuple[int, int], *, nearest: bool = False) -> Tensor:
+    """Bring masks to the size of some logits.
+
+    Args:
+        truth: (P, H, W) bool or 0/1.
+        size: (h, w).
+        nearest: As the original F-LMM does, which can erase small objects; otherwise every cell
+            gets the fraction of its area that the object covers.
+
+    Returns:
+        (P, h, w) float32 in [0, 1].
+    """
+    if truth.shape[-2:] == size:
+        return truth.float()
+    mode = "nearest" if nearest else "area"
+    return F.interpolate(truth.float()[:, None], size, mode=mode)[:, 0]  # (P, h, w)
+
+
+def grounding_loss(
+    groundings: Sequence[Grounding], truths: Sequence[Tensor], *, nearest: bool = False
+) -> GroundingLoss:
+    """Loss of a batch; every mask counts the same, whichever sample it is of.
+
+    Args:
+        groundings: What the flow gave.
+        truths: Per sample, (P, H, W) bool or 0/1 at the picture's size.
+        nearest: See `resize_truth`.
+    """
+    parts: list[list[Tensor]] = [[], [], [], []]
+    for grounding, truth in zip(groundings, truths, strict=True):
+        at_device = truth.to(grounding.logits.device)
+        for offset, logits in ((0, grounding.coarse_logits), (2, grounding.logits)):
+            size = (logits.shape[-2], logits.shape[-1])
+            resized = resize_truth(at_device, size, nearest=nearest)
+            parts[offset].append(dice_loss(logits, resized))
+            parts[offset + 1].append(mask_cross_entropy(logits, resized))
+    means = [torch.cat(values).sum() / max(1, sum(map(len, values))) for values in parts]
+    return GroundingLoss(*means)

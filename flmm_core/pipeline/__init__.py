@@ -1,0 +1,13 @@
+"""The flow, and nothing else.
+
+    image + caption -> backbone.py -> attention_maps.py -> mask_head.py -> refiner.py -> masks
+                       frozen VLM     gather by view       U-Net           SAM
+                            `-------- text_prompts.py: hidden states of the phrase --'
+
+Shape letters, here and in every docstring:
+
+    B samples       P phrases of a sample     T tokens of all its phrases    S sequence
+    L layers        N heads                   V views                        C = V * L * N
+    M image tokens  D hidden size of the VLM  E width of SAM's prompts
+    h, w            cells of a grid           H, W pixels of the picture
+"""

@@ -1,0 +1,48 @@
+"""Stage 2: the recorded attention -> one stack of maps a phrase.
+
+What each phrase's words gave to the picture's tokens is laid out on the grids that these tokens
+stand for, normalised, and brought into one frame: that of the view with the most cells.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flmm_core.pipeline.resample import resample
+from flmm_core.pipeline.types import AttentionMaps, Trace
+
+SMALLEST_SUM = 1e-12
+
+
+def attention_maps(trace: Trace) -> AttentionMaps:
+    """Gather a trace's attention by view.
+
+    Args:
+        trace: `attention` (L, N, P, M), the cells of all views, row-major, view after view.
+
+    Returns:
+        Maps (P, C, h, w) in the frame of the view with the most cells (the first of equals).
+        Channels: view-major, then layer, then head. Each map is divided by its sum over its own
+        view before any resampling.
+    """
+    grids = [view.token_index.shape for view in trace.views]
+    phrases = trace.attention.flatten(0, 1).transpose(0, 1)  # (P, L * N, M)
+    parts = phrases.split([h * w for h, w in grids], dim=2)
+    maps = [
+        _normalise(part).unflatten(2, grid)  # (P, L * N, h, w)
+        for part, grid in zip(parts, grids, strict=True)
+    ]
+    frame = max(range(len(grids)), key=lambda v: grids[v].numel())
+    box, size = trace.views[frame].picture_box, grids[frame]
+    aligned = [
+        resample(each, view.picture_box, box, (size[0], size[1]))
+        for each, view in zip(maps, trace.views, strict=True)
+    ]
+    return AttentionMaps(maps=torch.cat(aligned, dim=1), picture_box=box)  # (P, C, h, w)
+
+
+def _normalise(part: Tensor) -> Tensor:
+    """(P, L * N, cells) float32, each map summing to 1."""
+    part = part.float()
+    return part / part.sum(dim=2, keepdim=True).clamp(min=SMALLEST_SUM)

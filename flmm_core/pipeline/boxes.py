@@ -1,0 +1,31 @@
+"""Tight boxes of masks, in pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def tight_boxes(masks: Tensor) -> Tensor:
+    """The smallest box around each mask.
+
+    Args:
+        masks: (P, H, W) bool.
+
+    Returns:
+        (P, 4) int64 (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask.
+    """
+    x0, x1 = _span(masks.any(dim=1))
+    y0, y1 = _span(masks.any(dim=2))
+    return torch.stack([x0, y0, x1, y1], dim=-1)  # (P, 4)
+
+
+def _span(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """First occupied place and the one after the last, (P,) each, of (P, n) bool."""
+    n = occupied.shape[1]
+    place = torch.arange(n, device=occupied.device)
+    if not occupied.shape[0]:
+        return place.new_zeros(0), place.new_zeros(0)
+    first = torch.where(occupied, place, n).amin(dim=1)
+    end = torch.where(occupied, place + 1, 0).amax(dim=1)
+    return torch.minimum(first, end), end

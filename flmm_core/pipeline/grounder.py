@@ -1,0 +1,239 @@
+"""The four stages in one forward; the only file that knows them all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from flmm_core.errors import UsageError, WeightsError
+from flmm_core.pipeline.attention_maps import attention_maps
+from flmm_core.pipeline.attention_recorder import Pool
+from flmm_core.pipeline.backbone import Backbone
+from flmm_core.pipeline.mask_head import MaskHead
+from flmm_core.pipeline.refiner import NoRefiner, SamRefiner
+from flmm_core.pipeline.result import Result, ResultBuilder
+from flmm_core.pipeline.text_prompts import TextPrompts
+from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, Grounding
+from flmm_core.segment import Segment
+
+FROZEN = "refiner.image_encoder."
+"""Weights under this name are SAM's own and stay out of a head's file."""
+
+PIXELS_AT_ONCE = 100_000_000
+"""`ground` refines about this many mask pixels in one forward."""
+
+
+@dataclass(frozen=True)
+class GrounderInputs:
+    """One sample, ready for the flow: CPU tensors.
+
+    Attributes:
+        backbone: For the VLM.
+        picture: (3, h, w) uint8 for the refiner, or None where it needs none.
+        picture_hw: Height and width of the picture in pixels.
+    """
+
+    backbone: BackboneInputs
+    picture: Tensor | None
+    picture_hw: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class GrounderBatch:
+    """Samples that go through the flow together; attributes as in `GrounderInputs`."""
+
+    backbone: BackboneBatch
+    pictures: tuple[Tensor | None, ...]
+    picture_hw: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.picture_hw)
+
+
+class Grounder(nn.Module):
+    """Grounds phrases with a frozen VLM: backbone, mask head, text prompts, refiner.
+
+    The backbone is a plain object and no submodule: its weights are in neither `parameters()`
+    nor `state_dict()`.
+
+    Args:
+        backbone: The frozen VLM.
+        mask_head: Stage 3.
+        text_prompts: Beside stage 3; None if the refiner reads no text.
+        refiner: Stage 4.
+        pool: How the attention of a phrase's tokens becomes one, "mean" or "max".
+
+    Raises:
+        WeightsError: The head was made for another VLM.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        mask_head: MaskHead,
+        text_prompts: TextPrompts | None,
+        refiner: SamRefiner | NoRefiner,
+        *,
+        pool: Pool = "mean",
+    ) -> None:
+        super().__init__()
+        if refiner.uses_text and text_prompts is None:
+            raise ValueError("the refiner reads text prompts, but there are none")
+        self.backbone = backbone
+        self.mask_head = mask_head
+        self.text_prompts = text_prompts if refiner.uses_text else None
+        self.refiner = refiner
+        self.pool = pool
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        ours = {"attention channels": self.mask_head.in_channels}
+        theirs = {"attention channels": self.backbone.attention_channels}
+        if self.text_prompts is not None:
+            ours["layers"] = len(self.text_prompts.layer_weights)
+            theirs["layers"] = self.backbone.num_layers
+            ours["hidden size"] = self.text_prompts.proj.in_features
+            theirs["hidden size"] = self.backbone.hidden_size
+        if ours != theirs:
+            raise WeightsError(
+                f"The head does not fit the model '{self.backbone.model}'.",
+                found="; ".join(
+                    f"{fact}: head {ours[fact]}, model {theirs[fact]}"
+                    for fact in ours
+                    if ours[fact] != theirs[fact]
+                )
+                + ".",
+                repair="Use the model that the head was trained with, or train a new head.",
+            )
+
+    def prepare(
+        self, image: Image.Image, segments: Sequence[Segment], *, name: str = ""
+    ) -> GrounderInputs:
+        """One sample, ready for the flow; needs no weights and runs in DataLoader workers."""
+        return GrounderInputs(
+            backbone=self.backbone.prepare(image, segments, name=name),
+            picture=self.refiner.prepare(image),
+            picture_hw=(image.height, image.width),
+        )
+
+    def collate(self, samples: Sequence[GrounderInputs]) -> GrounderBatch:
+        """At least one sample -> one batch."""
+        return GrounderBatch(
+            backbone=self.backbone.collate([sample.backbone for sample in samples]),
+            pictures=tuple(sample.picture for sample in samples),
+            picture_hw=tuple(sample.picture_hw for sample in samples),
+        )
+
+    def forward(self, batch: GrounderBatch) -> tuple[Grounding, ...]:
+        """One `Grounding` a sample."""
+        traces = self.backbone.trace(batch.backbone, pool=self.pool)
+        maps = [attention_maps(trace) for trace in traces]
+        coarse = self.mask_head(maps)
+        prompts = () if self.text_prompts is None else self.text_prompts(traces)
+        logits = self.refiner(batch.pictures, coarse, prompts, batch.picture_hw)
+        return tuple(
+            Grounding(coarse_logits=coarse_logits, logits=refined_logits, maps=sample_maps)
+            for coarse_logits, refined_logits, sample_maps in zip(coarse, logits, maps, strict=True)
+        )
+
+    @torch.no_grad()
+    def ground(
+        self,
+        image: Image.Image,
+        phrases: Sequence[str],
+        prompt: str | None = None,
+        *,
+        together: bool = False,
+        batch_size: int = 8,
+    ) -> Result:
+        """Masks of phrases in a picture.
+
+        Args:
+            image: The picture.
+            phrases: What to look for, for example `["red ring", "the star"]`.
+            prompt: What the user says beside the picture; by default the backbone's own.
+            together: Read all phrases in one caption, each seeing those before it, instead of
+                each alone.
+            batch_size: Most phrases that go through the flow at a time, unless `together`.
+
+        Raises:
+            UsageError: A phrase is empty, or there is no picture.
+        """
+        phrases = _checked_phrases(image, phrases)
+        backbone = self.backbone
+        if prompt is not None:
+            # Only for `prepare`, which reads the prompt; the shared backbone stays as it is.
+            backbone = copy.copy(backbone)
+            backbone.prompt = prompt
+        captions = [[Segment(phrase, 0), Segment(".")] for phrase in phrases]
+        if together and phrases:
+            pairs = [(Segment(phrase, i), Segment(".")) for i, phrase in enumerate(phrases)]
+            captions = [[piece for pair in pairs for piece in pair]]
+
+        picture, picture_hw = self.refiner.prepare(image), (image.height, image.width)
+        builder = ResultBuilder(image, phrases)
+        at_once = max(1, min(batch_size, PIXELS_AT_ONCE // (image.height * image.width)))
+        for start in range(0, len(captions), at_once):
+            samples = [
+                GrounderInputs(backbone.prepare(image, caption), picture, picture_hw)
+                for caption in captions[start : start + at_once]
+            ]
+            for grounding in self(self.collate(samples)):
+                builder.add(grounding)
+        return builder.build()
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """What a head's file holds: everything but the frozen VLM and SAM's image encoder."""
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if not name.startswith(FROZEN)
+        }
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take what `trainable_state` gave, insisting on all names and shapes.
+
+        Raises:
+            WeightsError: A tensor is missing, unexpected or of another shape; nothing is loaded.
+        """
+        own = self.trainable_state()
+        problems = [f"missing {name}" for name in own if name not in state]
+        problems += [f"unexpected {name}" for name in state if name not in own]
+        problems += [
+            f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in state and state[name].shape != tensor.shape
+        ]
+        if problems:
+            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise WeightsError(
+                "The head's weights do not fit this head.",
+                found=f"{len(problems)} differences: {'; '.join(problems[:3])}{more}.",
+                repair="Use the configuration that the head was trained with.",
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+
+def _checked_phrases(image: Image.Image, phrases: Sequence[str]) -> list[str]:
+    if not isinstance(image, Image.Image):
+        raise UsageError(
+            "There is no picture to ground in.",
+            found=f"Found {type(image).__name__}; a PIL image was expected.",
+            repair="Read it with flmm_core.data.pictures.read_picture.",
+        )
+    listed = [phrases] if isinstance(phrases, str) else list(phrases)
+    for number, phrase in enumerate(listed):
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise UsageError(
+                f"Phrase {number} is empty.",
+                found=f"Found {phrase!r}.",
+                repair="Give it at least one word.",
+            )
+    return [phrase.strip() for phrase in listed]

@@ -1,0 +1,140 @@
+"""What passes from stage to stage: frozen dataclasses, no dicts with string keys.
+
+The legend of shape letters is in `flmm_core.pipeline`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flmm_core.segment import Segment as Segment
+
+Box = tuple[float, float, float, float]
+"""(y0, x0, y1, x1) in fractions of the picture's height and width."""
+
+WHOLE_PICTURE: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """Where one view of the picture lies: in the sequence, and on the picture.
+
+    Attributes:
+        name: "image", "coarse", "fine", ...
+        token_index: (h, w) int64; the place in the (unpadded) sequence of the token for cell
+            (r, c), row 0 on top.
+        picture_box: (y0, x0, y1, x1), where the grid lies in the picture, in fractions of its
+            height and width; beyond [0, 1] where the view shows padding, within where it cuts.
+    """
+
+    name: str
+    token_index: Tensor
+    picture_box: Box = WHOLE_PICTURE
+
+
+@dataclass(frozen=True)
+class BackboneInputs:
+    """One sample, ready for the VLM: CPU tensors, no weights were needed to make it.
+
+    Attributes:
+        tensors: What the VLM's forward takes, by keyword; with `input_ids` (S,) and without a
+            batch dimension on any per-token tensor.
+        views: In channel order.
+        phrase_rows: Per phrase, (T_p,) int64 places of its tokens in the sequence, T_p >= 1.
+        phrases: The words of each phrase.
+        picture_hw: Height and width of the picture in pixels.
+        name: Names the sample in messages.
+        prompt_length: Number of tokens before the caption.
+    """
+
+    tensors: Mapping[str, Tensor]
+    views: tuple[ImageView, ...]
+    phrase_rows: tuple[Tensor, ...]
+    phrases: tuple[str, ...]
+    picture_hw: tuple[int, int]
+    name: str = ""
+    prompt_length: int = 0
+
+
+@dataclass(frozen=True)
+class BackboneBatch:
+    """Samples padded together.
+
+    Attributes:
+        tensors: What the VLM's forward takes, with `input_ids` and `attention_mask` (B, S).
+        samples: The samples it was made of, in order.
+        offsets: Per sample, how many padding tokens stand before its first token.
+    """
+
+    tensors: Mapping[str, Tensor]
+    samples: tuple[BackboneInputs, ...]
+    offsets: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What stage 1 read off the frozen VLM for one sample.
+
+    Attributes:
+        attention: (L, N, P, M) float32 probabilities: each phrase's attention, pooled over its
+            tokens, onto the M image tokens: the cells of all views, row-major, view after view.
+        hidden: (L, T, D) the wanted rows' hidden states after each layer (the last one after the
+            final norm), without gradient.
+        row_phrase: (T,) int64, the phrase that each row of `hidden` belongs to, ascending.
+        views: As in the inputs.
+        picture_hw: Height and width of the picture in pixels.
+    """
+
+    attention: Tensor
+    hidden: Tensor
+    row_phrase: Tensor
+    views: tuple[ImageView, ...]
+    picture_hw: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """What stage 2 gives for one sample.
+
+    Attributes:
+        maps: (P, C, h, w) float32, each map sums to 1 over its own view.
+        picture_box: Where that grid lies in the picture.
+    """
+
+    maps: Tensor
+    picture_box: Box
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """What the flow gives for one sample.
+
+    Attributes:
+        coarse_logits: (P, h, w) the mask head's, covering exactly the picture.
+        logits: (P, H, W) the refined masks' at the picture's size; `logits > 0` is the mask.
+        maps: The attention maps that they were made of, for pictures and inspection.
+    """
+
+    coarse_logits: Tensor
+    logits: Tensor
+    maps: AttentionMaps
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def masks(self) -> Tensor:
+        """(P, H, W) bool."""
+        return self.logits > 0
+
+    @property
+    def scores(self) -> Tensor:
+        """(P,) mean probability over each mask's pixels, 0 where the mask is empty."""
+        probs, masks = self.logits.float().sigmoid(), self.masks
+        total = (probs * masks).flatten(1).sum(1)
+        return total / masks.flatten(1).sum(1).clamp(min=1).to(torch.float32)

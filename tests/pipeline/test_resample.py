@@ -1,0 +1,113 @@
+"""Resampling between frames: exact, fractional, and the same as interpolate where that applies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flmm_core.pipeline.resample import resample
+from flmm_core.pipeline.types import WHOLE_PICTURE, Box
+
+sides = st.integers(1, 12)
+fractions = st.floats(0.05, 0.95)
+few = settings(max_examples=40, deadline=None)
+
+
+def maps(h: int, w: int) -> torch.Tensor:
+    return torch.rand(2, 3, h, w, generator=torch.Generator().manual_seed(h * 100 + w))
+
+
+def ramp(h: int, w: int, box: Box) -> torch.Tensor:
+    """At each cell's centre 2 y - 3 x of the picture, for cells of a box: (1, 1, h, w)."""
+    y = box[0] + (torch.arange(h) + 0.5) / h * (box[2] - box[0])
+    x = box[1] + (torch.arange(w) + 0.5) / w * (box[3] - box[1])
+    return (2 * y[:, None] - 3 * x[None, :])[None, None]
+
+
+def box(y: float, x: float, high: float, wide: float) -> Box:
+    return (y, x, y + high, x + wide)
+
+
+boxes = st.builds(box, st.floats(-0.5, 0.5), st.floats(-0.5, 0.5), fractions, fractions)
+
+
+@few
+@given(sides, sides, boxes)
+def test_its_own_frame_changes_nothing(h: int, w: int, frame: Box) -> None:
+    given_maps = maps(h, w)
+    assert torch.equal(resample(given_maps, frame, frame, (h, w)), given_maps)
+
+
+@few
+@given(sides, sides, sides, sides)
+def test_the_same_frame_is_interpolate(h: int, w: int, h2: int, w2: int) -> None:
+    given_maps = maps(h, w)
+    expected = F.interpolate(given_maps, (h2, w2), mode="bilinear", align_corners=False)
+    found = resample(given_maps, WHOLE_PICTURE, WHOLE_PICTURE, (h2, w2))
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+@few
+@given(boxes, sides, sides, st.integers(4, 20), st.integers(4, 20))
+def test_a_ramp_stays_a_ramp_within_the_source(
+    target: Box, h2: int, w2: int, h: int, w: int
+) -> None:
+    """The source reaches a cell beyond the target, so no border is touched."""
+    high, wide = target[2] - target[0], target[3] - target[1]
+    source = (target[0] - high, target[1] - wide, target[2] + high, target[3] + wide)
+    found = resample(ramp(h, w, source), source, target, (h2, w2))
+    torch.testing.assert_close(found, ramp(h2, w2, target), atol=1e-5, rtol=0)
+
+
+@few
+@given(boxes, boxes, sides, sides)
+def test_nothing_exceeds_what_was_there(source: Box, target: Box, h: int, w: int) -> None:
+    given_maps = maps(h, w)
+    found = resample(given_maps, source, target, (5, 6))
+    low, high = given_maps.amin((2, 3)), given_maps.amax((2, 3))
+    assert (found.amin((2, 3)) >= low - 1e-6).all()
+    assert (found.amax((2, 3)) <= high + 1e-6).all()
+    ones = resample(torch.ones(1, 1, h, w), source, target, (5, 6))
+    torch.testing.assert_close(ones, torch.ones(1, 1, 5, 6))
+
+
+def test_padding_around_the_picture_is_cut_off() -> None:
+    """A 4x4 grid whose middle two rows show the picture: bands of 10 and 20, padding of 99."""
+    bands = torch.tensor([99.0, 10.0, 20.0, 99.0])[:, None].expand(4, 4)[None, None]
+    found = resample(bands, (-0.5, 0.0, 1.5, 1.0), WHOLE_PICTURE, (2, 4))
+    expected = torch.tensor([10.0, 20.0])[:, None].expand(2, 4)[None, None]
+    torch.testing.assert_close(found, expected)
+
+
+def test_half_a_cell_of_padding_is_a_half() -> None:
+    row = torch.tensor([0.0, 1.0, 2.0, 3.0])[None, None, None]
+    found = resample(row, (0, -1 / 6, 1, 7 / 6), WHOLE_PICTURE, (1, 3))
+    torch.testing.assert_close(found, torch.tensor([0.5, 1.5, 2.5])[None, None, None])
+
+
+def test_outside_the_source_is_border_or_zero() -> None:
+    one = torch.full((1, 1, 2, 2), 5.0)
+    source = (0.25, 0.25, 0.75, 0.75)
+    border = resample(one, source, WHOLE_PICTURE, (4, 4))
+    zero = resample(one, source, WHOLE_PICTURE, (4, 4), outside="zero")
+    torch.testing.assert_close(border, torch.full((1, 1, 4, 4), 5.0))
+    expected = torch.zeros(4, 4)
+    expected[1:3, 1:3] = 5.0
+    torch.testing.assert_close(zero[0, 0], expected)
+
+
+def test_gradients_and_dtypes_pass_through() -> None:
+    given_maps = maps(3, 4).requires_grad_()
+    resample(given_maps, WHOLE_PICTURE, (0.1, 0.1, 0.9, 0.9), (6, 5)).sum().backward()
+    assert given_maps.grad is not None
+    assert given_maps.grad.sum() == pytest.approx(2 * 3 * 6 * 5)
+    assert resample(maps(3, 4).half(), WHOLE_PICTURE, WHOLE_PICTURE, (6, 5)).dtype == torch.half
+
+
+def test_autocast_does_not_round() -> None:
+    plain = resample(maps(3, 4), WHOLE_PICTURE, WHOLE_PICTURE, (6, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(resample(maps(3, 4), WHOLE_PICTURE, WHOLE_PICTURE, (6, 5)), plain)
