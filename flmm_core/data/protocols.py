@@ -1,0 +1,104 @@
+"""Which words of a picture go into one caption: the two protocols of the field, by name.
+
+Numbers of different protocols cannot be compared, so the name stands beside every result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args, overload
+
+import numpy as np
+
+from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Phrase, Sample
+from flmm_core.errors import UsageError, did_you_mean
+from flmm_core.segment import Segment
+
+Protocol = Literal["flmm-paper", "standard"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+
+def check_protocol(name: str) -> Protocol:
+    """The protocol of that name; UsageError for any other."""
+    for known in PROTOCOLS:
+        if name == known:
+            return known
+    raise UsageError(
+        f"Unknown protocol '{name}'. {did_you_mean(name, PROTOCOLS)}".rstrip(),
+        found=f"Protocols: {', '.join(PROTOCOLS)}.",
+        repair="'standard' scores every sentence alone; 'flmm-paper' puts the first sentence of "
+        "each object of a picture into one caption.",
+    )
+
+
+class LazySamples(Sequence[Sample]):
+    """A sequence whose samples are made when asked for; picklable for DataLoader workers."""
+
+    def _make(self, index: int) -> Sample:
+        """The sample at `index`, 0 <= index < len(self)."""
+        raise IndexError(index)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Sample, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | tuple[Sample, ...]:
+        if isinstance(index, slice):
+            return tuple(self._make(i) for i in range(*index.indices(len(self))))
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return self._make(place)
+
+
+class PictureSamples(LazySamples):
+    """The samples of annotated pictures under a protocol.
+
+    "flmm-paper": one sample a picture, its caption the first sentence of each object, each
+    followed by "." which names nothing. "standard": one sample a sentence, followed by ".".
+    Every object of every picture is there; nothing is skipped.
+
+    Args:
+        pictures: As a reader gives them.
+        protocol: One of `PROTOCOLS`.
+        source: Put before every sample's name, so that names stay unique over several sources.
+    """
+
+    def __init__(
+        self, pictures: Sequence[AnnotatedPicture], protocol: str, source: str = ""
+    ) -> None:
+        self.pictures = tuple(pictures)
+        self.protocol = check_protocol(protocol)
+        self.source = source
+        places: list[tuple[int, int, int]] = []
+        for number, picture in enumerate(self.pictures):
+            for position, thing in enumerate(picture.objects):
+                places += [(number, position, i) for i in range(len(thing.sentences))]
+        self._sentences = np.array(places, dtype=np.int32).reshape(-1, 3)
+
+    def __len__(self) -> int:
+        return len(self.pictures) if self.protocol == "flmm-paper" else len(self._sentences)
+
+    def _make(self, index: int) -> Sample:
+        if self.protocol == "flmm-paper":
+            picture = self.pictures[index]
+            said = [(thing, thing.sentences[0]) for thing in picture.objects]
+            return self._sample(picture, said, picture.file_name)
+        number, position, sentence = (int(i) for i in self._sentences[index])
+        picture = self.pictures[number]
+        thing = picture.objects[position]
+        name = f"{picture.file_name}#{thing.name or position}/{sentence}"
+        return self._sample(picture, [(thing, thing.sentences[sentence])], name)
+
+    def _sample(
+        self, picture: AnnotatedPicture, said: list[tuple[GroundedObject, str]], name: str
+    ) -> Sample:
+        segments: list[Segment] = []
+        phrases: list[Phrase] = []
+        for index, (thing, text) in enumerate(said):
+            segments += [Segment(text, index), Segment(".")]
+            phrases.append(Phrase(text, thing.mask, thing.category, thing.slice))
+        whole = f"{self.source}/{name}" if self.source else name
+        return Sample(whole, picture.path, picture.picture_hw, tuple(segments), tuple(phrases))

@@ -1,0 +1,111 @@
+"""What the readers of data sets hand over: words, masks and where the picture lies. No torch.
+
+An `AnnotatedPicture` is what a file says; a `Sample` is what the flow is given, after a protocol
+(`flmm_core.data.protocols`) has decided which words go together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from flmm_core.segment import Segment as Segment
+
+
+class Mask(TypedDict):
+    """A mask as COCO's compressed run-length code; `flmm_core.data.coco_masks` reads and writes it.
+
+    A dict, because that is what pycocotools and every tool of the field take.
+    """
+
+    size: list[int]
+    """[H, W] in pixels."""
+    counts: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """Words that name one mask.
+
+    Attributes:
+        text: The words, without the caption around them.
+        mask: The truth, at the picture's size.
+        category: The data set's class name, or empty.
+        slice: The part of the data set that scores are reported by ("plain", "relation", ...).
+    """
+
+    text: str
+    mask: Mask
+    category: str = ""
+    slice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture with one caption, the flow's unit of work.
+
+    Attributes:
+        name: Names the sample in messages and results; unique within its source.
+        image_path: The picture, to be read with `flmm_core.data.pictures.read_picture`.
+        picture_hw: Height and width in pixels that the masks were made for.
+        segments: The caption in pieces; they refer to `phrases` by index.
+        phrases: What is to be grounded, P >= 1.
+    """
+
+    name: str
+    image_path: Path
+    picture_hw: tuple[int, int]
+    segments: tuple[Segment, ...]
+    phrases: tuple[Phrase, ...]
+
+    def __post_init__(self) -> None:
+        named = {segment.phrase for segment in self.segments} - {None}
+        if named != set(range(len(self.phrases))):
+            raise ValueError(
+                f"sample {self.name!r}: its segments name the phrases {sorted(map(str, named))}, "
+                f"it has {len(self.phrases)}"
+            )
+
+    @property
+    def caption(self) -> str:
+        """The pieces joined, with nothing between them."""
+        return "".join(segment.text for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class GroundedObject:
+    """One object of a picture and the sentences that refer to it.
+
+    Attributes:
+        mask: At the picture's size.
+        sentences: At least one; the first is the one that "flmm-paper" takes.
+        category: Class name, or empty.
+        slice: As in `Phrase`.
+        split: The split it belongs to; readers keep one, writers write it.
+        name: What the file calls it (a ref id, an index).
+    """
+
+    mask: Mask
+    sentences: tuple[str, ...]
+    category: str = ""
+    slice: str = ""
+    split: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedPicture:
+    """One picture with its objects, as a file describes it.
+
+    Attributes:
+        file_name: As the file has it.
+        path: Where it was found.
+        picture_hw: Height and width in pixels by the file.
+        objects: At least one.
+    """
+
+    file_name: str
+    path: Path
+    picture_hw: tuple[int, int]
+    objects: tuple[GroundedObject, ...]

@@ -1,0 +1,358 @@
+"""Drawn scenes: deterministic pictures of coloured shapes with exact masks and their words.
+
+A scene is data (`Scene`), made from a seed by `make_scene`; `paint` turns it into a picture and
+one exact mask an object; `expressions` and `narration` put it into words. Every kind but "plain"
+asks for more than a colour and a shape, and is reported as a slice of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flmm_core.segment import Segment
+
+VERSION = 1
+"""Goes up when the same seed no longer gives the same picture or words."""
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 40, 40),
+    "green": (42, 157, 70),
+    "blue": (38, 84, 214),
+    "yellow": (242, 208, 44),
+    "purple": (146, 58, 186),
+    "orange": (244, 134, 28),
+}
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+Kind = Literal["plain", "relation", "size", "occlusion", "texture", "small"]
+HARD_KINDS: tuple[Kind, ...] = ("relation", "size", "occlusion", "texture", "small")
+
+SMALL_RADIUS = (0.085, 0.115)
+LARGE_RADIUS = (0.15, 0.2)
+TINY_RADIUS = (0.05, 0.07)
+PICTURE_SIDES = (96, 112, 128, 144)
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One object: places and lengths in pixels, angles in radians.
+
+    Attributes:
+        textured: Whether its fill carries stripes.
+    """
+
+    name: str
+    colour: str
+    size: str
+    x: float
+    y: float
+    radius: float
+    angle: float
+    rgb: tuple[int, int, int]
+    textured: bool = False
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        return (self.colour, self.name)
+
+    @property
+    def words(self) -> str:
+        return f"{self.colour} {self.name}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture to be drawn; later shapes lie in front of earlier ones."""
+
+    height: int
+    width: int
+    shapes: tuple[Shape, ...]
+    background: str
+    kind: Kind
+    seed: int
+
+
+# --- making ------------------------------------------------------------------------------------
+
+
+def make_scene(
+    seed: int | tuple[int, ...],
+    kind: Kind = "plain",
+    *,
+    sides: tuple[int, ...] = PICTURE_SIDES,
+    count: tuple[int, int] = (2, 4),
+    radius: tuple[float, float] | None = None,
+) -> Scene:
+    """The scene of a seed: the same seed and arguments give the same scene everywhere.
+
+    Args:
+        seed: Any integer or integers.
+        kind: What it takes to tell the objects apart.
+        sides: Heights and widths to choose from, in pixels.
+        count: Least and greatest number of objects.
+        radius: Least and greatest radius in fractions of the shorter side, instead of the kind's.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = int(rng.choice(sides)), int(rng.choice(sides))
+    wanted = int(rng.integers(count[0], count[1] + 1))
+    shapes: list[Shape] = []
+    kinds = _kinds(rng, kind, max(wanted, 2 if kind in ("size", "occlusion") else wanted))
+    if kind == "relation":
+        kinds = [kinds[0], kinds[0], *[k for k in kinds[1:] if k != kinds[0]]][: max(wanted, 3)]
+    if kind == "size":
+        kinds = [kinds[0], kinds[0], *kinds[1:]][: max(wanted, 2)]
+    for index, (colour, name) in enumerate(kinds):
+        size = str(rng.choice(("small", "large")))
+        if kind == "size" and index < 2:
+            size = ("small", "large")[index]
+        bounds = {"small": SMALL_RADIUS, "large": LARGE_RADIUS}[size]
+        if kind == "small":
+            size, bounds = "small", TINY_RADIUS
+        bounds = radius or bounds
+        cover = shapes[-1] if kind == "occlusion" and index % 2 == 1 and shapes else None
+        placed = _place(rng, height, width, shapes, bounds, cover)
+        if placed is None:
+            continue
+        x, y, extent = placed
+        jitter = rng.integers(-14, 15, size=3)
+        red, green, blue = (
+            int(np.clip(base + shift, 0, 255))
+            for base, shift in zip(COLOURS[colour], jitter, strict=True)
+        )
+        angle = float(rng.uniform(-0.3, 0.3))
+        textured = kind == "texture" or (kind != "plain" and rng.random() < 0.2)
+        shapes.append(Shape(name, colour, size, x, y, extent, angle, (red, green, blue), textured))
+    strong = kind == "texture" or (kind != "plain" and rng.random() < 0.25)
+    background = str(rng.choice(("stripes", "checks", "blobs") if strong else ("flat", "graded")))
+    return Scene(height, width, tuple(shapes), background, kind, int(rng.integers(2**31)))
+
+
+def _kinds(rng: np.random.Generator, kind: Kind, count: int) -> list[tuple[str, str]]:
+    """`count` different (colour, shape) pairs, many of them sharing a colour or a shape."""
+    kinds: list[tuple[str, str]] = []
+    while len(kinds) < count:
+        colour, name = str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))
+        if kinds and rng.random() < 0.4:
+            other = kinds[int(rng.integers(len(kinds)))]
+            colour, name = (other[0], name) if rng.random() < 0.5 else (colour, other[1])
+        if (colour, name) not in kinds:
+            kinds.append((colour, name))
+    return kinds
+
+
+def _place(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    shapes: list[Shape],
+    bounds: tuple[float, float],
+    cover: Shape | None,
+) -> tuple[float, float, float] | None:
+    """A free place (x, y, radius), or one that partly covers `cover`; None if there is none."""
+    for _ in range(60):
+        radius = float(rng.uniform(*bounds)) * min(height, width)
+        x = float(rng.uniform(radius + 1, width - radius - 1))
+        y = float(rng.uniform(radius + 1, height - radius - 1))
+        if cover is not None:
+            turn = float(rng.uniform(0, 2 * np.pi))
+            apart = float(rng.uniform(0.75, 1.0)) * max(radius, cover.radius)
+            x, y = cover.x + apart * np.cos(turn), cover.y + apart * np.sin(turn)
+            if not (radius < x < width - radius and radius < y < height - radius):
+                continue
+        free = (
+            np.hypot(x - other.x, y - other.y) > 1.08 * (radius + other.radius)
+            for other in shapes
+            if other is not cover
+        )
+        if all(free):
+            return x, y, radius
+    return None
+
+
+# --- painting ----------------------------------------------------------------------------------
+
+
+def paint(scene: Scene) -> tuple[NDArray[np.uint8], Bools, NDArray[np.int64]]:
+    """Draw a scene.
+
+    Returns:
+        The picture (H, W, 3), the visible mask of each shape (P, H, W), and how many pixels each
+        would cover if nothing lay in front of it (P,).
+    """
+    rng = np.random.default_rng(scene.seed)
+    canvas = _background(rng, scene)
+    masks = np.zeros((len(scene.shapes), scene.height, scene.width), dtype=bool)
+    whole = np.zeros(len(scene.shapes), dtype=np.int64)
+    for index, shape in enumerate(scene.shapes):
+        top, bottom = _span(shape.y, shape.radius, scene.height)
+        left, right = _span(shape.x, shape.radius, scene.width)
+        distance = signed_distance(shape, *np.mgrid[top:bottom, left:right])
+        fill = np.asarray(shape.rgb, dtype=np.float64)
+        light = 1 + 0.12 * np.linspace(-1, 1, bottom - top)[:, None, None]
+        paint_here = np.broadcast_to(fill * light, (bottom - top, right - left, 3))
+        if shape.textured:
+            paint_here = paint_here * (0.86 + 0.14 * _stripes(rng, bottom - top, right - left))
+        cover = np.clip(0.5 - distance, 0, 1)[..., None]
+        window = canvas[top:bottom, left:right]
+        canvas[top:bottom, left:right] = window * (1 - cover) + paint_here * cover
+        masks[:, top:bottom, left:right] &= distance > 0
+        masks[index, top:bottom, left:right] = distance <= 0
+        whole[index] = (distance <= 0).sum()
+    canvas += rng.normal(0, 3.0, canvas.shape)
+    return np.clip(canvas, 0, 255).astype(np.uint8), masks, whole
+
+
+def _span(centre: float, radius: float, limit: int) -> tuple[int, int]:
+    return max(0, int(centre - radius) - 2), min(limit, int(centre + radius) + 3)
+
+
+def signed_distance(shape: Shape, rows: Floats, columns: Floats) -> Floats:
+    """Pixels from the outline of a shape at pixel centres, negative inside."""
+    x, y = columns + 0.5 - shape.x, rows + 0.5 - shape.y
+    cosine, sine = np.cos(shape.angle), np.sin(shape.angle)
+    x, y = cosine * x + sine * y, cosine * y - sine * x
+    r = shape.radius
+    if shape.name == "circle":
+        return np.asarray(np.hypot(x, y) - r)
+    if shape.name == "ring":
+        return np.asarray(np.abs(np.hypot(x, y) - 0.74 * r) - 0.26 * r)
+    if shape.name == "square":
+        return np.asarray(np.maximum(np.abs(x), np.abs(y)) - 0.78 * r)
+    if shape.name == "cross":
+        arm = 0.3 * r
+        upright = np.maximum(np.abs(x) - arm, np.abs(y) - 0.95 * r)
+        return np.asarray(np.minimum(upright, np.maximum(np.abs(y) - arm, np.abs(x) - 0.95 * r)))
+    if shape.name == "triangle":
+        slope = np.abs(x) * np.sqrt(0.75) - y * 0.5
+        return np.asarray(np.maximum(y, slope) - 0.5 * r)
+    # A five-pointed star: fold the angle into one half of one point, then one straight edge.
+    turn = np.abs((np.arctan2(x, -y) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
+    along, across = np.hypot(x, y) * np.cos(turn), np.hypot(x, y) * np.sin(turn)
+    inner_x, inner_y = 0.45 * r * np.cos(np.pi / 5), 0.45 * r * np.sin(np.pi / 5)
+    edge = np.hypot(r - inner_x, inner_y)
+    return np.asarray(((along - r) * inner_y + across * (r - inner_x)) / edge)
+
+
+def _background(rng: np.random.Generator, scene: Scene) -> Floats:
+    """(H, W, 3) a grey-ish ground, so that no object's colour is also the ground's."""
+    height, width = scene.height, scene.width
+    ground = rng.uniform(40, 225) + rng.uniform(-14, 14, size=3)
+    canvas = np.broadcast_to(ground, (height, width, 3)).copy()
+    if scene.background == "flat":
+        return canvas
+    rows, columns = np.mgrid[0:height, 0:width]
+    if scene.background == "graded":
+        turn = rng.uniform(0, 2 * np.pi)
+        ramp = np.cos(turn) * columns / width + np.sin(turn) * rows / height
+        return np.asarray(canvas + rng.uniform(10, 45) * ramp[..., None])
+    if scene.background == "checks":
+        cell = int(rng.integers(6, 16))
+        pattern = ((rows // cell + columns // cell) % 2) * 2.0 - 1
+    elif scene.background == "stripes":
+        pattern = _stripes(rng, height, width)[..., 0]
+    else:
+        coarse = rng.normal(0, 0.7, (height // 12 + 2, width // 12 + 2))
+        pattern = np.kron(coarse, np.ones((12, 12)))[:height, :width]
+    return np.asarray(canvas + rng.uniform(12, 30) * pattern[..., None])
+
+
+def _stripes(rng: np.random.Generator, height: int, width: int) -> Floats:
+    """(H, W, 1) values in [-1, 1]."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    turn, period = rng.uniform(0, np.pi), rng.uniform(5, 12)
+    phase = (np.cos(turn) * columns + np.sin(turn) * rows) * 2 * np.pi / period
+    return np.asarray(np.sin(phase)[..., None])
+
+
+# --- words -------------------------------------------------------------------------------------
+
+
+def place_words(scene: Scene, shape: Shape) -> str:
+    """Where a shape lies, by thirds of the picture: "in the top left", "on the right", ..."""
+    row = ("top", "", "bottom")[min(2, int(3 * shape.y / scene.height))]
+    column = ("left", "", "right")[min(2, int(3 * shape.x / scene.width))]
+    if row and column:
+        return f"in the {row} {column}"
+    if row:
+        return f"at the {row}"
+    return f"on the {column}" if column else "in the middle"
+
+
+def relations(scene: Scene, shape: Shape) -> list[str]:
+    """Phrases that hold of `shape` and of no other shape of its kind, by another's place."""
+    twins = [other for other in scene.shapes if other.kind == shape.kind and other is not shape]
+    found = []
+    for mark in scene.shapes:
+        if sum(other.kind == mark.kind for other in scene.shapes) > 1:
+            continue
+        for word, axis, sign in (
+            ("left of", "x", 1),
+            ("right of", "x", -1),
+            ("above", "y", 1),
+            ("below", "y", -1),
+        ):
+            gap = sign * (getattr(mark, axis) - getattr(shape, axis))
+            others = [sign * (getattr(mark, axis) - getattr(twin, axis)) for twin in twins]
+            if mark is not shape and gap > shape.radius and all(o < 0 for o in others):
+                found.append(f"{word} the {mark.words}")
+    return found
+
+
+def comparisons(scene: Scene, shape: Shape) -> list[str]:
+    """Adjectives that tell `shape` from the others of its kind: "left", "upper", "small", ..."""
+    twins = [other for other in scene.shapes if other.kind == shape.kind and other is not shape]
+    if not twins:
+        return []
+    found = []
+    apart = shape.radius
+    if all(shape.x < twin.x - apart for twin in twins):
+        found.append("left")
+    if all(shape.x > twin.x + apart for twin in twins):
+        found.append("right")
+    if all(shape.y < twin.y - apart for twin in twins):
+        found.append("upper")
+    if all(shape.y > twin.y + apart for twin in twins):
+        found.append("lower")
+    return found
+
+
+def expressions(scene: Scene, shape: Shape, rng: np.random.Generator) -> list[str]:
+    """Referring expressions that name `shape` and nothing else in the scene, in random order."""
+    twins = [other for other in scene.shapes if other.kind == shape.kind and other is not shape]
+    if not twins:
+        forms = [f"the {shape.words}", shape.words]
+        if scene.kind != "plain":
+            forms.append(f"the {shape.size} {shape.words}")
+    else:
+        forms = [f"the {word} {shape.words}" for word in comparisons(scene, shape)]
+        forms += [f"the {shape.words} {relation}" for relation in relations(scene, shape)]
+        if all(twin.size != shape.size for twin in twins):
+            sized = f"the {shape.size} {shape.words}"
+            forms = [sized] if scene.kind == "size" else [*forms, sized]
+    return [forms[i] for i in rng.permutation(len(forms))]
+
+
+def narration(scene: Scene, rng: np.random.Generator) -> tuple[Segment, ...]:
+    """A sentence that names every shape once, in random order: pieces, phrase = shape's index."""
+    order = rng.permutation(len(scene.shapes))
+    pieces: list[Segment] = []
+    for position, index in enumerate(order):
+        shape = scene.shapes[int(index)]
+        if position:
+            pieces.append(Segment(" and" if position == len(order) - 1 else ","))
+        words = f"{shape.size} {shape.words}" if rng.random() < 0.4 else shape.words
+        article = "an" if words[0] in "aeiou" else "a"
+        pieces.append(Segment(f"{' ' if position else ''}{article} {words}", int(index)))
+        draw, related = rng.random(), relations(scene, shape)
+        if draw < 0.55:
+            pieces.append(Segment(f" {place_words(scene, shape)}"))
+        elif draw < 0.75 and related:
+            pieces.append(Segment(f" {related[int(rng.integers(len(related)))]}"))
+    pieces.append(Segment("."))
+    return tuple(pieces)

@@ -1,0 +1,177 @@
+"""`NAME[:PATH][@SPLIT]`: the text by which a user names data, and the samples it stands for."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from flmm_core.data.jsonl import find_jsonl, read_jsonl
+from flmm_core.data.protocols import LazySamples, PictureSamples, check_protocol
+from flmm_core.data.refcoco import read_refcoco
+from flmm_core.data.sample import AnnotatedPicture, Sample
+from flmm_core.errors import UsageError, did_you_mean
+
+_GRAMMAR = re.compile(r"(?P<name>[^:@]+)(:(?P<path>.*?))?(@(?P<split>[^@/\\]*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class SourceText:
+    """The parts of `NAME[:PATH][@SPLIT]`.
+
+    A path may hold ":" and "@"; what follows its last "@" is the split unless a slash is in it.
+    """
+
+    name: str
+    path: Path | None = None
+    split: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The source without its path, to begin sample names with: "refcoco@val"."""
+        return f"{self.name}@{self.split}" if self.split else self.name
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """One NAME that data can have.
+
+    Attributes:
+        form: How the user writes it.
+        summary: One line for lists.
+        open: Makes the samples of a source under a protocol.
+    """
+
+    form: str
+    summary: str
+    open: Callable[[SourceText, str], Sequence[Sample]]
+
+
+class JoinedSamples(LazySamples):
+    """Several sources, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
+        self.parts = tuple(parts)
+        self._ends = tuple(accumulate(len(part) for part in self.parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def _make(self, index: int) -> Sample:
+        part = bisect_right(self._ends, index)
+        return self.parts[part][index - (self._ends[part - 1] if part else 0)]
+
+
+def parse_source(text: str) -> SourceText:
+    """The parts of `NAME[:PATH][@SPLIT]`.
+
+    Raises:
+        UsageError: The text has no such form, or its NAME is unknown.
+    """
+    parts = _GRAMMAR.fullmatch(text.strip())
+    if parts is None or parts["path"] == "" or parts["split"] == "":
+        raise UsageError(
+            f"The data source '{text}' cannot be read.",
+            found="Expected NAME[:PATH][@SPLIT].",
+            repair="For example: shapes@train, refcoco:/data/coco@val, jsonl:/my/metadata.jsonl.",
+        )
+    name = parts["name"]
+    if name not in SOURCES:
+        raise UsageError(
+            f"Unknown data source '{name}' in '{text}'. {did_you_mean(name, SOURCES)}".rstrip(),
+            found=f"Known: {', '.join(kind.form for kind in SOURCES.values())}.",
+            repair="Write one of these names before the ':' or '@'.",
+        )
+    path = Path(parts["path"]).expanduser() if parts["path"] else None
+    return SourceText(name, path, parts["split"])
+
+
+def open_source(text: str, protocol: str = "standard") -> Sequence[Sample]:
+    """The samples of one source; they are made when asked for, and can be pickled.
+
+    Annotations are read and checked at once; pictures and masks stay unread and compressed.
+
+    Args:
+        text: `NAME[:PATH][@SPLIT]`.
+        protocol: "standard" or "flmm-paper", see `flmm_core.data.protocols`.
+
+    Raises:
+        UsageError: The text or the protocol is unknown.
+        DataError: A file is missing or broken.
+    """
+    check_protocol(protocol)
+    source = parse_source(text)
+    return SOURCES[source.name].open(source, protocol)
+
+
+def open_sources(texts: Sequence[str], protocol: str = "standard") -> Sequence[Sample]:
+    """The samples of several sources, one after the other; see `open_source`."""
+    if not texts:
+        raise UsageError(
+            "No data source was given.", repair="Give at least one, for example shapes@train."
+        )
+    return JoinedSamples([open_source(text, protocol) for text in texts])
+
+
+def _open_refcoco(source: SourceText, protocol: str) -> Sequence[Sample]:
+    path, split = _need_path(source), _need_split(source)
+    return _samples(read_refcoco(path, source.name, split), source, protocol)
+
+
+def _open_jsonl(source: SourceText, protocol: str) -> Sequence[Sample]:
+    pictures = read_jsonl(find_jsonl(_need_path(source), source.split))
+    return _samples(pictures, source, protocol)
+
+
+def _open_shapes(source: SourceText, protocol: str) -> Sequence[Sample]:
+    from flmm_core.data.draw import ensure_shapes
+
+    if source.path is not None:
+        raise UsageError(
+            f"The data source 'shapes' has no path, but '{source.path}' was given.",
+            found="Its scenes are drawn once and kept in the cache folder.",
+            repair="Write shapes@SPLIT; read scenes drawn elsewhere with refcoco:PATH@SPLIT.",
+        )
+    split = _need_split(source)
+    return _samples(read_refcoco(ensure_shapes(split), "refcoco", split), source, protocol)
+
+
+def _samples(
+    pictures: Sequence[AnnotatedPicture], source: SourceText, protocol: str
+) -> PictureSamples:
+    return PictureSamples(pictures, protocol, source.label)
+
+
+def _need_path(source: SourceText) -> Path:
+    if source.path is None:
+        raise UsageError(
+            f"The data source '{source.label}' has no path.",
+            found=f"Expected {SOURCES[source.name].form}.",
+            repair="Write the folder or file after a ':'.",
+        )
+    return source.path
+
+
+def _need_split(source: SourceText) -> str:
+    if source.split is None:
+        raise UsageError(
+            f"The data source '{source.name}' needs a split.",
+            found=f"Expected {SOURCES[source.name].form}.",
+            repair="Write the split after an '@', for example '@train'.",
+        )
+    return source.split
+
+
+SOURCES: Mapping[str, SourceKind] = {
+    "shapes": SourceKind("shapes@SPLIT", "drawn scenes: train, val, test, hard", _open_shapes),
+    "refcoco": SourceKind("refcoco:PATH@SPLIT", "RefCOCO (unc splits)", _open_refcoco),
+    "refcoco+": SourceKind("refcoco+:PATH@SPLIT", "RefCOCO+ (unc splits)", _open_refcoco),
+    "refcocog": SourceKind(
+        "refcocog:PATH@SPLIT", "RefCOCOg (umd splits; google-val for the other)", _open_refcoco
+    ),
+    "jsonl": SourceKind("jsonl:PATH[@SPLIT]", "a metadata.jsonl with its pictures", _open_jsonl),
+}
+"""What can stand before the ':'."""

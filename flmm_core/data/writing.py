@@ -1,0 +1,75 @@
+"""What the writers of data sets share: the pictures they take, and whole files or none."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from flmm_core.data.sample import GroundedObject
+
+
+class NewPicture(NamedTuple):
+    """One picture to be written; a plain tuple of the same three does as well.
+
+    Attributes:
+        image: Pixels, or an encoded file as bytes or as a path, which is copied unchanged.
+        file_name: Relative to the data set's folder of pictures, unique; its ending names the
+            format that pixels are saved in.
+        objects: At least one, with masks of the picture's size.
+    """
+
+    image: Image.Image | bytes | Path
+    file_name: str
+    objects: Sequence[GroundedObject]
+
+
+def new_pictures(
+    pictures: Iterable[NewPicture | tuple[Any, str, Sequence[GroundedObject]]],
+) -> Iterator[tuple[NewPicture, tuple[int, int]]]:
+    """Each picture with its (H, W), checked one at a time.
+
+    Raises:
+        ValueError: A file name comes twice, a picture has no objects, its masks are not all of
+            its size, or an object has no sentence.
+    """
+    names: set[str] = set()
+    for entry in pictures:
+        picture = NewPicture(*entry)
+        if picture.file_name in names:
+            raise ValueError(f"{picture.file_name}: two pictures have this file name")
+        names.add(picture.file_name)
+        sizes = {tuple(thing.mask["size"]) for thing in picture.objects}
+        if isinstance(picture.image, Image.Image):
+            sizes.add((picture.image.height, picture.image.width))
+        if not picture.objects or len(sizes) != 1:
+            raise ValueError(
+                f"{picture.file_name}: a picture needs objects, all with masks of its size; "
+                f"it has {len(picture.objects)} objects and the sizes {sorted(sizes)}"
+            )
+        if not all(thing.sentences for thing in picture.objects):
+            raise ValueError(f"{picture.file_name}: an object has no sentence")
+        height, width = sizes.pop()
+        yield picture, (height, width)
+
+
+def write_picture(picture: NewPicture, path: Path) -> None:
+    """Save or copy the picture to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(picture.image, Image.Image):
+        picture.image.save(path)
+    elif isinstance(picture.image, bytes):
+        path.write_bytes(picture.image)
+    else:
+        shutil.copyfile(picture.image, path)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is never seen half-written under its own name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)

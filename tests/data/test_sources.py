@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flmm_core.data.jsonl import write_jsonl
+from flmm_core.data.refcoco import write_refcoco
+from flmm_core.data.sources import SOURCES, SourceText, open_source, open_sources, parse_source
+from flmm_core.errors import DataError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "path", "split"),
+    [
+        ("shapes@train", "shapes", None, "train"),
+        ("shapes", "shapes", None, None),
+        ("refcoco:/data/coco@val", "refcoco", "/data/coco", "val"),
+        ("refcoco+:coco@testA", "refcoco+", "coco", "testA"),
+        ("refcocog:/data/coco@google-val", "refcocog", "/data/coco", "google-val"),
+        ("jsonl:/my/metadata.jsonl", "jsonl", "/my/metadata.jsonl", None),
+        ("jsonl:/me@home/metadata.jsonl", "jsonl", "/me@home/metadata.jsonl", None),
+        ("jsonl:/me@home/set@val", "jsonl", "/me@home/set", "val"),
+        ("jsonl:/a@b@val", "jsonl", "/a@b", "val"),
+        ("refcoco:C:/data@val", "refcoco", "C:/data", "val"),
+    ],
+)
+def test_the_parts_of_a_source(text: str, name: str, path: str | None, split: str | None) -> None:
+    assert parse_source(text) == SourceText(name, Path(path) if path else None, split)
+
+
+names = st.sampled_from(sorted(SOURCES))
+paths = st.none() | st.text("ab/:@. ", min_size=1).map(lambda tail: f"/d{tail}/x")
+splits = st.none() | st.text("abAB-.", min_size=1)
+
+
+@given(names, paths, splits)
+def test_what_is_put_together_comes_apart(name: str, path: str | None, split: str | None) -> None:
+    text = name + (f":{path}" if path else "") + (f"@{split}" if split else "")
+    assert parse_source(text) == SourceText(name, Path(path) if path else None, split)
+
+
+def test_the_users_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse_source("refcoco:~/coco@val").path == Path("/home/me/coco")
+
+
+@pytest.mark.parametrize("text", ["", "refcoco:@val", "shapes@", "@val", ":/data", "  "])
+def test_a_source_of_another_form(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_source(text)
+    assert str(caught.value) == (
+        f"The data source '{text}' cannot be read.\n"
+        "Expected NAME[:PATH][@SPLIT].\n"
+        "For example: shapes@train, refcoco:/data/coco@val, jsonl:/my/metadata.jsonl."
+    )
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(UsageError) as caught:
+        open_source("refcocoo:/data@val")
+    assert str(caught.value) == (
+        "Unknown data source 'refcocoo' in 'refcocoo:/data@val'. Did you mean 'refcoco'?\n"
+        "Known: shapes@SPLIT, refcoco:PATH@SPLIT, refcoco+:PATH@SPLIT, refcocog:PATH@SPLIT, "
+        "jsonl:PATH[@SPLIT].\n"
+        "Write one of these names before the ':' or '@'."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "refcoco@val",
+            (
+                "The data source 'refcoco@val' has no path.\nExpected refcoco:PATH@SPLIT.\n"
+                "Write the folder or file after a ':'."
+            ),
+        ),
+        (
+            "refcoco:/data",
+            (
+                "The data source 'refcoco' needs a split.\nExpected refcoco:PATH@SPLIT.\n"
+                "Write the split after an '@', for example '@train'."
+            ),
+        ),
+        (
+            "shapes",
+            (
+                "The data source 'shapes' needs a split.\nExpected shapes@SPLIT.\n"
+                "Write the split after an '@', for example '@train'."
+            ),
+        ),
+        (
+            "shapes:/data@train",
+            (
+                "The data source 'shapes' has no path, but '/data' was given.\n"
+                "Its scenes are drawn once and kept in the cache folder.\n"
+                "Write shapes@SPLIT; read scenes drawn elsewhere with refcoco:PATH@SPLIT."
+            ),
+        ),
+    ],
+)
+def test_a_source_with_a_part_too_few_or_too_many(
+    monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "flmm_core.data.draw", fake_draw(Path()))
+    with pytest.raises(UsageError) as caught:
+        open_source(text)
+    assert str(caught.value) == message
+    assert caught.value.exit_code == 2
+
+
+def fake_draw(root: Path) -> ModuleType:
+    module = ModuleType("flmm_core.data.draw")
+    module.ensure_shapes = lambda split: root  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.fixture
+def root(tmp_path: Path, drawn_pictures: Any) -> Path:
+    return write_refcoco(tmp_path / "drawn", drawn_pictures)
+
+
+def test_drawn_scenes_go_through_the_refcoco_reader(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "flmm_core.data.draw", fake_draw(root))
+    shapes, same = open_source("shapes@train"), open_source(f"refcoco:{root}@train")
+    assert [s.name for s in shapes] == [s.name.replace("refcoco@", "shapes@", 1) for s in same]
+    assert [s.phrases for s in shapes] == [s.phrases for s in same]
+    assert [s.caption for s in shapes] == [
+        "the red square.",
+        "left square.",
+        "a ring.",
+        "ein kleiner Käfer.",
+    ]
+    with pytest.raises(DataError, match="There is no split 'hard'"):
+        open_source("shapes@hard")
+
+
+def test_both_formats_give_the_same_samples(
+    tmp_path: Path, root: Path, drawn_pictures: Any
+) -> None:
+    other = write_jsonl(tmp_path / "lines", drawn_pictures)
+    for protocol in ("standard", "flmm-paper"):
+        first = open_source(f"refcoco:{root}@train", protocol)
+        second = open_source(f"jsonl:{other}@train", protocol)
+        assert len(first) == len(second) > 0
+        for one, two in zip(first, second, strict=True):
+            assert one.segments == two.segments
+            assert one.picture_hw == two.picture_hw
+            assert [p.mask for p in one.phrases] == [p.mask for p in two.phrases]
+            assert one.image_path.read_bytes() == two.image_path.read_bytes()
+
+
+def test_several_sources_follow_one_another(root: Path) -> None:
+    texts = [f"refcoco:{root}@train", f"refcoco:{root}@val", f"refcoco:{root}@train"]
+    joined = open_sources(texts)
+    parts = [sample for text in texts for sample in open_source(text)]
+    assert list(joined) == parts
+    assert len(joined) == len(parts) == 9
+    assert joined[-1] == parts[-1]
+    assert joined[3:6] == tuple(parts[3:6])
+    assert len({sample.name for sample in joined[:5]}) == 5
+    with pytest.raises(IndexError):
+        joined[9]
+    with pytest.raises(UsageError, match="No data source was given"):
+        open_sources([])
+
+
+def test_samples_travel_to_other_processes(root: Path) -> None:
+    joined = open_sources([f"refcoco:{root}@train", f"refcoco:{root}@val"], "flmm-paper")
+    assert list(pickle.loads(pickle.dumps(joined))) == list(joined)
+
+
+def test_data_and_metrics_load_no_torch() -> None:
+    code = (
+        "import sys, flmm_core.data.sources, flmm_core.data.pictures, flmm_core.metrics\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
