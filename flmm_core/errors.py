@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class FlmmError(Exception):
@@ -26,6 +27,14 @@ class FlmmError(Exception):
         self.found = found
         self.repair = repair
         super().__init__("\n".join(part for part in (asked, found, repair) if part))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An error crosses process borders (DataLoader workers) with all its parts.
+        return _rebuild, (type(self), self.asked, self.found, self.repair)
+
+
+def _rebuild(kind: type[FlmmError], asked: str, found: str, repair: str) -> FlmmError:
+    return kind(asked, found=found, repair=repair)
 
 
 class RunError(FlmmError):

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -156,7 +157,7 @@ def load_errors(spec: BackboneSpec, source: str) -> Iterator[None]:
     """Turn what `from_pretrained` raises on bad or missing files into a `WeightsError`."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"The model '{source}' cannot be loaded by backbone '{spec.name}'.",

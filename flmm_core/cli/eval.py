@@ -1,0 +1,90 @@
+"""`flmm eval`"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import click
+
+from flmm_core.cli.console import echo_json, echo_table, make_progress
+from flmm_core.cli.options import config_options, given_settings
+from flmm_core.config import Protocol
+
+
+@click.command("eval")
+@click.argument("run")
+@click.option(
+    "--data",
+    multiple=True,
+    default=["shapes@test"],
+    show_default=True,
+    help="Measure on NAME[:PATH][@SPLIT]; repeatable.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(get_args(Protocol)),
+    help="Each sentence alone, or all objects of a picture in one caption."
+    "  [default: as in training]",
+)
+@config_options("device")
+@config_options("model", "refiner_weights", unset="where it lay in training")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Samples that are read together; the figures do not depend on it.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples of each.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    run: str,
+    data: tuple[str, ...],
+    protocol: str | None,
+    batch_size: int,
+    limit: int | None,
+    as_json: bool,
+    **parameters: Any,
+) -> None:
+    """Measure a trained head on data sets.
+
+    RUN is the folder that `flmm train` wrote, a head's folder or a hub id. cIoU and mIoU are
+    fractions of 1, of the coarse and of the refined masks.
+    """
+    from flmm_core.evaluate import evaluate_run
+
+    figures = evaluate_run(
+        run,
+        data,
+        protocol=protocol,
+        batch_size=batch_size,
+        limit=limit,
+        progress=make_progress(),
+        **given_settings(parameters),
+    )
+    if as_json:
+        echo_json(figures)
+        return
+    click.echo(f"{figures['run']}: {figures['backbone']}, protocol {figures['protocol']}")
+    echo_table([HEADINGS, *_rows(figures["data"])])
+
+
+HEADINGS = ("data", "masks", "coarse cIoU", "mIoU", "refined cIoU", "mIoU")
+
+
+def _rows(scores: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """A row a source, and one below it a slice where there are several."""
+    for name, parts in scores.items():
+        coarse, refined = parts["coarse"], parts["refined"]
+        yield _row(name, coarse, refined)
+        slices = refined.get("slices", {})
+        if len(slices) > 1:
+            for slice_name in slices:
+                yield _row(f"  {slice_name}", coarse["slices"][slice_name], slices[slice_name])
+
+
+def _row(name: str, *parts: dict[str, Any]) -> tuple[str, ...]:
+    figures = [part[score] for part in parts for score in ("ciou", "miou")]
+    shown = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
+    return (name, str(parts[0]["masks"]), *shown)

@@ -1,0 +1,61 @@
+"""`flmm train`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flmm_core.cli.console import check_writable, make_progress
+from flmm_core.cli.options import config_options, given_settings
+from flmm_core.config import RunConfig, load_config
+from flmm_core.plugins import load_backbones
+from flmm_core.spec import BackboneSpec
+
+
+@click.command("train")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="YAML file of settings; options on the command line override it.",
+)
+@config_options()
+@click.option("--dry-run", is_flag=True, help="Show the resolved settings and stop.")
+def command(config_file: Path | None, dry_run: bool, **parameters: Any) -> None:
+    """Train a mask head on a frozen model.
+
+    The vision-language model is never changed. At the end the head is measured on unseen data,
+    and the run folder holds config.yaml, checkpoints, metrics.jsonl, summary.json and pictures.
+    """
+    overrides = given_settings(parameters)
+    config, spec = load_config(config_file, overrides, load_backbones().get)
+    check_writable(config.output)
+    if dry_run:
+        click.echo(_plan(config, spec) + config.to_yaml(), nl=False)
+        return
+    from flmm_core.train import train
+
+    progress = make_progress()
+    try:
+        run = train(config, spec, progress=progress)
+    except KeyboardInterrupt as stop:
+        if not any(config.output.glob("checkpoints/*")):
+            raise
+        resume = f"flmm train --config {config.output / 'config.yaml'} --resume"
+        raise KeyboardInterrupt(f"{stop} Continue with `{resume}`.".lstrip()) from None
+    click.echo(run)
+
+
+def _plan(config: RunConfig, spec: BackboneSpec) -> str:
+    """What would happen, as YAML comments, so that the whole output is a configuration."""
+    info = spec.models.get(config.model)
+    source = f" ({info.source}, licence {info.licence})" if info else ""
+    verb = "Continue" if config.resume else "Train"
+    return (
+        f"# {verb} a mask head behind {config.backbone}, model {config.model}{source}:\n"
+        f"# {config.steps} steps of {config.batch_size} from {', '.join(config.data)};\n"
+        f"# then measure it on {', '.join(config.eval_data) or 'nothing'}.\n"
+        f"# Everything is written to {config.output}. This was a dry run.\n"
+    )

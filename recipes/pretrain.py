@@ -1,0 +1,277 @@
+"""Teach a tiny twin to caption drawn scenes, by next-token prediction and never on a mask.
+
+    OMP_NUM_THREADS=1 nohup python -m recipes.pretrain qwen --output DIR &
+    python -m recipes.pretrain qwen --output DIR --export plugins/qwen/flmm_qwen/tiny
+
+Run the same line again after a stop: it goes on from its last checkpoint. Muon trains the
+matrices and AdamW the rest; under AdamW alone all three families stay for long on a plateau where
+they know a colour and guess a shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flmm_core.data.shapes import (
+    COLOURS,
+    HARD_KINDS,
+    SHAPES,
+    Scene,
+    expressions,
+    make_scene,
+    narration,
+    paint,
+)
+from recipes.twins import PARTS, PROMPT, random_twin
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one picture geometry and one mixture of scenes."""
+
+    steps: int
+    batch: int
+    scenes: str
+    geometry: dict[str, Any] = field(default_factory=dict)
+    muon: float = 0.01
+    adam: float = 1e-3
+
+
+STAGES = {
+    "qwen": (
+        Stage(900, 32, "several", {"pixels": 112}),
+        Stage(1200, 20, "all", {"pixels": 152}),
+    ),
+    "deepseek_vl": (
+        Stage(400, 64, "one", {"pixels": 56}),
+        Stage(1500, 20, "all", {"pixels": 112}),
+    ),
+    "llava_next": (
+        Stage(700, 32, "one", {"grids": ((1, 1),)}),
+        Stage(1300, 20, "all"),
+    ),
+}
+KINDS = ("plain", *HARD_KINDS)
+SHARES = (0.5, 0.12, 0.1, 0.1, 0.1, 0.08)
+
+
+def draw_scene(mixture: str, seed: tuple[int, ...]) -> Scene:
+    """One scene of a mixture: "one" large object, "several" plain ones, or "all" kinds."""
+    if mixture == "one":
+        return make_scene(seed, count=(1, 1), radius=(0.18, 0.32))
+    if mixture == "several":
+        return make_scene(seed, count=(1, 3), radius=(0.12, 0.24))
+    kind = KINDS[int(np.random.default_rng((1, *seed)).choice(len(KINDS), p=SHARES))]
+    return make_scene(seed, kind, count=(1, 4))
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> tuple[list[str], bool]:
+    """The pieces of a caption, and whether it is a whole answer: narration, or expressions."""
+    if rng.random() < 0.65:
+        return [piece.text for piece in narration(scene, rng)], True
+    pieces: list[str] = []
+    for index in rng.permutation(len(scene.shapes)):
+        words = expressions(scene, scene.shapes[int(index)], rng)
+        pieces += [words[0], "."] if words else []
+    return (pieces, False) if pieces else ([p.text for p in narration(scene, rng)], True)
+
+
+class Batches:
+    """Endless batches: the batch of a step depends on the seed and the step alone."""
+
+    def __init__(self, processor: Any, stage: Stage, seed: int) -> None:
+        self.processor, self.stage, self.seed = processor, stage, seed
+        message = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
+        ]
+        self.prompt = processor.apply_chat_template(message, add_generation_prompt=True)
+
+    def batch(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """(inputs, labels (B, S) with -100 where nothing is learned)."""
+        tokenizer = self.processor.tokenizer
+        pictures, answers = [], []
+        for index in range(self.stage.batch):
+            seed = (self.seed, step, index)
+            scene = draw_scene(self.stage.scenes, seed)
+            pieces, whole = caption(scene, np.random.default_rng((2, *seed)))
+            ids = [i for p in pieces for i in tokenizer(p, add_special_tokens=False)["input_ids"]]
+            answers.append(ids + [tokenizer.eos_token_id] * whole)
+            pictures.append(Image.fromarray(paint(scene)[0]))
+        # The prompts are padded on the left, so that every answer starts at the same column.
+        inputs = dict(
+            self.processor(
+                text=[self.prompt] * len(pictures),
+                images=pictures,
+                return_tensors="pt",
+                padding=True,
+            )
+        )
+        longest = max(map(len, answers))
+        tail = torch.full((len(answers), longest), tokenizer.pad_token_id)
+        for row, ids in enumerate(answers):
+            tail[row, : len(ids)] = torch.tensor(ids)
+        lengths = torch.tensor([len(ids) for ids in answers])
+        used = torch.arange(longest) < lengths[:, None]
+        labels = torch.where(used, tail, -100)
+        labels = torch.cat([torch.full_like(inputs["input_ids"], -100), labels], 1)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], 1)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], used.long()], 1)
+        if "mm_token_type_ids" in inputs:
+            zeros = torch.zeros_like(tail)
+            inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], zeros], 1)
+        return inputs, labels
+
+
+def carry_over(old: torch.nn.Module, new: torch.nn.Module) -> None:
+    """Copy all weights; position tables of another grid are interpolated."""
+    state = old.state_dict()
+    for name, value in new.state_dict().items():
+        source = state[name]
+        if source.shape != value.shape and source.is_floating_point():
+            side, target = math.isqrt(len(source)), math.isqrt(len(value))
+            grid = source.T.reshape(1, -1, side, side)
+            grid = torch.nn.functional.interpolate(grid, size=(target, target), mode="bicubic")
+            state[name] = grid.reshape(-1, target * target).T.contiguous()
+        elif source.shape != value.shape:
+            state[name] = value
+    new.load_state_dict(state)
+
+
+class PatchMuon(torch.optim.Muon):
+    """Muon that also takes convolutions over patches, as matrices of (channels, pixels).
+
+    Colour dominates the gradient of a patch embedding, and under AdamW edges, and with them
+    shapes, are learned last; Muon's steps are as large in every direction.
+    """
+
+    def __init__(self, weights: list[torch.nn.Parameter], **options: Any) -> None:
+        self.weights = weights
+        for value in weights:
+            value.data = value.data.contiguous()  # so that the matrices share their memory
+        self.matrices = [torch.nn.Parameter(value.data.flatten(1)) for value in weights]
+        super().__init__(self.matrices, **options)
+
+    def step(self, closure: Any = None) -> Any:
+        for matrix, value in zip(self.matrices, self.weights, strict=True):
+            # The last block of a vision tower may be unused and have no gradient.
+            matrix.grad = None if value.grad is None else value.grad.flatten(1)
+        return super().step(closure)
+
+
+def optimizers(model: torch.nn.Module, stage: Stage) -> list[torch.optim.Optimizer]:
+    """Muon on every matrix but embeddings and the output head, AdamW on the rest."""
+    matrices, rest = [], []
+    for name, value in model.named_parameters():
+        patches = "patch_embed" in name and value.ndim >= 4
+        matrix = value.ndim == 2 and "embed" not in name and "lm_head" not in name
+        (matrices if matrix or patches else rest).append(value)
+    return [
+        PatchMuon(
+            matrices, lr=stage.muon, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"
+        ),
+        torch.optim.AdamW(rest, lr=stage.adam, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def rate(step: int, stage: Stage, warmup: int = 60) -> float:
+    """Linear warm-up, then cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, stage.steps - warmup)))
+
+
+def word_accuracy(processor: Any, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, float]]:
+    """Share of colour words and of shape words that are foretold right."""
+    guess, truth = logits[:, :-1].argmax(-1), labels[:, 1:]
+    for name, words in (("colour", tuple(COLOURS)), ("shape", SHAPES)):
+        ids = processor.tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in words])
+        here = torch.isin(truth, torch.tensor(ids))
+        yield name, float((guess == truth)[here].float().mean())
+
+
+def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> tuple[Any, Any]:
+    """Run all stages that are left; gives (model, processor)."""
+    output.mkdir(parents=True, exist_ok=True)
+    saved, started = output / "state.pt", time.time()
+    state = torch.load(saved, weights_only=True) if saved.exists() else None
+    model, processor = None, None
+    for number, stage in enumerate(STAGES[family]):
+        previous = model
+        model, processor = random_twin(family, seed, **stage.geometry)
+        if previous is not None:
+            carry_over(previous, model)
+        if state is not None and state["stage"] > number:
+            continue
+        both = optimizers(model, stage)
+        first = 0
+        if state is not None:
+            model.load_state_dict(state["model"])
+            for optimizer, values in zip(both, state["optimizers"], strict=True):
+                optimizer.load_state_dict(values)
+            first, state = state["step"], None
+        base = [optimizer.param_groups[0]["lr"] for optimizer in both]
+        if first:
+            base = [stage.muon, stage.adam]
+        batches = Batches(processor, stage, seed * 100 + number + 1000)
+        model.train()
+        for step in range(first, stage.steps):
+            for optimizer, lr in zip(both, base, strict=True):
+                optimizer.param_groups[0]["lr"] = lr * rate(step, stage)
+            inputs, labels = batches.batch(step)
+            with torch.autocast("cpu", torch.bfloat16):
+                kept = int((labels != -100).any(0).sum()) + 1
+                logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
+            labels = labels[:, -kept:]
+            loss = torch.nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
+            )
+            model.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in both:
+                optimizer.step()
+            if (step + 1) % every == 0 or step + 1 == stage.steps:
+                row = {"stage": number, "step": step + 1, "loss": round(float(loss), 4)}
+                row |= {k: round(v, 3) for k, v in word_accuracy(processor, logits, labels)}
+                row["seconds"] = round(time.time() - started)
+                with (output / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(row) + "\n")
+            if (step + 1) % (4 * every) == 0 or step + 1 == stage.steps:
+                values = [optimizer.state_dict() for optimizer in both]
+                torch.save(
+                    {
+                        "stage": number,
+                        "step": step + 1,
+                        "model": model.state_dict(),
+                        "optimizers": values,
+                    },
+                    saved.with_suffix(".new"),
+                )
+                saved.with_suffix(".new").replace(saved)
+    assert model is not None
+    return model.eval(), processor
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Pretrain a tiny twin on captions.")
+    parser.add_argument("family", choices=sorted(PARTS))
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint and log")
+    parser.add_argument("--export", type=Path, help="write the finished twin, fp16, here")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    trained, its_processor = pretrain(arguments.family, arguments.output, arguments.seed)
+    if arguments.export:
+        trained.half().save_pretrained(arguments.export)
+        its_processor.save_pretrained(arguments.export)

@@ -1,0 +1,157 @@
+"""Train the tiny SAM: segment-anything's classes at toy width, as a promptable segmenter.
+
+    OMP_NUM_THREADS=1 nohup python -m recipes.tiny_sam --output DIR &
+    python -m recipes.tiny_sam --output DIR --export flmm_core/assets/tiny_sam
+
+Its prompts are what a mask head would give: blurred masks on a coarse grid, shifted, with holes
+and with parts of a neighbour, and the box around them. No word and no attention map is used.
+Run the same line again after a stop: it goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from flmm_core.data.shapes import HARD_KINDS, make_scene, paint
+from flmm_core.losses import dice_loss, mask_cross_entropy
+from flmm_core.pipeline.refiner import SamRefiner
+from flmm_core.pipeline.sam import PARTS, SamParts, SamShape, build_untrained_sam, save_sam
+
+SHAPE = SamShape(
+    image_size=128, patch_size=8, embed_dim=96, depth=4, num_heads=4, window_size=0,
+    out_chans=64, decoder_depth=2, decoder_heads=4, decoder_mlp=128, iou_head_hidden=64,
+)  # fmt: skip
+STEPS, PICTURES, RATE = 1500, 16, 1e-3
+
+
+class TrainedRefiner(SamRefiner):
+    """The refiner with an image encoder that learns."""
+
+    def encode(self, pictures: Sequence[Tensor]) -> Tensor:
+        """(B, E, g, g), with gradient."""
+        embeddings: Tensor = self.image_encoder(torch.stack([self._square(p) for p in pictures]))
+        return embeddings
+
+
+def rough_logits(masks: Tensor, rng: np.random.Generator) -> Tensor:
+    """What a mask head might give for each of the exact masks of a picture.
+
+    Args:
+        masks: (P, H, W) float in {0, 1}.
+        rng: Where chance comes from.
+
+    Returns:
+        (P, h, w) logits, the longest side 64.
+    """
+    height, width = masks.shape[-2:]
+    scale = 64 / max(height, width)
+    size = (max(8, round(height * scale)), max(8, round(width * scale)))
+    rows = []
+    for index, mask in enumerate(masks):
+        cells = int(rng.integers(7, 17))
+        grid = [max(3, round(cells * side / max(height, width))) for side in (height, width)]
+        shown = mask.clone()
+        if len(masks) > 1 and rng.random() < 0.45:
+            other = int(rng.choice([i for i in range(len(masks)) if i != index]))
+            shown = torch.maximum(shown, masks[other] * float(rng.uniform(0.15, 0.75)))
+        shift = rng.integers(-4, 5, size=2) * (rng.random() < 0.5)
+        shown = torch.roll(shown, tuple(int(s) for s in shift), (0, 1))
+        coarse = F.interpolate(shown[None, None], grid, mode="area")
+        coarse = coarse * torch.from_numpy(rng.uniform(0.55, 1.3, (1, 1, *grid))).float()
+        coarse = coarse + torch.from_numpy(rng.normal(0, 0.06, (1, 1, *grid))).float()
+        fine = F.interpolate(coarse, size, mode="bilinear", align_corners=False)[0, 0]
+        fine = fine / fine.amax().clamp(min=0.2)
+        rows.append(float(rng.uniform(4, 16)) * (fine - float(rng.uniform(0.3, 0.6))))
+    return torch.stack(rows)
+
+
+def batch(step: int, seed: int, prepare: TrainedRefiner) -> tuple[list[Tensor], ...]:
+    """(pictures, rough logits, truths) of a step; depends on the seed and the step alone."""
+    pictures, rough, truths = [], [], []
+    for index in range(PICTURES):
+        rng = np.random.default_rng((seed, step, index))
+        kind = ("plain", *HARD_KINDS)[int(rng.choice(6, p=(0.5, 0.1, 0.1, 0.12, 0.1, 0.08)))]
+        radius = (0.06, 0.28) if rng.random() < 0.3 else None
+        scene = make_scene((seed, step, index), kind, count=(1, 4), radius=radius)
+        image, masks, _ = paint(scene)
+        masks = masks[masks.sum((1, 2)) > 12]
+        if not len(masks):
+            continue
+        truth = torch.from_numpy(masks).float()
+        pictures.append(prepare.prepare(Image.fromarray(image)))
+        rough.append(rough_logits(truth, rng))
+        truths.append(truth)
+    return pictures, rough, truths
+
+
+def train(output: Path, seed: int = 0, every: int = 50) -> SamParts:
+    """Train, or go on training, and give the parts."""
+    output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    parts = build_untrained_sam(SHAPE)
+    refiner = TrainedRefiner(parts, use_text=False)
+    refiner.requires_grad_(True)
+    weights = [*refiner.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.01)
+    saved, first, started = output / "state.pt", 0, time.time()
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        refiner.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    for step in range(first, STEPS):
+        warm = min(1.0, (step + 1) / 60)
+        optimizer.param_groups[0]["lr"] = (
+            RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
+        )
+        pictures, rough, truths = batch(step, seed + 500, refiner)
+        # The three candidates learn too, by the one that is taken, in every fourth step.
+        refiner.multimask = step % 4 == 3
+        logits = refiner(pictures, rough, (), [(t.shape[1], t.shape[2]) for t in truths])
+        pairs = list(zip(logits, truths, strict=True))
+        dice = torch.cat([dice_loss(guess, truth) for guess, truth in pairs]).mean()
+        loss = dice + 3 * torch.cat([mask_cross_entropy(g, t) for g, t in pairs]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        if (step + 1) % every == 0:
+            both = [((g > 0) & (t > 0), (g > 0) | (t > 0)) for g, t in pairs]
+            iou = torch.cat([i.sum((1, 2)) / u.sum((1, 2)).clamp(min=1) for i, u in both]).mean()
+            row = {"step": step + 1, "loss": round(float(loss), 4), "iou": round(float(iou), 4)}
+            row["seconds"] = round(time.time() - started)
+            with (output / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+        if (step + 1) % (4 * every) == 0 or step + 1 == STEPS:
+            state = {
+                "step": step + 1,
+                "model": refiner.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            torch.save(state, saved.with_suffix(".new"))
+            saved.with_suffix(".new").replace(saved)
+    return parts
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the tiny SAM on drawn shapes.")
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint and log")
+    parser.add_argument("--export", type=Path, help="write the finished SAM here")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    trained = train(arguments.output, arguments.seed)
+    if arguments.export:
+        for part in PARTS:
+            getattr(trained, part).eval()
+        save_sam(arguments.export, trained, torch.float16)

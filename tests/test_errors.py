@@ -1,0 +1,54 @@
+"""Errors that a user can repair: one format, one exit code a kind."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from flmm_core import errors
+from flmm_core.errors import FlmmError, did_you_mean
+
+EXIT_CODES = {
+    "RunError": 1,
+    "UsageError": 2,
+    "ConfigError": 2,
+    "WeightsError": 3,
+    "DataError": 3,
+    "MissingExtraError": 3,
+}
+
+
+def kinds() -> list[type[FlmmError]]:
+    found = [thing for thing in vars(errors).values() if isinstance(thing, type)]
+    return [kind for kind in found if issubclass(kind, FlmmError) and kind is not FlmmError]
+
+
+def test_every_kind_has_the_exit_code_that_is_documented() -> None:
+    assert {kind.__name__: kind.exit_code for kind in kinds()} == EXIT_CODES
+
+
+def test_no_kind_is_a_key_error() -> None:
+    # str(KeyError("text")) is "'text'" in quotes.
+    assert not any(issubclass(kind, LookupError) for kind in kinds())
+
+
+def test_message_is_asked_found_repair_each_on_its_line() -> None:
+    error = FlmmError("Asked for 3.", found="Found 2.", repair="Give one more.")
+    assert str(error) == "Asked for 3.\nFound 2.\nGive one more."
+    assert str(FlmmError("Asked for 3.", repair="Give one more.")) == "Asked for 3.\nGive one more."
+    assert str(FlmmError("Asked for 3.")) == "Asked for 3."
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_errors_come_back_from_another_process(kind: type[FlmmError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("Asked.", found="Found.", repair="Repair.")))
+    assert type(error) is kind
+    assert str(error) == "Asked.\nFound.\nRepair."
+    assert (error.asked, error.found, error.repair) == ("Asked.", "Found.", "Repair.")
+
+
+def test_did_you_mean_names_the_nearest_or_nothing() -> None:
+    assert did_you_mean("qwenn", ["llava", "qwen"]) == "Did you mean 'qwen'?"
+    assert did_you_mean("zzz", ["llava", "qwen"]) == ""
+    assert did_you_mean("zzz", []) == ""

@@ -1,0 +1,239 @@
+"""Plugins, good and broken, as real distributions: a broken one is reported, never fatal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from flmm_core.errors import MissingExtraError, UsageError
+from flmm_core.plugins import Registry, load_backbones, load_class
+from flmm_core.spec import BackboneSpec, ModelInfo
+
+BUILT_IN = ["deepseek_vl", "llava_next", "qwen"]
+Install = Callable[..., None]
+
+GOOD = """
+    from flmm_core import BackboneSpec, ModelInfo, hookimpl
+
+    @hookimpl
+    def flmm_backbones():
+        models = {{"tiny": ModelInfo("a:b", "MIT")}}
+        return [BackboneSpec("{name}", "somewhere:Class", "A summary", models)]
+"""
+
+
+def good(name: str) -> str:
+    return dedent(GOOD.format(name=name))
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """install(distribution, version, module=source, ...): one entry point a module."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(distribution: str, version: str = "0.1", **sources: str) -> None:
+        info = tmp_path / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+        (info / "METADATA").write_text(metadata)
+        lines = ["[flmm]", *(f"{module} = {module}" for module in sources)]
+        (info / "entry_points.txt").write_text("\n".join(lines))
+        for module, source in sources.items():
+            (tmp_path / f"{module}.py").write_text(dedent(source))
+
+    yield make
+    for module in set(sys.modules) - before:
+        if (tmp_path / f"{module}.py").exists():
+            del sys.modules[module]
+
+
+def reasons(registry: Registry) -> list[str]:
+    return [str(failure) for failure in registry.failures]
+
+
+def test_the_built_in_backbones_come_through_the_public_door() -> None:
+    registry = load_backbones()
+    assert [name for name in registry.specs if name in BUILT_IN] == BUILT_IN
+    assert {registry.plugins[name].label.split()[0] for name in BUILT_IN} == {"flmm"}
+
+
+def test_a_plugin_adds_its_backbone(install: Install) -> None:
+    install("flmm-good", "1.2", flmm_good=good("good"))
+    registry = load_backbones()
+    assert list(registry.specs) == ["deepseek_vl", "good", "llava_next", "qwen"]
+    assert registry.get("good").summary == "A summary"
+    assert registry.plugins["good"].label == "flmm-good 1.2"
+
+
+BROKEN = {
+    "missing module": ("import foo_that_is_not", "ModuleNotFoundError: No module named 'foo_that_"),
+    "syntax": ("def (", "SyntaxError: "),
+    "exit": ("raise SystemExit(3)", "SystemExit: 3"),
+    "no hook": ("x = 1", "ValueError: it has no function 'flmm_backbones' marked with @hookimpl"),
+    "not marked": (
+        "def flmm_backbones(): return []",
+        "ValueError: it has no function 'flmm_backbones' marked with @hookimpl",
+    ),
+    "misspelled": (
+        "from flmm_core import hookimpl\n@hookimpl\ndef flmm_backbone(): return []",
+        "ValueError: it implements an unknown hook 'flmm_backbone'. Did you mean 'flmm_backbones'?",
+    ),
+    "misspelled beside a good one": (
+        good("half") + "\n@hookimpl\ndef flmm_datasets(): return []",
+        "ValueError: it implements an unknown hook 'flmm_datasets'.",
+    ),
+    "arguments": (
+        "from flmm_core import hookimpl\n@hookimpl\ndef flmm_backbones(what): return []",
+        "PluginValidationError: ",
+    ),
+    "returns none": (
+        "from flmm_core import hookimpl\n@hookimpl\ndef flmm_backbones(): return None",
+        "TypeError: flmm_backbones() must return a list of BackboneSpec, not None",
+    ),
+    "returns text": (
+        "from flmm_core import hookimpl\n@hookimpl\ndef flmm_backbones(): return ['qwen']",
+        "TypeError: flmm_backbones() must return a list of BackboneSpec, not ['qwen']",
+    ),
+    "raises": (
+        "from flmm_core import hookimpl\n@hookimpl\ndef flmm_backbones(): return 1 // 0",
+        "ZeroDivisionError: integer division or modulo by zero",
+    ),
+    "bad spec": (
+        good("Bad-Name"),
+        "ValueError: backbone name 'Bad-Name' must match [a-z0-9_]+",
+    ),
+    "bad defaults": (
+        """
+        from flmm_core import BackboneOptions, BackboneSpec, ModelInfo, hookimpl
+
+        class Needs(BackboneOptions):
+            value: int
+
+        @hookimpl
+        def flmm_backbones():
+            return [BackboneSpec("x", "a:B", "", {"tiny": ModelInfo("a", "b")}, options=Needs)]
+        """,
+        "ValidationError: 1 validation error for Needs value Field required",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_plugin_is_reported_and_the_others_work(install: Install, kind: str) -> None:
+    source, reason = BROKEN[kind]
+    install("flmm-foo", "0.1", flmm_foo=source)
+    install("flmm-zoo", "2", flmm_zoo=good("zoo"))
+    registry = load_backbones()
+    assert [*registry.specs] == [*BUILT_IN, "zoo"]
+    (found,) = reasons(registry)
+    assert found.startswith(f"flmm-foo 0.1 ({reason}")
+    assert "\n" not in found
+
+
+def test_unknown_backbone_says_what_there_is_and_what_failed(install: Install) -> None:
+    install("flmm-foo", "0.1", flmm_foo="import foo")
+    with pytest.raises(UsageError) as caught:
+        load_backbones().get("qwenn")
+    assert str(caught.value) == (
+        "Unknown backbone 'qwenn'. Did you mean 'qwen'?\n"
+        "Installed: deepseek_vl, llava_next, qwen.\n"
+        "Not loaded: flmm-foo 0.1 (ModuleNotFoundError: No module named 'foo')."
+    )
+
+
+def test_a_name_is_not_taken_away_from_the_core(install: Install) -> None:
+    install("acme", "9", acme_plugin=good("qwen"))
+    registry = load_backbones()
+    assert registry.get("qwen").target == "flmm_qwen.backbone:QwenBackbone"
+    assert reasons(registry) == [
+        "acme 9 (backbone 'qwen' is already provided by flmm 0.1.0, entry point 'qwen')"
+    ]
+
+
+def test_of_two_plugins_with_one_name_the_first_wins(install: Install) -> None:
+    install("flmm-b", "1", plugin_b=good("same"))
+    install("flmm-a", "1", plugin_a=good("same"))
+    registry = load_backbones()
+    assert registry.plugins["same"].label == "flmm-a 1"
+    assert reasons(registry) == ["flmm-b 1 (backbone 'same' is already provided by flmm-a 1)"]
+
+
+def test_several_entry_points_of_one_distribution_are_told_apart(install: Install) -> None:
+    install("flmm-two", "1", plugin_one=good("one"), plugin_two="import foo_that_is_not")
+    registry = load_backbones()
+    assert "one" in registry.specs
+    assert reasons(registry)[0].startswith("flmm-two 1, entry point 'plugin_two' (")
+
+
+def test_what_a_plugin_prints_stays_out_of_stdout(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("flmm-loud", "1", flmm_loud="print('hello')\n" + good("loud"))
+    assert "loud" in load_backbones().specs
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_a_slow_import_is_measured(install: Install) -> None:
+    install("flmm-slow", "1", flmm_slow="import time; time.sleep(0.3)\n" + good("slow"))
+    registry = load_backbones()
+    assert registry.plugins["slow"].seconds >= 0.3
+    assert registry.plugins["qwen"].seconds < 0.3
+
+
+def test_interrupting_a_plugin_interrupts_us(install: Install) -> None:
+    install("flmm-foo", "0.1", flmm_foo="raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        load_backbones()
+
+
+def spec_for(target: str) -> BackboneSpec:
+    return BackboneSpec("foo", target, "", {"tiny": ModelInfo("a", "b")})
+
+
+def test_load_class_imports_the_class() -> None:
+    from collections import OrderedDict
+
+    assert load_class(spec_for("collections:OrderedDict")) is OrderedDict  # type: ignore[comparison-overlap]
+
+
+def test_load_class_says_what_is_missing(install: Install) -> None:
+    install("flmm-foo", "0.1", flmm_foo="import foo_that_is_not")
+    with pytest.raises(UsageError) as no_module:
+        load_class(spec_for("flmm_nowhere.backbone:Foo"))
+    assert str(no_module.value) == (
+        "Backbone 'foo' cannot be loaded from 'flmm_nowhere.backbone:Foo'.\n"
+        "There is no module 'flmm_nowhere'."
+    )
+    with pytest.raises(UsageError, match="Module 'collections' has no class 'Foo'"):
+        load_class(spec_for("collections:Foo"))
+    with pytest.raises(MissingExtraError) as no_extra:
+        load_class(spec_for("flmm_foo:Foo"))
+    assert no_extra.value.exit_code == 3
+    assert str(no_extra.value) == (
+        "Backbone 'foo' cannot be loaded from 'flmm_foo:Foo'.\n"
+        "Something that it needs is missing or too old"
+        " (ModuleNotFoundError: No module named 'foo_that_is_not').\n"
+        "Install what the plugin's documentation asks for."
+    )
+    install("flmm-old", "0.1", flmm_old="from collections import NotYet")
+    with pytest.raises(MissingExtraError, match="ImportError: cannot import name 'NotYet'"):
+        load_class(spec_for("flmm_old:Foo"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "a-b"}, "backbone name 'a-b' must match"),
+        ({"target": "no_class"}, "must be 'module:Class'"),
+        ({"models": {}}, "backbone 'foo' has no model 'tiny'"),
+    ],
+)
+def test_a_spec_that_cannot_work_cannot_be_made(change: dict[str, object], message: str) -> None:
+    facts = {"name": "foo", "target": "a:B", "summary": "", "models": {"tiny": ModelInfo("a", "b")}}
+    with pytest.raises(ValueError, match=message):
+        BackboneSpec(**(facts | change))  # type: ignore[arg-type]

@@ -1,0 +1,63 @@
+"""Progress: plain lines with the time left, a bar on a terminal, silence by default."""
+
+from __future__ import annotations
+
+import io
+
+import rich.console
+
+from flmm_core.progress import LineProgress, Progress, TerminalProgress
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_lines_come_every_few_seconds_with_the_time_left() -> None:
+    lines: list[str] = []
+    clock = Clock()
+    progress = LineProgress(lines.append, every=10, clock=clock)
+    progress.say("Starting.")
+    with progress.stage("Training", total=100, done=20) as stage:
+        for _ in range(80):
+            clock.now += 2
+            stage.advance(loss=0.12345)
+    assert lines[:3] == [
+        "Starting.",
+        "Training: 25/100, 2:30 left, loss 0.1235",
+        "Training: 30/100, 2:20 left, loss 0.1235",
+    ]
+    assert lines[-1] == "Training: 100/100 in 2:40, loss 0.1235"
+    assert len(lines) == 1 + 15 + 1
+
+
+def test_hours_are_shown_when_there_are_any() -> None:
+    lines: list[str] = []
+    clock = Clock()
+    with LineProgress(lines.append, clock=clock).stage("Long", total=2) as stage:
+        clock.now = 3725
+        stage.advance()
+    assert lines == ["Long: 1/2, 1:02:05 left", "Long: 1/2 in 1:02:05"]
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    screen = io.StringIO()
+    console = rich.console.Console(file=screen, force_terminal=True, width=100)
+    progress = TerminalProgress(console)
+    with progress.stage("Training", total=3) as stage:
+        stage.advance(3, loss=0.5)
+        progress.say("half [bold]way")
+    shown = screen.getvalue()
+    assert "Training" in shown
+    assert "3/3" in shown
+    assert "loss 0.5" in shown
+    assert "half [bold]way" in shown
+
+
+def test_the_base_is_silent() -> None:
+    with Progress().stage("Training", total=3) as stage:
+        stage.advance(1, loss=0.5)
+    Progress().say("nothing")
