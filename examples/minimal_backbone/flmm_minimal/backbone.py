@@ -1,0 +1,41 @@
+"""The two methods that a backbone must give: how it is loaded, and where its tokens lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoProcessor, LlavaForConditionalGeneration
+
+from flmm_core import Backbone, BackboneOptions, ImageView
+from flmm_minimal import views
+
+FILE_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
+
+
+class MinimalBackbone(Backbone):
+    view_names = ("image",)
+    model_types = ("llava",)
+
+    @classmethod
+    def _load(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
+        files = {key: kwargs[key] for key in FILE_ARGUMENTS if key in kwargs}
+        vlm = LlavaForConditionalGeneration.from_pretrained(source, **kwargs)
+        processor = AutoProcessor.from_pretrained(source, **files)
+        # Choose how pictures are resized; otherwise it depends on what is installed.
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            source, backend="pil", **files
+        )
+        return vlm, processor
+
+    def _views(
+        self, input_ids: Tensor, picture_hw: tuple[int, int], tensors: Mapping[str, Tensor]
+    ) -> tuple[ImageView, ...]:
+        vision, pictures = self.config.vision_config, self.processor.image_processor
+        side = vision.image_size // vision.patch_size
+        places = self.image_token_places(input_ids, side * side)
+        box = views.picture_box(
+            picture_hw, pictures.size["shortest_edge"], pictures.crop_size["height"]
+        )
+        return (ImageView("image", places.view(side, side), box),)

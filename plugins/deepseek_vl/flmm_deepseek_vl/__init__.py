@@ -1,0 +1,27 @@
+"""DeepSeek-VL for flmm: facts only, no torch. See `views.py` and `backbone.py`."""
+
+from __future__ import annotations
+
+from flmm_core import BackboneSpec, ModelInfo, hookimpl
+
+SPEC = BackboneSpec(
+    name="deepseek_vl",
+    target="flmm_deepseek_vl.backbone:DeepseekVLBackbone",
+    summary="DeepSeek-VL: one view, 24 x 24, the picture padded to a square",
+    models={
+        "tiny": ModelInfo(
+            source="flmm_deepseek_vl:tiny",
+            licence="Apache-2.0",
+            summary="toy twin that knows drawn shapes, inside the package",
+            defaults={"head.base_channels": 16},
+        ),
+        "1.3b-chat": ModelInfo("deepseek-community/deepseek-vl-1.3b-chat", "DeepSeek Model"),
+        "1.3b-base": ModelInfo("deepseek-community/deepseek-vl-1.3b-base", "DeepSeek Model"),
+    },
+    capabilities=frozenset({"chat"}),
+)
+
+
+@hookimpl
+def flmm_backbones() -> list[BackboneSpec]:
+    return [SPEC]

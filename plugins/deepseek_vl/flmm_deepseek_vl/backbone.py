@@ -1,0 +1,49 @@
+"""DeepSeek-VL through transformers' own model and processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoProcessor, DeepseekVLForConditionalGeneration
+
+from flmm_core import Backbone, BackboneOptions, ImageView
+from flmm_deepseek_vl import views
+
+FILE_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
+
+
+class DeepseekVLBackbone(Backbone):
+    """One view of fixed shape that reaches beyond the picture where it shows padding."""
+
+    view_names = ("image",)
+    model_types = ("deepseek_vl",)
+
+    @classmethod
+    def _load(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
+        files = {key: kwargs[key] for key in FILE_ARGUMENTS if key in kwargs}
+        vlm = DeepseekVLForConditionalGeneration.from_pretrained(source, **kwargs)
+        processor = AutoProcessor.from_pretrained(source, **files)
+        # Pillow resizes the same on every machine, and is what the weights were trained with;
+        # torchvision is the default where it is installed.
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            source, backend="pil", **files
+        )
+        return vlm, processor
+
+    def _views(
+        self, input_ids: Tensor, picture_hw: tuple[int, int], tensors: Mapping[str, Tensor]
+    ) -> tuple[ImageView, ...]:
+        vision = self.config.vision_config
+        h, w = views.grid_shape(vision.image_size, vision.patch_size)
+        rows = torch.tensor(views.token_rows((h, w)))  # (h, w)
+        places = self.image_token_places(input_ids, h * w)
+        box = views.picture_box(
+            picture_hw,
+            vision.image_size,
+            vision.patch_size,
+            self.processor.image_processor.min_size,
+        )
+        return (ImageView("image", places[rows], box),)

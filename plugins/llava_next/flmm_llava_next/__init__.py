@@ -1,0 +1,29 @@
+"""LLaVA-Next (LLaVA-1.6) for flmm: facts only, no torch. See `views.py` and `backbone.py`."""
+
+from __future__ import annotations
+
+from flmm_core import BackboneSpec, ModelInfo, hookimpl
+
+SPEC = BackboneSpec(
+    name="llava_next",
+    target="flmm_llava_next.backbone:LlavaNextBackbone",
+    summary="LLaVA-Next: two views, the whole picture on 24 x 24 and its tiles put together",
+    models={
+        "tiny": ModelInfo(
+            source="flmm_llava_next:tiny",
+            licence="Apache-2.0",
+            summary="toy twin that knows drawn shapes, inside the package",
+            defaults={"head.base_channels": 16},
+        ),
+        "vicuna-7b": ModelInfo("llava-hf/llava-v1.6-vicuna-7b-hf", "Llama 2 Community"),
+        "vicuna-13b": ModelInfo("llava-hf/llava-v1.6-vicuna-13b-hf", "Llama 2 Community"),
+        "mistral-7b": ModelInfo("llava-hf/llava-v1.6-mistral-7b-hf", "Apache-2.0"),
+        "llama3-8b": ModelInfo("llava-hf/llama3-llava-next-8b-hf", "Llama 3 Community"),
+    },
+    capabilities=frozenset({"chat"}),
+)
+
+
+@hookimpl
+def flmm_backbones() -> list[BackboneSpec]:
+    return [SPEC]

@@ -1,0 +1,79 @@
+"""LLaVA-Next (LLaVA-1.6) through transformers' own model and processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoProcessor, LlavaNextForConditionalGeneration
+
+from flmm_core import Backbone, BackboneOptions, DataError, ImageView, WeightsError
+from flmm_llava_next import views
+
+FILE_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
+
+
+class LlavaNextBackbone(Backbone):
+    """Two views: the whole picture on one tile, and its tiles put together."""
+
+    view_names = ("coarse", "fine")
+    model_types = ("llava_next",)
+
+    @classmethod
+    def _load(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
+        files = {key: kwargs[key] for key in FILE_ARGUMENTS if key in kwargs}
+        vlm = LlavaNextForConditionalGeneration.from_pretrained(source, **kwargs)
+        processor = AutoProcessor.from_pretrained(source, **files)
+        # Pillow resizes the same on every machine, and is what the weights were trained with;
+        # torchvision is the default where it is installed.
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            source, backend="pil", **files
+        )
+        cls._check_canvases(source, vlm.config, processor.image_processor)
+        return vlm, processor
+
+    @staticmethod
+    def _check_canvases(source: str, config: Any, pictures: Any) -> None:
+        """The processor cuts the tiles and the model puts them together: they must agree."""
+        tile, patch = config.vision_config.image_size, config.vision_config.patch_size
+        canvases = [list(canvas) for canvas in config.image_grid_pinpoints]
+        if (
+            canvases != [list(canvas) for canvas in pictures.image_grid_pinpoints]
+            or any(side % tile for canvas in canvases for side in canvas)
+            or tile % patch
+            or pictures.crop_size["height"] != tile
+        ):
+            raise WeightsError(
+                f"The model and the processor in '{source}' cut pictures differently.",
+                found=f"The model has patches of {patch} pixels, tiles of {tile} and canvases "
+                f"{canvases}; the processor has tiles of {pictures.crop_size['height']} and "
+                f"canvases {pictures.image_grid_pinpoints}.",
+                repair="Take the processor files from the model's original folder.",
+            )
+
+    def _views(
+        self, input_ids: Tensor, picture_hw: tuple[int, int], tensors: Mapping[str, Tensor]
+    ) -> tuple[ImageView, ...]:
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        canvas = views.best_canvas(picture_hw, self.config.image_grid_pinpoints)
+        h, w = views.fine_shape(picture_hw, canvas, vision.patch_size)
+        if not h * w:
+            raise DataError(
+                "the picture is too thin for LLaVA-Next.",
+                found=f"{picture_hw[1]} x {picture_hw[0]} pixels leave a fine view of {w} x {h}.",
+                repair="Crop it.",
+            )
+        places = self.image_token_places(input_ids, views.token_count(side, (h, w)))
+        coarse = torch.tensor(views.coarse_rows(side))  # (side, side)
+        fine = torch.tensor(views.fine_rows((h, w), first=side * side))  # (h, w)
+        box = views.fine_box(picture_hw, canvas, vision.patch_size)
+        return (
+            ImageView("coarse", places[coarse], views.COARSE_BOX),
+            ImageView("fine", places[fine], box),
+        )
+
+    def _separator_tokens(self, given: Sequence[ImageView]) -> int:
+        return given[1].token_index.shape[0]  # a newline ends each row of the fine view

@@ -1,0 +1,54 @@
+"""Qwen2.5-VL for flmm: facts only, no torch. See `views.py` and `backbone.py`."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from flmm_core import BackboneOptions, BackboneSpec, ModelInfo, hookimpl
+
+
+class QwenOptions(BackboneOptions):
+    """How many pixels a picture is resized to; a token is a square of 28 x 28 of them."""
+
+    min_pixels: int | None = Field(
+        None, ge=1, description="Enlarge smaller pictures to this many pixels (height x width)."
+    )
+    max_pixels: int | None = Field(
+        None, ge=1, description="Shrink larger pictures to this many pixels (height x width)."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}"
+            )
+        return self
+
+
+SPEC = BackboneSpec(
+    name="qwen",
+    target="flmm_qwen.backbone:QwenBackbone",
+    summary="Qwen2.5-VL: one view, its grid as large as the picture asks for",
+    models={
+        "tiny": ModelInfo(
+            source="flmm_qwen:tiny",
+            licence="Apache-2.0",
+            summary="toy twin that knows drawn shapes, inside the package",
+            defaults={"head.base_channels": 16},
+        ),
+        "3b": ModelInfo("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen Research (non-commercial)"),
+        "7b": ModelInfo("Qwen/Qwen2.5-VL-7B-Instruct", "Apache-2.0"),
+        "32b": ModelInfo("Qwen/Qwen2.5-VL-32B-Instruct", "Apache-2.0"),
+        "72b": ModelInfo("Qwen/Qwen2.5-VL-72B-Instruct", "Qwen"),
+    },
+    capabilities=frozenset({"chat"}),
+    options=QwenOptions,
+)
+
+
+@hookimpl
+def flmm_backbones() -> list[BackboneSpec]:
+    return [SPEC]

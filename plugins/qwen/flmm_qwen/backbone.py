@@ -1,0 +1,51 @@
+"""Qwen2.5-VL through transformers' own model and processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from flmm_core import Backbone, BackboneOptions, ImageView
+from flmm_qwen import QwenOptions, views
+
+FILE_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
+
+
+class QwenBackbone(Backbone):
+    """One view whose grid differs from picture to picture."""
+
+    view_names = ("image",)
+    model_types = ("qwen2_5_vl",)
+
+    @classmethod
+    def _load(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
+        assert isinstance(options, QwenOptions)  # core validates them as what SPEC says
+        files = {key: kwargs[key] for key in FILE_ARGUMENTS if key in kwargs}
+        vlm = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, **kwargs)
+        processor = AutoProcessor.from_pretrained(source, **files)
+        # Pillow resizes the same on every machine, and is what the weights were trained with;
+        # torchvision, the default where it is installed, differs from it by up to 0.3.
+        pictures = AutoImageProcessor.from_pretrained(source, backend="pil", **files)
+        pictures.size = cls._size(pictures.size, options)
+        processor.image_processor = pictures
+        return vlm, processor
+
+    @staticmethod
+    def _size(size: Any, options: QwenOptions) -> dict[str, int]:
+        """The limits of a picture in pixels, which the processor calls edges."""
+        least = options.min_pixels or size["shortest_edge"]
+        most = options.max_pixels or max(size["longest_edge"], least)
+        return {"shortest_edge": min(least, most), "longest_edge": most}
+
+    def _views(
+        self, input_ids: Tensor, picture_hw: tuple[int, int], tensors: Mapping[str, Tensor]
+    ) -> tuple[ImageView, ...]:
+        merge = self.config.vision_config.spatial_merge_size
+        h, w = views.grid_shape(tensors["image_grid_thw"][0].tolist(), merge)
+        rows = torch.tensor(views.token_rows((h, w)))  # (h, w)
+        places = self.image_token_places(input_ids, h * w)
+        return (ImageView("image", places[rows], views.PICTURE_BOX),)

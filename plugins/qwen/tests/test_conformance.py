@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+from flmm_core.testing.suite import BackboneConformance
+from flmm_qwen import SPEC
+
+
+class TestQwen(BackboneConformance):
+    """The tiny model that the package ships keeps every promise."""
+
+    spec = SPEC
