@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flmm_core.errors import WeightsError as WeightsError
     from flmm_core.hookspecs import hookimpl as hookimpl
     from flmm_core.pipeline.backbone import Backbone as Backbone
+    from flmm_core.pipeline.loading import load_pretrained as load_pretrained
     from flmm_core.pipeline.types import BackboneBatch as BackboneBatch
     from flmm_core.pipeline.types import BackboneInputs as BackboneInputs
     from flmm_core.pipeline.types import ImageView as ImageView
@@ -36,6 +37,7 @@ _HOMES = {
     "errors": "ConfigError DataError FlmmError MissingExtraError RunError UsageError WeightsError",
     "hookspecs": "hookimpl",
     "pipeline.backbone": "Backbone",
+    "pipeline.loading": "load_pretrained",
     "pipeline.types": "BackboneBatch BackboneInputs ImageView Trace",
     "plugins": "load_backbones",
     "segment": "Segment",

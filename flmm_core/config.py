@@ -92,8 +92,12 @@ class RunConfig(Section):
     )
     protocol: Protocol = Field(
         "standard",
-        description="Each sentence alone (standard), or each object's first sentence and all"
-        " objects of a picture in one caption (flmm-paper).",
+        description="Score each sentence alone (standard), or each object's first sentence and"
+        " all objects of a picture in one caption (flmm-paper).",
+    )
+    train_protocol: Protocol = Field(
+        "flmm-paper",
+        description="The same of the captions to train on; one caption a picture costs less.",
     )
 
     refiner: Literal["none", "sam:tiny", "sam:vit_b", "sam:vit_l", "sam:vit_h"] = Field(
@@ -117,6 +121,9 @@ class RunConfig(Section):
     batch_size: int = Field(8, ge=1, description="Samples of one step.")
     workers: int = Field(0, ge=0, description="Processes that read pictures; 0: the main one.")
     learning_rate: float = Field(1e-4, gt=0, description="Highest learning rate of AdamW.")
+    refiner_learning_rate: float | None = Field(
+        None, gt=0, description="The same of SAM's trained parts; by default equal."
+    )
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
     clip_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     warmup: float = Field(0.03, ge=0, le=1, description="Part of the steps that warms up.")

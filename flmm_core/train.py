@@ -58,7 +58,7 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
     progress.say(f"Loading {config.backbone}, model {config.model}")
     grounder = build_from_config(config, spec)
     progress.say(f"Reading {', '.join(config.data)} (drawn scenes are drawn at the first use)")
-    samples = open_sources(config.data, config.protocol)
+    samples = open_sources(config.data, config.train_protocol)
     held_out = {text: open_source(text, config.protocol) for text in config.eval_data}
     watched = open_sources(config.val_data, config.protocol) if config.val_data else ()
     before = grounder.backbone.weights_digest()
@@ -127,10 +127,19 @@ class TrainingLoop:
     progress: Progress
 
     def __post_init__(self) -> None:
-        weights = [value for value in self.grounder.parameters() if value.requires_grad]
-        self.weights = weights
+        named = [(n, w) for n, w in self.grounder.named_parameters() if w.requires_grad]
+        self.weights = [weight for _, weight in named]
+        refiner = [weight for name, weight in named if name.startswith("refiner.")]
+        head = [weight for name, weight in named if not name.startswith("refiner.")]
+        highest = self.config.learning_rate
+        groups = [
+            {"params": head, "highest": highest},
+            {"params": refiner, "highest": self.config.refiner_learning_rate or highest},
+        ]
         self.optimizer = torch.optim.AdamW(
-            weights, lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+            [group for group in groups if group["params"]],
+            lr=highest,
+            weight_decay=self.config.weight_decay,
         )
 
     def run(self) -> None:
@@ -176,7 +185,7 @@ class TrainingLoop:
 
     def _step(self, step: int, batch: Examples) -> GroundingLoss:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * rate(step, self.config)
+            group["lr"] = group["highest"] * rate(step, self.config)
         groundings = self.grounder(batch.inputs)
         loss = grounding_loss(groundings, batch.truths, nearest=self.config.head.paper_rounding)
         if not torch.isfinite(loss.total):

@@ -1,7 +1,7 @@
 """What a twin knows: are the things it names there, and do its heads look at what it names?
 
-    python -m recipes.measure qwen
-    python -m recipes.measure qwen --model build/random      # the control
+python -m recipes.measure qwen
+python -m recipes.measure qwen --model build/random      # the control
 """
 
 from __future__ import annotations

@@ -8,10 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, LlavaForConditionalGeneration
 
-from flmm_core import Backbone, BackboneOptions, ImageView
+from flmm_core import Backbone, BackboneOptions, ImageView, load_pretrained
 from flmm_minimal import views
-
-FILE_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
 
 class MinimalBackbone(Backbone):
@@ -20,12 +18,8 @@ class MinimalBackbone(Backbone):
 
     @classmethod
     def _load(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
-        files = {key: kwargs[key] for key in FILE_ARGUMENTS if key in kwargs}
-        vlm = LlavaForConditionalGeneration.from_pretrained(source, **kwargs)
-        processor = AutoProcessor.from_pretrained(source, **files)
-        # Choose how pictures are resized; otherwise it depends on what is installed.
-        processor.image_processor = AutoImageProcessor.from_pretrained(
-            source, backend="pil", **files
+        vlm, processor = load_pretrained(
+            source, LlavaForConditionalGeneration, AutoProcessor, AutoImageProcessor, **kwargs
         )
         return vlm, processor
 

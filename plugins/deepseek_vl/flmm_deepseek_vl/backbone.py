@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, DeepseekVLForConditionalGeneration
 
-from flmm_core import Backbone, BackboneOptions, ImageView
+from flmm_core import Backbone, BackboneOptions, ImageView, load_pretrained
 from flmm_deepseek_vl import views
-
-FILE_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
 
 class DeepseekVLBackbone(Backbone):
@@ -23,13 +21,8 @@ class DeepseekVLBackbone(Backbone):
 
     @classmethod
     def _load(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
-        files = {key: kwargs[key] for key in FILE_ARGUMENTS if key in kwargs}
-        vlm = DeepseekVLForConditionalGeneration.from_pretrained(source, **kwargs)
-        processor = AutoProcessor.from_pretrained(source, **files)
-        # Pillow resizes the same on every machine, and is what the weights were trained with;
-        # torchvision is the default where it is installed.
-        processor.image_processor = AutoImageProcessor.from_pretrained(
-            source, backend="pil", **files
+        vlm, processor = load_pretrained(
+            source, DeepseekVLForConditionalGeneration, AutoProcessor, AutoImageProcessor, **kwargs
         )
         return vlm, processor
 

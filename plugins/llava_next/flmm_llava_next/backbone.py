@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, LlavaNextForConditionalGeneration
 
-from flmm_core import Backbone, BackboneOptions, DataError, ImageView, WeightsError
+from flmm_core import Backbone, BackboneOptions, DataError, ImageView, WeightsError, load_pretrained
 from flmm_llava_next import views
-
-FILE_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
 
 class LlavaNextBackbone(Backbone):
@@ -23,13 +21,8 @@ class LlavaNextBackbone(Backbone):
 
     @classmethod
     def _load(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
-        files = {key: kwargs[key] for key in FILE_ARGUMENTS if key in kwargs}
-        vlm = LlavaNextForConditionalGeneration.from_pretrained(source, **kwargs)
-        processor = AutoProcessor.from_pretrained(source, **files)
-        # Pillow resizes the same on every machine, and is what the weights were trained with;
-        # torchvision is the default where it is installed.
-        processor.image_processor = AutoImageProcessor.from_pretrained(
-            source, backend="pil", **files
+        vlm, processor = load_pretrained(
+            source, LlavaNextForConditionalGeneration, AutoProcessor, AutoImageProcessor, **kwargs
         )
         cls._check_canvases(source, vlm.config, processor.image_processor)
         return vlm, processor

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from flmm_core import Backbone, BackboneOptions, ImageView
+from flmm_core import Backbone, BackboneOptions, ImageView, load_pretrained
 from flmm_qwen import QwenOptions, views
-
-FILE_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
 
 class QwenBackbone(Backbone):
@@ -24,14 +22,11 @@ class QwenBackbone(Backbone):
     @classmethod
     def _load(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
         assert isinstance(options, QwenOptions)  # core validates them as what SPEC says
-        files = {key: kwargs[key] for key in FILE_ARGUMENTS if key in kwargs}
-        vlm = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, **kwargs)
-        processor = AutoProcessor.from_pretrained(source, **files)
-        # Pillow resizes the same on every machine, and is what the weights were trained with;
-        # torchvision, the default where it is installed, differs from it by up to 0.3.
-        pictures = AutoImageProcessor.from_pretrained(source, backend="pil", **files)
+        vlm, processor = load_pretrained(
+            source, Qwen2_5_VLForConditionalGeneration, AutoProcessor, AutoImageProcessor, **kwargs
+        )
+        pictures = processor.image_processor
         pictures.size = cls._size(pictures.size, options)
-        processor.image_processor = pictures
         return vlm, processor
 
     @staticmethod
