@@ -54,7 +54,7 @@ STAGES = {
     "qwen": (
         Stage(900, 32, "several", {"pixels": 112}),
         Stage(1200, 20, "all", {"pixels": 152}),
-        Stage(900, 20, "all", {"pixels": 152}),
+        Stage(700, 20, "all", {"pixels": 176}),
     ),
     "deepseek_vl": (
         Stage(400, 64, "one", {"pixels": 56}),
@@ -80,7 +80,7 @@ def draw_scene(mixture: str, seed: tuple[int, ...]) -> Scene:
     if mixture == "several":
         return make_scene(seed, count=(1, 3), radius=(0.12, 0.24))
     kind = KINDS[int(np.random.default_rng((1, *seed)).choice(len(KINDS), p=SHARES))]
-    return make_scene(seed, kind, count=(1, 4))
+    return make_scene(seed, kind, count=(1, 3))
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> tuple[list[str], bool]:
@@ -235,9 +235,7 @@ def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> tuple
             for optimizer, values in zip(both, state["optimizers"], strict=True):
                 optimizer.load_state_dict(values)
             first, state = state["step"], None
-        base = [optimizer.param_groups[0]["lr"] for optimizer in both]
-        if first:
-            base = [stage.muon, stage.adam]
+        base = [stage.muon, stage.adam]
         batches = Batches(processor, stage, seed * 100 + number + 1000)
         model.train()
         for step in range(first, stage.steps):

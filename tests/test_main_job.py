@@ -23,7 +23,11 @@ from recipes.twins import build_twin
 
 pytestmark = pytest.mark.slow
 
-BUDGET = ("--steps", "160", "--batch-size", "8", "--learning-rate", "2e-3", "--pictures", "1")
+BUDGET = ("--steps", "160", "--save-every", "160", "--pictures", "1")
+MODEL = (
+    "--head-base-channels", "16", "--learning-rate", "6e-3", "--refiner-learning-rate", "3e-4",
+    "--no-sam-text",
+)  # fmt: skip
 
 
 def flmm(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -52,7 +56,7 @@ def train(scenes: Path, output: Path, backbone: str, model: str) -> dict[str, An
         "train", "--backbone", backbone, "--model", model, "--output", str(output), *BUDGET,
         "--data", f"refcoco:{scenes / 'train'}@train",
         "--eval-data", f"refcoco:{scenes / 'test'}@test",
-        "--head-base-channels", "16",
+        *MODEL,
     )  # fmt: skip
     summary: dict[str, Any] = json.loads((output / "summary.json").read_text())
     return summary

@@ -114,3 +114,5 @@ def _show_log() -> None:
     log.propagate = False
     # Loading bars and warnings of the libraries below would drown our own lines.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")

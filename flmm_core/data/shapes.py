@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flmm_core.segment import Segment
 
-VERSION = 1
+VERSION = 2
 """Goes up when the same seed no longer gives the same picture or words."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -30,9 +30,9 @@ SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 Kind = Literal["plain", "relation", "size", "occlusion", "texture", "small"]
 HARD_KINDS: tuple[Kind, ...] = ("relation", "size", "occlusion", "texture", "small")
 
-SMALL_RADIUS = (0.085, 0.115)
-LARGE_RADIUS = (0.15, 0.2)
-TINY_RADIUS = (0.05, 0.07)
+SMALL_RADIUS = (0.115, 0.145)
+LARGE_RADIUS = (0.18, 0.235)
+TINY_RADIUS = (0.055, 0.08)
 PICTURE_SIDES = (96, 112, 128, 144)
 
 Bools = NDArray[np.bool_]
@@ -86,7 +86,7 @@ def make_scene(
     kind: Kind = "plain",
     *,
     sides: tuple[int, ...] = PICTURE_SIDES,
-    count: tuple[int, int] = (2, 4),
+    count: tuple[int, int] = (2, 3),
     radius: tuple[float, float] | None = None,
 ) -> Scene:
     """The scene of a seed: the same seed and arguments give the same scene everywhere.

@@ -13,7 +13,15 @@ SPEC = BackboneSpec(
             source="flmm_deepseek_vl:tiny",
             licence="Apache-2.0",
             summary="toy twin that knows drawn shapes, inside the package",
-            defaults={"head.base_channels": 16},
+            defaults={
+                "head.base_channels": 16,
+                "learning_rate": 6e-3,
+                "refiner_learning_rate": 3e-4,
+                "steps": 500,
+                "save_every": 250,
+                # So few words are known that SAM would learn to find them without attention.
+                "sam.text": False,
+            },
         ),
         "1.3b-chat": ModelInfo("deepseek-community/deepseek-vl-1.3b-chat", "DeepSeek Model"),
         "1.3b-base": ModelInfo("deepseek-community/deepseek-vl-1.3b-base", "DeepSeek Model"),

@@ -37,7 +37,15 @@ SPEC = BackboneSpec(
             source="flmm_qwen:tiny",
             licence="Apache-2.0",
             summary="toy twin that knows drawn shapes, inside the package",
-            defaults={"head.base_channels": 16},
+            defaults={
+                "head.base_channels": 16,
+                "learning_rate": 6e-3,
+                "refiner_learning_rate": 3e-4,
+                "steps": 500,
+                "save_every": 250,
+                # So few words are known that SAM would learn to find them without attention.
+                "sam.text": False,
+            },
         ),
         "3b": ModelInfo("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen Research (non-commercial)"),
         "7b": ModelInfo("Qwen/Qwen2.5-VL-7B-Instruct", "Apache-2.0"),
