@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flmm_core.pipeline.types import Trace as Trace
     from flmm_core.plugins import load_backbones as load_backbones
     from flmm_core.segment import Segment as Segment
+    from flmm_core.spec import TOY_DEFAULTS as TOY_DEFAULTS
     from flmm_core.spec import BackboneOptions as BackboneOptions
     from flmm_core.spec import BackboneSpec as BackboneSpec
     from flmm_core.spec import ModelInfo as ModelInfo
@@ -41,7 +42,7 @@ _HOMES = {
     "pipeline.types": "BackboneBatch BackboneInputs ImageView Trace",
     "plugins": "load_backbones",
     "segment": "Segment",
-    "spec": "BackboneOptions BackboneSpec ModelInfo",
+    "spec": "TOY_DEFAULTS BackboneOptions BackboneSpec ModelInfo",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -20,6 +20,20 @@ class BackboneOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+TOY_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "head.base_channels": 16,
+        "learning_rate": 6e-3,
+        "refiner_learning_rate": 3e-4,
+        "steps": 500,
+        "save_every": 250,
+        # A toy knows so few words that SAM would learn to find them without attention.
+        "sam.text": False,
+    }
+)
+"""Run settings that suit a toy model on drawn scenes; for `ModelInfo.defaults` of "tiny"."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """One model of a family.

@@ -29,4 +29,4 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=4)
     arguments = parser.parse_args()
     chosen = sorted((arguments.run / "pictures").glob("*.png"))[: arguments.rows]
-    stack(chosen).save(arguments.output, optimize=True)
+    stack(chosen).quantize(128).save(arguments.output, optimize=True)

@@ -6,7 +6,7 @@ The legend of shape letters is in `flmm_core.pipeline`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -125,7 +125,6 @@ class Grounding:
     coarse_logits: Tensor
     logits: Tensor
     maps: AttentionMaps
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def masks(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flmm_core import BackboneSpec, ModelInfo, hookimpl
+from flmm_core import TOY_DEFAULTS, BackboneSpec, ModelInfo, hookimpl
 
 SPEC = BackboneSpec(
     name="deepseek_vl",
@@ -13,15 +13,7 @@ SPEC = BackboneSpec(
             source="flmm_deepseek_vl:tiny",
             licence="Apache-2.0",
             summary="toy twin that knows drawn shapes, inside the package",
-            defaults={
-                "head.base_channels": 16,
-                "learning_rate": 6e-3,
-                "refiner_learning_rate": 3e-4,
-                "steps": 500,
-                "save_every": 250,
-                # So few words are known that SAM would learn to find them without attention.
-                "sam.text": False,
-            },
+            defaults=TOY_DEFAULTS,
         ),
         "1.3b-chat": ModelInfo("deepseek-community/deepseek-vl-1.3b-chat", "DeepSeek Model"),
         "1.3b-base": ModelInfo("deepseek-community/deepseek-vl-1.3b-base", "DeepSeek Model"),

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from flmm_core import BackboneOptions, BackboneSpec, ModelInfo, hookimpl
+from flmm_core import TOY_DEFAULTS, BackboneOptions, BackboneSpec, ModelInfo, hookimpl
 
 
 class QwenOptions(BackboneOptions):
@@ -37,15 +37,7 @@ SPEC = BackboneSpec(
             source="flmm_qwen:tiny",
             licence="Apache-2.0",
             summary="toy twin that knows drawn shapes, inside the package",
-            defaults={
-                "head.base_channels": 16,
-                "learning_rate": 6e-3,
-                "refiner_learning_rate": 3e-4,
-                "steps": 500,
-                "save_every": 250,
-                # So few words are known that SAM would learn to find them without attention.
-                "sam.text": False,
-            },
+            defaults=TOY_DEFAULTS,
         ),
         "3b": ModelInfo("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen Research (non-commercial)"),
         "7b": ModelInfo("Qwen/Qwen2.5-VL-7B-Instruct", "Apache-2.0"),
