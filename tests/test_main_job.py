@@ -19,6 +19,7 @@ from PIL import Image
 
 from flmm_core.data.draw import draw_pictures
 from flmm_core.data.refcoco import write_refcoco
+from recipes.all_objects import all_objects
 from recipes.twins import build_twin
 
 pytestmark = pytest.mark.slow
@@ -86,12 +87,17 @@ def test_the_same_line_trains_every_backbone(backbone: str, scenes: Path, tmp_pa
     assert summary["vlm_sha256"]["before"] == summary["vlm_sha256"]["after"]
 
 
-def test_control_a_random_twin_stays_far_below(run: Path, scenes: Path, tmp_path: Path) -> None:
+def test_control_behind_random_weights_it_is_not_known_which_thing_is_meant(
+    run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    """A random VLM still shows where things are; all of them at once is as far as that goes."""
     trained = json.loads((run / "summary.json").read_text())
     twin = build_twin("qwen", tmp_path / "random", seed=1)
     control = train(scenes, tmp_path / "control", "qwen", str(twin))
-    assert control["refined"]["ciou"] < 0.3
-    assert control["refined"]["ciou"] < trained["refined"]["ciou"] - 0.2
+    everything = all_objects(f"refcoco:{scenes / 'test'}@test").ciou
+    assert control["refined"]["ciou"] < everything + 0.03
+    assert trained["refined"]["ciou"] > everything + 0.03
+    assert trained["refined"]["ciou"] > control["refined"]["ciou"] + 0.1
 
 
 def test_another_renderer_is_grounded_too(run: Path, scenes: Path) -> None:
