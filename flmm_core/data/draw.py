@@ -54,8 +54,8 @@ class Split:
 SPLITS = {
     "train": Split(3000, 71, ("plain", "plain", "plain", "plain", "plain", *HARD_KINDS), 2),
     "val": Split(100, 72, ("plain",)),
-    "test": Split(320, 73, ("plain",)),
-    "hard": Split(400, 74, HARD_KINDS),
+    "test": Split(300, 73, ("plain",)),
+    "hard": Split(250, 74, HARD_KINDS),
 }
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flmm_core.segment import Segment
 
-VERSION = 2
+VERSION = 3
 """Goes up when the same seed no longer gives the same picture or words."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -33,7 +33,7 @@ HARD_KINDS: tuple[Kind, ...] = ("relation", "size", "occlusion", "texture", "sma
 SMALL_RADIUS = (0.115, 0.145)
 LARGE_RADIUS = (0.18, 0.235)
 TINY_RADIUS = (0.055, 0.08)
-PICTURE_SIDES = (96, 112, 128, 144)
+PICTURE_SIDES = (96, 112, 128, 144, 176)
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -86,8 +86,9 @@ def make_scene(
     kind: Kind = "plain",
     *,
     sides: tuple[int, ...] = PICTURE_SIDES,
-    count: tuple[int, int] = (2, 3),
+    count: tuple[int, int] = (3, 4),
     radius: tuple[float, float] | None = None,
+    shared: float = 0.4,
 ) -> Scene:
     """The scene of a seed: the same seed and arguments give the same scene everywhere.
 
@@ -97,12 +98,13 @@ def make_scene(
         sides: Heights and widths to choose from, in pixels.
         count: Least and greatest number of objects.
         radius: Least and greatest radius in fractions of the shorter side, instead of the kind's.
+        shared: How likely an object takes its colour or its shape from another one.
     """
     rng = np.random.default_rng(seed)
     height, width = int(rng.choice(sides)), int(rng.choice(sides))
     wanted = int(rng.integers(count[0], count[1] + 1))
     shapes: list[Shape] = []
-    kinds = _kinds(rng, kind, max(wanted, 2 if kind in ("size", "occlusion") else wanted))
+    kinds = _kinds(rng, max(wanted, 2 if kind in ("size", "occlusion") else wanted), shared)
     if kind == "relation":
         kinds = [kinds[0], kinds[0], *[k for k in kinds[1:] if k != kinds[0]]][: max(wanted, 3)]
     if kind == "size":
@@ -120,7 +122,7 @@ def make_scene(
         if placed is None:
             continue
         x, y, extent = placed
-        jitter = rng.integers(-14, 15, size=3)
+        jitter = rng.integers(-24, 25, size=3)
         red, green, blue = (
             int(np.clip(base + shift, 0, 255))
             for base, shift in zip(COLOURS[colour], jitter, strict=True)
@@ -133,12 +135,12 @@ def make_scene(
     return Scene(height, width, tuple(shapes), background, kind, int(rng.integers(2**31)))
 
 
-def _kinds(rng: np.random.Generator, kind: Kind, count: int) -> list[tuple[str, str]]:
+def _kinds(rng: np.random.Generator, count: int, shared: float) -> list[tuple[str, str]]:
     """`count` different (colour, shape) pairs, many of them sharing a colour or a shape."""
     kinds: list[tuple[str, str]] = []
     while len(kinds) < count:
         colour, name = str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))
-        if kinds and rng.random() < 0.4:
+        if kinds and rng.random() < shared:
             other = kinds[int(rng.integers(len(kinds)))]
             colour, name = (other[0], name) if rng.random() < 0.5 else (colour, other[1])
         if (colour, name) not in kinds:
@@ -194,7 +196,7 @@ def paint(scene: Scene) -> tuple[NDArray[np.uint8], Bools, NDArray[np.int64]]:
         left, right = _span(shape.x, shape.radius, scene.width)
         distance = signed_distance(shape, *np.mgrid[top:bottom, left:right])
         fill = np.asarray(shape.rgb, dtype=np.float64)
-        light = 1 + 0.12 * np.linspace(-1, 1, bottom - top)[:, None, None]
+        light = 1 + rng.uniform(0, 0.18) * np.linspace(-1, 1, bottom - top)[:, None, None]
         paint_here = np.broadcast_to(fill * light, (bottom - top, right - left, 3))
         if shape.textured:
             paint_here = paint_here * (0.86 + 0.14 * _stripes(rng, bottom - top, right - left))
@@ -204,7 +206,7 @@ def paint(scene: Scene) -> tuple[NDArray[np.uint8], Bools, NDArray[np.int64]]:
         masks[:, top:bottom, left:right] &= distance > 0
         masks[index, top:bottom, left:right] = distance <= 0
         whole[index] = (distance <= 0).sum()
-    canvas += rng.normal(0, 3.0, canvas.shape)
+    canvas += rng.uniform(0, 5) * rng.normal(size=canvas.shape)
     return np.clip(canvas, 0, 255).astype(np.uint8), masks, whole
 
 
@@ -242,7 +244,7 @@ def signed_distance(shape: Shape, rows: Floats, columns: Floats) -> Floats:
 def _background(rng: np.random.Generator, scene: Scene) -> Floats:
     """(H, W, 3) a grey-ish ground, so that no object's colour is also the ground's."""
     height, width = scene.height, scene.width
-    ground = rng.uniform(40, 225) + rng.uniform(-14, 14, size=3)
+    ground = rng.uniform(25, 245) + rng.uniform(-14, 14, size=3)
     canvas = np.broadcast_to(ground, (height, width, 3)).copy()
     if scene.background == "flat":
         return canvas

@@ -11,6 +11,7 @@ from flmm_core.data.flat_painter import make_flat_scene, paint_flat
 from flmm_core.data.shapes import (
     COLOURS,
     HARD_KINDS,
+    PICTURE_SIDES,
     SHAPES,
     Scene,
     Shape,
@@ -126,7 +127,7 @@ def test_slices_hold_what_their_names_say() -> None:
         first, second = make_scene(seed, "size").shapes[:2]
         assert first.kind == second.kind
         assert (first.size, second.size) == ("small", "large")
-        assert all(s.radius < 0.081 * 144 for s in make_scene(seed, "small").shapes)
+        assert all(s.radius < 0.081 * max(PICTURE_SIDES) for s in make_scene(seed, "small").shapes)
         assert all(s.textured for s in make_scene(seed, "texture").shapes)
         plain = make_scene(seed, "plain")
         assert len({s.kind for s in plain.shapes}) == len(plain.shapes)
