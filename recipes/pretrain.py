@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from flmm_core.data.shapes import (
     Scene,
     expressions,
     make_scene,
-    narration,
     paint,
     place_words,
 )
@@ -40,64 +39,99 @@ from recipes.twins import PARTS, PROMPT, random_twin
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with one picture geometry and one mixture of scenes."""
+    """A stretch of training with one picture geometry and one mixture of scenes.
+
+    `shared` is how likely a thing takes its colour or shape from another of the scene. Where a
+    colour alone seldom tells which thing is named, the shape's word has to look at the thing.
+    `absent` is how many things are named of which the caption then says that they are not there.
+    """
 
     steps: int
     batch: int
     scenes: str
     geometry: dict[str, Any] = field(default_factory=dict)
+    shared: float = 0.4
+    absent: int = 0
     muon: float = 0.01
     adam: float = 1e-3
 
 
 STAGES = {
     "qwen": (
-        Stage(900, 32, "several", {"pixels": 112}),
-        Stage(1200, 20, "all", {"pixels": 152}),
-        Stage(700, 20, "all", {"pixels": 176}),
+        Stage(1000, 32, "several", {"pixels": 112}),
+        Stage(400, 20, "all", {"pixels": 176}),
+        Stage(600, 20, "all", {"pixels": 176}, shared=0.75),
+        Stage(1200, 20, "all", {"pixels": 176}, shared=0.75, absent=2),
     ),
     "deepseek_vl": (
-        Stage(400, 64, "one", {"pixels": 56}),
-        Stage(1500, 20, "several", {"pixels": 112}),
-        Stage(1500, 20, "all", {"pixels": 112}),
+        Stage(800, 64, "one", {"pixels": 56}),
+        Stage(600, 32, "several", {"pixels": 112}),
+        Stage(1300, 24, "all", {"pixels": 112}, shared=0.75, absent=2),
     ),
     "llava_next": (
         Stage(700, 32, "one", {"grids": ((1, 1),)}),
-        Stage(1300, 20, "several"),
-        Stage(1500, 20, "all"),
+        Stage(800, 20, "several"),
+        Stage(1400, 20, "all", shared=0.75, absent=2),
     ),
 }
 # Families whose vision towers know shapes late; the other learns them without.
 MUON_PATCHES = ("deepseek_vl", "llava_next")
 KINDS = ("plain", *HARD_KINDS)
-SHARES = (0.5, 0.12, 0.1, 0.1, 0.1, 0.08)
+SHARES = (0.55, 0.1, 0.09, 0.09, 0.09, 0.08)
 
 
-def draw_scene(mixture: str, seed: tuple[int, ...]) -> Scene:
+class Words(NamedTuple):
+    """A piece of a caption; what nothing foretells is read, but not `learned`."""
+
+    text: str
+    learned: bool = True
+
+
+def draw_scene(mixture: str, seed: tuple[int, ...], shared: float = 0.4) -> Scene:
     """One scene of a mixture: "one" large object, "several" plain ones, or "all" kinds."""
     if mixture == "one":
         return make_scene(seed, count=(1, 1), radius=(0.18, 0.32))
     if mixture == "several":
-        return make_scene(seed, count=(1, 3), radius=(0.12, 0.24))
+        return make_scene(seed, count=(1, 3), radius=(0.12, 0.24), shared=shared)
     kind = KINDS[int(np.random.default_rng((1, *seed)).choice(len(KINDS), p=SHARES))]
-    return make_scene(seed, kind, count=(1, 3))
+    return make_scene(seed, kind, count=(2, 4), shared=shared)
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> tuple[list[str], bool]:
-    """The pieces of a caption, and whether it is a whole answer: narration, or expressions.
+def caption(scene: Scene, rng: np.random.Generator, absent: int = 0) -> tuple[list[Words], bool]:
+    """A caption in pieces, and whether it is a whole answer: a narration, or expressions.
 
-    Most expressions go on with a place, so that who reads one to its end must have found
-    the thing: that is what makes its attention a mask.
+    What follows a name at once depends on the thing: where it is, or that it is not there. So
+    who reads a name to its end must have looked for colour and shape together: that is what
+    makes the attention of its last word a mask.
     """
+    order = [scene.shapes[int(index)] for index in rng.permutation(len(scene.shapes))]
+    statements: list[list[Words]] = []
     if rng.random() < 0.5:
-        return [piece.text for piece in narration(scene, rng)], True
-    pieces: list[str] = []
-    for index in rng.permutation(len(scene.shapes)):
-        shape = scene.shapes[int(index)]
-        if words := expressions(scene, shape, rng):
-            place = [f" {place_words(scene, shape)}"] if rng.random() < 0.6 else []
-            pieces += [words[0], *place, "."]
-    return (pieces, False) if pieces else ([p.text for p in narration(scene, rng)], True)
+        for shape in order:
+            if words := expressions(scene, shape, rng):
+                place = Words(f" {place_words(scene, shape)}.")
+                statements.append([Words(words[0]), place])
+    if statements:
+        names = absent_names(scene, rng)[:absent]
+        statements += [[Words(name, learned=False), Words(" is not there.")] for name in names]
+        return [w for i in rng.permutation(len(statements)) for w in statements[i]], False
+    pieces = []
+    for position, shape in enumerate(order):
+        words = f"{shape.size} {shape.words}" if rng.random() < 0.25 else shape.words
+        article = "an" if words[0] in "aeiou" else "a"
+        joint = "" if not position else " and " if position == len(order) - 1 else ", "
+        pieces.append(Words(f"{joint}{article} {words} {place_words(scene, shape)}"))
+    return [*pieces, Words(".")], True
+
+
+def absent_names(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Names of things that are not in a scene, in random order; those whose parts are, first."""
+    there = {shape.kind for shape in scene.shapes}
+    every = [(colour, name) for colour in COLOURS for name in SHAPES]
+    colours, names = ({kind[part] for kind in there} for part in (0, 1))
+    shuffled = [every[i] for i in rng.permutation(len(every)) if every[i] not in there]
+    shuffled.sort(key=lambda kind: -(kind[0] in colours) - (kind[1] in names))
+    return [("the " if rng.random() < 0.5 else "") + " ".join(kind) for kind in shuffled]
 
 
 class Batches:
@@ -113,13 +147,15 @@ class Batches:
     def batch(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
         """(inputs, labels (B, S) with -100 where nothing is learned)."""
         tokenizer = self.processor.tokenizer
-        pictures, answers = [], []
+        pictures, answers, learned = [], [], []
         for index in range(self.stage.batch):
             seed = (self.seed, step, index)
-            scene = draw_scene(self.stage.scenes, seed)
-            pieces, whole = caption(scene, np.random.default_rng((2, *seed)))
-            ids = [i for p in pieces for i in tokenizer(p, add_special_tokens=False)["input_ids"]]
-            answers.append(ids + [tokenizer.eos_token_id] * whole)
+            scene = draw_scene(self.stage.scenes, seed, self.stage.shared)
+            pieces, whole = caption(scene, np.random.default_rng((2, *seed)), self.stage.absent)
+            parts = [tokenizer(p.text, add_special_tokens=False)["input_ids"] for p in pieces]
+            answers.append([i for ids in parts for i in ids] + [tokenizer.eos_token_id] * whole)
+            said = [p.learned for p, ids in zip(pieces, parts, strict=True) for _ in ids]
+            learned.append(said + [True] * whole)
             pictures.append(Image.fromarray(paint(scene)[0]))
         # The prompts are padded on the left, so that every answer starts at the same column.
         inputs = dict(
@@ -132,11 +168,13 @@ class Batches:
         )
         longest = max(map(len, answers))
         tail = torch.full((len(answers), longest), tokenizer.pad_token_id)
+        known = torch.zeros(tail.shape, dtype=torch.bool)
         for row, ids in enumerate(answers):
             tail[row, : len(ids)] = torch.tensor(ids)
+            known[row, : len(ids)] = torch.tensor(learned[row])
         lengths = torch.tensor([len(ids) for ids in answers])
         used = torch.arange(longest) < lengths[:, None]
-        labels = torch.where(used, tail, -100)
+        labels = torch.where(known, tail, -100)
         labels = torch.cat([torch.full_like(inputs["input_ids"], -100), labels], 1)
         inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], 1)
         inputs["attention_mask"] = torch.cat([inputs["attention_mask"], used.long()], 1)
@@ -199,10 +237,12 @@ def optimizers(
     ]
 
 
-def rate(step: int, stage: Stage, warmup: int = 60) -> float:
-    """Linear warm-up, then cosine to 0."""
+def rate(step: int, stage: Stage, last: bool, warmup: int = 60) -> float:
+    """Linear warm-up, then constant; in the last stage cosine to 0."""
     if step < warmup:
         return (step + 1) / warmup
+    if not last:
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, stage.steps - warmup)))
 
 
@@ -229,7 +269,7 @@ def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> tuple
         if state is not None and state["stage"] > number:
             continue
         both = optimizers(model, stage, family in MUON_PATCHES)
-        first = 0
+        first, last = 0, number == len(STAGES[family]) - 1
         if state is not None:
             model.load_state_dict(state["model"])
             for optimizer, values in zip(both, state["optimizers"], strict=True):
@@ -240,14 +280,13 @@ def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> tuple
         model.train()
         for step in range(first, stage.steps):
             for optimizer, lr in zip(both, base, strict=True):
-                optimizer.param_groups[0]["lr"] = lr * rate(step, stage)
+                optimizer.param_groups[0]["lr"] = lr * rate(step, stage, last)
             inputs, labels = batches.batch(step)
-            with torch.autocast("cpu", torch.bfloat16):
-                kept = int((labels != -100).any(0).sum()) + 1
-                logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
+            kept = int((labels != -100).any(0).sum()) + 1
+            logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
             labels = labels[:, -kept:]
             loss = torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
+                logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
             )
             model.zero_grad()
             loss.backward()
