@@ -1,4 +1,4 @@
-"""The field's scores, in exact integer sums.
+"""Scores of one mask a phrase: cIoU, mIoU and precision.
 
     cIoU  the sum of all intersections over the sum of all unions ("overall IoU", oIoU)
     mIoU  the mean over masks of each one's IoU; a mask of 0/0 (nothing predicted, nothing true)
@@ -11,25 +11,25 @@ tensors are taken alike; torch is not imported here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-_TENTHS = tuple(round(10 * threshold) for threshold in THRESHOLDS)
+from flmm_core.metrics.sums import THRESHOLDS, IouSums, or_null, reached, share
 
 Counts = NDArray[np.int64]
 
 
-def intersection_union(pred: Any, truth: Any) -> tuple[Counts, Counts]:
+def intersection_union(pred: Any, truth: Any, ignore: Any = None) -> tuple[Counts, Counts]:
     """Pixels in both and pixels in either, mask by mask.
 
     Args:
         pred: (P, H, W) bool, numpy array or torch tensor on any device.
         truth: (P, H, W) bool, likewise.
+        ignore: (P, H, W) bool, likewise: pixels that are taken out of both; None for none.
 
     Returns:
         Intersection (P,) and union (P,), int64.
@@ -37,46 +37,52 @@ def intersection_union(pred: Any, truth: Any) -> tuple[Counts, Counts]:
     Raises:
         ValueError: The shapes differ, or one is not (P, H, W) bool.
     """
-    for name, masks in (("pred", pred), ("truth", truth)):
+    given = {"pred": pred, "truth": truth} | ({} if ignore is None else {"ignore": ignore})
+    for name, masks in given.items():
         if str(masks.dtype) not in ("bool", "torch.bool") or len(masks.shape) != 3:
             raise ValueError(
                 f"{name} must be (P, H, W) bool, not {tuple(masks.shape)} {masks.dtype}"
             )
-    if tuple(pred.shape) != tuple(truth.shape):
-        raise ValueError(f"pred is {tuple(pred.shape)}, truth is {tuple(truth.shape)}")
-    if type(pred) is not type(truth) or getattr(pred, "device", 0) != getattr(truth, "device", 0):
-        pred, truth = _to_numpy(pred), _to_numpy(truth)
-    return _pixels(pred & truth), _pixels(pred | truth)
+        if tuple(masks.shape) != tuple(pred.shape):
+            raise ValueError(f"pred is {tuple(pred.shape)}, {name} is {tuple(masks.shape)}")
+    if len({(type(masks), getattr(masks, "device", "cpu")) for masks in given.values()}) > 1:
+        given = {name: to_numpy(masks) for name, masks in given.items()}
+    both, either = given["pred"] & given["truth"], given["pred"] | given["truth"]
+    if ignore is not None:
+        both, either = both & ~given["ignore"], either & ~given["ignore"]
+    return pixels(both), pixels(either)
 
 
-def _to_numpy(masks: Any) -> NDArray[np.bool_]:
-    """A bool array on the CPU, from numpy or torch."""
+def to_numpy(masks: Any) -> NDArray[Any]:
+    """An array on the CPU, from numpy or torch."""
     return np.asarray(masks.cpu() if hasattr(masks, "cpu") else masks)
 
 
-def _pixels(masks: Any) -> Counts:
+def pixels(masks: Any) -> Counts:
     """(P, H, W) bool -> (P,) int64; one small copy from the device, not all the masks."""
     count, height, width = masks.shape
     return np.asarray(masks.reshape(count, height * width).sum(1).tolist(), dtype=np.int64)
 
 
+def same_length(**columns: Sized) -> int:
+    """The length that all columns have; ValueError names the first that differs."""
+    lengths = {name: len(column) for name, column in columns.items()}
+    first = next(iter(lengths.values()))
+    for name, length in lengths.items():
+        if length != first:
+            raise ValueError(f"{first} masks, but {length} {name.replace('_', ' ')}")
+    return first
+
+
 @dataclass
-class MaskScores:
+class MaskScores(IouSums):
     """Running sums over masks, whole and by slice.
 
     Attributes:
-        masks: How many were added.
-        intersection: Sum of the intersections in pixels.
-        union: Sum of the unions in pixels.
-        iou_sum: Sum of each mask's IoU.
         hits: How many masks reach each of `THRESHOLDS`.
         slices: The same by the slice's name; masks added without one are only in the whole.
     """
 
-    masks: int = 0
-    intersection: int = 0
-    union: int = 0
-    iou_sum: float = 0.0
     hits: list[int] = field(default_factory=lambda: [0] * len(THRESHOLDS))
     slices: dict[str, MaskScores] = field(default_factory=dict)
 
@@ -99,60 +105,36 @@ class MaskScores:
     ) -> None:
         """Count masks by their pixel counts, as `intersection_union` gives them."""
         pairs = [(int(i), int(u)) for i, u in zip(intersections, unions, strict=True)]
-        if slices is not None and len(slices) != len(pairs):
-            raise ValueError(f"{len(pairs)} masks, but {len(slices)} slices")
+        if slices is not None:
+            same_length(masks=pairs, slices=slices)
         for number, (intersection, union) in enumerate(pairs):
-            if not 0 <= intersection <= union:
-                raise ValueError(f"an intersection of {intersection} in a union of {union}")
             self._count(intersection, union)
             if slices is not None and slices[number]:
                 self.slices.setdefault(slices[number], MaskScores())._count(intersection, union)
 
-    def _count(self, intersection: int, union: int) -> None:
-        self.masks += 1
-        self.intersection += intersection
-        self.union += union
-        if union:
-            self.iou_sum += intersection / union
-            for place, tenths in enumerate(_TENTHS):
-                self.hits[place] += 10 * intersection >= tenths * union
+    def _count(self, intersection: int, union: int, nothing: int = 0) -> None:
+        super()._count(intersection, union, nothing)
+        for place, hit in enumerate(reached(intersection, union)):
+            self.hits[place] += hit
 
-    def merge(self, other: MaskScores) -> None:
+    def merge(self, other: Self) -> None:
         """Add what another process has counted."""
-        self.masks += other.masks
-        self.intersection += other.intersection
-        self.union += other.union
-        self.iou_sum += other.iou_sum
+        super().merge(other)
         self.hits = [mine + more for mine, more in zip(self.hits, other.hits, strict=True)]
         for name, scores in other.slices.items():
             self.slices.setdefault(name, MaskScores()).merge(scores)
-
-    @property
-    def ciou(self) -> float:
-        """Sum of intersections over sum of unions; 0 if there is no union, nan without masks."""
-        return self._share(self.intersection, self.union or 1)
-
-    @property
-    def miou(self) -> float:
-        """Mean IoU over masks; nan without masks."""
-        return self._share(self.iou_sum, self.masks)
 
     def precision_at(self, threshold: float) -> float:
         """Share of masks with IoU >= threshold, one of `THRESHOLDS`; nan without masks."""
         if threshold not in THRESHOLDS:
             raise ValueError(f"threshold {threshold} is not one of {THRESHOLDS}")
-        return self._share(self.hits[THRESHOLDS.index(threshold)], self.masks)
-
-    def _share(self, part: float, whole: int) -> float:
-        return part / whole if self.masks else float("nan")
+        return share(self.hits[THRESHOLDS.index(threshold)], self.masks)
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON, by the field's names; null where there are no masks to score."""
-        scores: dict[str, Any] = {"ciou": self.ciou, "miou": self.miou}
-        scores |= {f"precision@{t}": self.precision_at(t) for t in THRESHOLDS}
-        if not self.masks:
-            scores = dict.fromkeys(scores)
-        scores |= {"masks": self.masks, "intersection": self.intersection, "union": self.union}
+        scores: dict[str, Any] = {"ciou": or_null(self.ciou), "miou": or_null(self.miou)}
+        scores |= {f"precision@{t}": or_null(self.precision_at(t)) for t in THRESHOLDS}
+        scores |= self._pixels()
         if self.slices:
             scores["slices"] = {name: self.slices[name].to_dict() for name in sorted(self.slices)}
         return scores

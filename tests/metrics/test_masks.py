@@ -106,13 +106,7 @@ def test_parts_merge_to_the_whole_and_slices_split_it(
         (parts[0], whole),
         *((whole.slices[n], by_slice[n]) for n in by_slice),
     ):
-        assert (merged.masks, merged.intersection, merged.union, merged.hits) == (
-            expected.masks,
-            expected.intersection,
-            expected.union,
-            expected.hits,
-        )
-        assert merged.iou_sum == pytest.approx(expected.iou_sum, abs=1e-12)
+        assert merged == expected
     assert set(whole.slices) == set(parts[0].slices) == set(by_slice)
 
 
@@ -152,6 +146,14 @@ def test_nothing_to_score_is_null_in_json() -> None:
         "union": 0,
     }
     assert "NaN" not in json.dumps(scores)
+
+
+def test_ignored_pixels_are_taken_out_of_both() -> None:
+    pred = np.array([[[True, True, True, False]]])
+    truth = np.array([[[True, False, False, True]]])
+    ignore = np.array([[[False, True, False, True]]])
+    for left_out in (ignore, torch.from_numpy(ignore)):
+        assert intersection_union(pred, truth, left_out) == ([1], [2])
 
 
 def test_sums_stay_exact_where_float32_drifts() -> None:

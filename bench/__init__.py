@@ -1,0 +1,1 @@
+"""Measurements that depend on the machine, and so are no tests."""

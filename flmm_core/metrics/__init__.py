@@ -1,0 +1,64 @@
+"""The field's scores, in exact integer sums.
+
+Every kind of score has `add` for masks, `add_counts` for pixel counts, `merge` for what another
+process has counted and `to_dict` for JSON. One process or many, in whatever order: the numbers
+are the same. `docs/metrics.md` has all definitions in one table, with their sources and what
+empty masks count.
+
+    masks.py        cIoU, mIoU, precision@t                  RefCOCO, RefCOCO+, RefCOCOg
+    generalised.py  gIoU, cIoU, N-acc, T-acc                 gRefCOCO
+    reasoning.py    gIoU, cIoU with ignored regions          ReasonSeg
+    recall.py       average recall by subset                 PNG
+    location.py     box accuracy@0.5, point in mask
+    calibration.py  a mask's probability of being right, ECE
+    abstention.py   the threshold for "not there"
+    resampling.py   intervals over pictures, paired test
+    sums.py         the exact sums beneath
+"""
+
+from flmm_core.metrics.abstention import Abstention, choose_threshold
+from flmm_core.metrics.calibration import (
+    CalibrationScores,
+    Calibrator,
+    IsotonicCalibrator,
+    PlattCalibrator,
+    calibrator_from_dict,
+    fit_calibrator,
+    is_right,
+)
+from flmm_core.metrics.generalised import GeneralisedScores
+from flmm_core.metrics.location import BoxScores, PointScores, peaks, tight_boxes
+from flmm_core.metrics.masks import MaskScores, intersection_union
+from flmm_core.metrics.reasoning import ReasonScores
+from flmm_core.metrics.recall import SUBSETS, RecallScores
+from flmm_core.metrics.resampling import Comparison, Interval, PictureSums, bootstrap, compare
+from flmm_core.metrics.sums import THRESHOLDS, IouSums
+
+__all__ = [
+    "SUBSETS",
+    "THRESHOLDS",
+    "Abstention",
+    "BoxScores",
+    "CalibrationScores",
+    "Calibrator",
+    "Comparison",
+    "GeneralisedScores",
+    "Interval",
+    "IouSums",
+    "IsotonicCalibrator",
+    "MaskScores",
+    "PictureSums",
+    "PlattCalibrator",
+    "PointScores",
+    "ReasonScores",
+    "RecallScores",
+    "bootstrap",
+    "calibrator_from_dict",
+    "choose_threshold",
+    "compare",
+    "fit_calibrator",
+    "intersection_union",
+    "is_right",
+    "peaks",
+    "tight_boxes",
+]
