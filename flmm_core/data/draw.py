@@ -7,8 +7,6 @@ that reads the real ones.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from flmm_core.data.jsonl import write_jsonl
 from flmm_core.data.refcoco import write_refcoco
 from flmm_core.data.sample import GroundedObject
 from flmm_core.data.shapes import HARD_KINDS, VERSION, expressions, make_scene, paint
-from flmm_core.data.writing import NewPicture
+from flmm_core.data.writing import NewPicture, whole_folder
 from flmm_core.errors import UsageError, did_you_mean
 
 KINDS = ("plain", *HARD_KINDS, "flat")
@@ -136,20 +134,9 @@ def ensure_shapes(split: str) -> Path:
     folder = cache_folder() / f"shapes-{VERSION}-{split}-{plan.pictures}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Drawn aside and then renamed: a stop leaves nothing half-drawn under the folder's own name.
-    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as aside:
         drawn = draw_pictures(
             plan.pictures, plan.seed, kinds=plan.kinds, split=split, sentences=plan.sentences
         )
         write_refcoco(aside, drawn)
-        aside.chmod(0o755)
-        try:
-            aside.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process has drawn the same meanwhile
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder

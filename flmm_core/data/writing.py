@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from flmm_core.data.sample import GroundedObject
+from flmm_core.data.sample import GroundedObject, Segment, StoredMask
 
 
 class NewPicture(NamedTuple):
-    """One picture to be written; a plain tuple of the same three does as well.
+    """One picture to be written; a plain tuple of the first three does as well.
 
     Attributes:
         image: Pixels, or an encoded file as bytes or as a path, which is copied unchanged.
         file_name: Relative to the data set's folder of pictures, unique; its ending names the
             format that pixels are saved in.
         objects: At least one, with masks of the picture's size.
+        captions: Whole texts, each in pieces that name objects by their index; formats that know
+            no captions leave them away.
+        link: Make a symbolic link to `image`, a path, instead of copying it.
     """
 
     image: Image.Image | bytes | Path
     file_name: str
     objects: Sequence[GroundedObject]
+    captions: Sequence[Sequence[Segment]] = ()
+    link: bool = False
 
 
 def new_pictures(
@@ -42,7 +49,8 @@ def new_pictures(
         if picture.file_name in names:
             raise ValueError(f"{picture.file_name}: two pictures have this file name")
         names.add(picture.file_name)
-        sizes = {tuple(thing.mask["size"]) for thing in picture.objects}
+        masks = [thing.mask for thing in picture.objects]
+        sizes = {m.size if isinstance(m, StoredMask) else tuple(m["size"]) for m in masks}
         if isinstance(picture.image, Image.Image):
             sizes.add((picture.image.height, picture.image.width))
         if not picture.objects or len(sizes) != 1:
@@ -57,9 +65,11 @@ def new_pictures(
 
 
 def write_picture(picture: NewPicture, path: Path) -> None:
-    """Save or copy the picture to `path`."""
+    """Save, copy or link the picture to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(picture.image, Image.Image):
+    if picture.link and isinstance(picture.image, Path):
+        path.symlink_to(picture.image.resolve())
+    elif isinstance(picture.image, Image.Image):
         picture.image.save(path)
     elif isinstance(picture.image, bytes):
         path.write_bytes(picture.image)
@@ -73,3 +83,24 @@ def write_whole(path: Path, data: bytes) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(data)
     partial.replace(path)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the name `folder` when all is written.
+
+    Until then it lies beside it under another name; an error or Ctrl-C removes it. A `folder` that
+    exists must be empty. If another process has made it meanwhile, the first one stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        yield aside
+        aside.chmod(0o755)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -11,7 +11,8 @@ import pytest
 
 from flmm_core.data import coco_masks
 from flmm_core.data.pictures import read_picture
-from flmm_core.data.refcoco import PICTURE_FOLDERS, read_refcoco, write_refcoco
+from flmm_core.data.coco_files import PICTURE_FOLDERS
+from flmm_core.data.refcoco import read_refcoco, write_refcoco
 from flmm_core.errors import DataError
 
 
