@@ -49,6 +49,11 @@ class Instances:
         """All annotations by their ids."""
         return self._annotations
 
+    @property
+    def image_ids(self) -> Sequence[int]:
+        """The ids of all pictures."""
+        return tuple(self._images)
+
     def image_of(self, ann_id: int, asker: str) -> int:
         """The image id of an annotation, which has a picture."""
         if ann_id not in self._annotations:

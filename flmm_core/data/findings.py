@@ -7,13 +7,17 @@ into `with findings.part():`. Ordinary reading stops at the first fault; `flmm d
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from flmm_core.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+Track = Callable[[Collection[Any]], Iterable[Any]]
+"""Goes through a collection and shows somebody how far it is; `iter` shows nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,3 +176,20 @@ def _through_profile(picture: Image.Image) -> Image.Image:
     except (ImageCms.PyCMSError, OSError) as error:
         logger.warning("a %s picture's colour profile cannot be used (%s)", picture.mode, error)
     return picture.convert("RGB")
+
+
+def picture_size_of(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture as `read_picture` gives it, from its header alone.
+
+    Raises:
+        DataError: The file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as stored:
+            width, height = stored.size
+            turned = stored.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (width, height) if turned else (height, width)
+    except Exception:
+        # Its own words for what is wrong; whatever it can read has a size.
+        picture = read_picture(path)
+        return picture.height, picture.width

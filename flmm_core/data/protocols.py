@@ -128,9 +128,7 @@ class PictureSamples(LazySamples):
             _phrase(thing, "".join(s.text for s in picture.caption if s.phrase == index).strip())
             for index, thing in enumerate(picture.objects)
         ]
-        return self._named(
-            picture, picture.caption, phrases, f"{picture.file_name}#{picture.name}"
-        )
+        return self._named(picture, picture.caption, phrases, f"{picture.file_name}#{picture.name}")
 
     def _named(
         self,
@@ -144,6 +142,4 @@ class PictureSamples(LazySamples):
 
 
 def _phrase(thing: GroundedObject, text: str) -> Phrase:
-    return Phrase(
-        text, thing.read_mask(), thing.category, thing.slice, thing.tags, thing.ignore
-    )
+    return Phrase(text, thing.read_mask(), thing.category, thing.slice, thing.tags, thing.ignore)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from PIL import Image
 
@@ -64,6 +64,17 @@ def new_pictures(
         yield picture, (height, width)
 
 
+def plain_caption(objects: Sequence[GroundedObject]) -> tuple[Segment, ...]:
+    """The objects' first sentences as one text: "This picture shows A, B and C."."""
+    pieces: list[Segment] = []
+    for index, thing in enumerate(objects):
+        between = "This picture shows " if not index else ", "
+        if index and index == len(objects) - 1:
+            between = " and "
+        pieces += [Segment(between), Segment(thing.sentences[0], index)]
+    return (*pieces, Segment("."))
+
+
 def write_picture(picture: NewPicture, path: Path) -> None:
     """Save, copy or link the picture to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,12 +88,37 @@ def write_picture(picture: NewPicture, path: Path) -> None:
         shutil.copyfile(picture.image, path)
 
 
+class WholeFile:
+    """A file written bit by bit that is never seen half-written under its own name.
+
+    A context: leaving it gives the file its name, leaving it by an error removes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f"{path.name}.partial")
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._partial.open("wb")
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        self._file.write(data)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is None:
+            self._partial.replace(self._path)
+        else:
+            self._partial.unlink()
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it is never seen half-written under its own name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    with WholeFile(path) as file:
+        file.write(data)
 
 
 @contextmanager
