@@ -21,7 +21,7 @@ from typing import Any
 from flmm_core.data import coco_masks
 from flmm_core.data.coco_book import CocoBook
 from flmm_core.data.coco_files import Instances, first_file
-from flmm_core.data.fields import brief
+from flmm_core.data.fields import brief, sentence
 from flmm_core.data.findings import Findings
 from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Mask
 from flmm_core.data.writing import NewPicture, new_pictures, write_picture, write_whole
@@ -122,7 +122,7 @@ def _sentences(annotation: dict[Any, Any], where: str) -> tuple[str, ...]:
         said = [annotation["caption"]] if annotation.get("caption") is not None else []
     if not isinstance(said, list) or not all(isinstance(s, str) and s.strip() for s in said):
         raise DataError(
-            f"{where[:1].upper()}{where[1:]} has {brief(said)} as its words.",
+            f"{sentence(where)} has {brief(said)} as its words.",
             found="Expected 'phrases', a list of strings, or 'caption', a string; none empty.",
         )
     return tuple(s.strip() for s in said)

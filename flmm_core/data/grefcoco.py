@@ -20,7 +20,7 @@ from typing import Any
 from flmm_core.data import coco_masks
 from flmm_core.data.coco_book import CocoBook
 from flmm_core.data.coco_files import Instances
-from flmm_core.data.fields import brief, field
+from flmm_core.data.fields import brief, field, sentence
 from flmm_core.data.findings import Findings
 from flmm_core.data.json_files import read_json
 from flmm_core.data.refcoco import find_folder, joined_pictures, refs_of_split, sentences_of
@@ -99,13 +99,13 @@ def _targets(ref: dict[Any, Any], where: str) -> list[int]:
     listed = stored if isinstance(stored, list) else [stored]
     if not listed or not all(type(ann_id) is int for ann_id in listed):
         raise DataError(
-            f"{where[:1].upper()}{where[1:]} has {brief(stored)} for 'ann_id'.",
+            f"{sentence(where)} has {brief(stored)} for 'ann_id'.",
             found="Expected a list of annotation ids, or [-1] where nothing is meant.",
         )
     targets = [] if listed == [-1] else list(dict.fromkeys(listed))
     if bool(ref.get("no_target", not targets)) != (not targets):
         raise DataError(
-            f"{where[:1].upper()}{where[1:]} contradicts itself.",
+            f"{sentence(where)} contradicts itself.",
             found=f"Its 'no_target' is {ref['no_target']}, its 'ann_id' is {brief(stored)}.",
             repair="Get an unchanged copy of the file.",
         )

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flmm_core.data import coco_masks
-from flmm_core.data.fields import brief, field, mapping
+from flmm_core.data.fields import brief, field, mapping, sentence
 from flmm_core.data.findings import Findings
 from flmm_core.data.json_files import read_json
 from flmm_core.data.polygons import check_points, fill
@@ -118,11 +118,11 @@ def _shape(shape: Any, height: int, width: int, where: str) -> tuple[str, NDArra
     """(label, region) of a shape."""
     label = field(mapping(shape, where), "label", str, where).strip()
     if not label:
-        raise DataError(f"{where[:1].upper()}{where[1:]} has an empty label.")
+        raise DataError(f"{sentence(where)} has an empty label.")
     kind = shape.get("shape_type") or "polygon"
     if kind not in LEAST_POINTS:
         raise DataError(
-            f"{where[:1].upper()}{where[1:]} is a {brief(kind)}, which has no area.",
+            f"{sentence(where)} is a {brief(kind)}, which has no area.",
             found=f"Shapes that can be read: {', '.join(LEAST_POINTS)}.",
             repair="Draw it as a polygon, or remove it.",
         )
@@ -187,7 +187,7 @@ def write_labelme(
             if not region.any():
                 raise ValueError(f"{picture.file_name}: LabelMe has no empty shapes")
             of_split = shapes.setdefault(thing.split or "train", [])
-            of_split += [_record(sentence, region) for sentence in thing.sentences]
+            of_split += [_record(words, region) for words in thing.sentences]
             if thing.ignore is not None:
                 of_split.append(_record(IGNORE, coco_masks.decode(thing.ignore)))
         for split, records in shapes.items():

@@ -33,7 +33,7 @@ from PIL import Image
 
 from flmm_core.data import coco_masks
 from flmm_core.data.coco_files import coco_names, first_file
-from flmm_core.data.fields import brief, field, mapping
+from flmm_core.data.fields import brief, field, mapping, sentence
 from flmm_core.data.findings import Findings
 from flmm_core.data.json_files import read_json
 from flmm_core.data.panoptic import Panoptic, SegmentsMask, check_png_size, segment_colour
@@ -188,7 +188,7 @@ def _narrative(
             caption += [Segment(text)] if text else []
             continue
         if not text.strip():
-            raise DataError(f"{where_piece[:1].upper()}{where_piece[1:]} has ids but no words.")
+            raise DataError(f"{sentence(where_piece)} has ids but no words.")
         unknown = [segment_id for segment_id in ids if segment_id not in place.segments]
         if unknown:
             raise DataError(
@@ -231,7 +231,7 @@ def _number(value: Any, key: str, where: str) -> int:
     if type(value) is int:
         return value
     raise DataError(
-        f"{where[:1].upper()}{where[1:]} has {brief(value)} in '{key}'.",
+        f"{sentence(where)} has {brief(value)} in '{key}'.",
         found="Expected an id: a whole number.",
     )
 

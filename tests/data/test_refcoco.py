@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from flmm_core.data import coco_masks
-from flmm_core.data.pictures import read_picture
 from flmm_core.data.coco_files import PICTURE_FOLDERS
+from flmm_core.data.pictures import read_picture
 from flmm_core.data.refcoco import read_refcoco, write_refcoco
 from flmm_core.errors import DataError
 
