@@ -72,7 +72,9 @@ def draw(
 ) -> None:
     """Draw coloured shapes with masks and phrases, and write them to DIR.
 
-    The same seed gives the same pictures. Train on them with --data FORMAT:DIR@SPLIT.
+    The same seed gives the same pictures. Train on them with --data FORMAT:DIR@SPLIT. What a format
+    is made for is drawn with it: grefcoco has pairs and things that are not there, png narratives,
+    pairs and the background, reasonseg pixels to ignore.
     """
     _check_new(folder, "Give another DIR.")
     from flmm_core.data.draw import FORMATS, draw_pictures

@@ -73,12 +73,13 @@ def check_source(
                 whole[picture.path] = True
         good = whole[picture.path]
         for thing in picture.objects:
+            readable = False
             with findings.part():
                 area = coco_masks.area(thing.read_mask())
                 objects, phrases = objects + 1, phrases + len(thing.sentences)
                 absent += not area
-                continue
-            good = False
+                readable = True
+            good = good and readable
         if good and len(drawn) < previews:
             drawn.append(picture)
     if output is not None and drawn:

@@ -193,7 +193,7 @@ def write_labelme(
         for split, records in shapes.items():
             image = folder / split / picture.file_name
             write_picture(picture, image)
-            record = {
+            record: dict[str, Any] = {
                 "version": "5.3.0",
                 "flags": {},
                 "shapes": records,

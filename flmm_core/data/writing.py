@@ -125,14 +125,20 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to write to, which takes the name `folder` when all is written.
 
-    Until then it lies beside it under another name; an error or Ctrl-C removes it. A `folder` that
-    exists must be empty. If another process has made it meanwhile, the first one stays.
+    Until then it lies beside it under another name, or in it if it is there already (empty, then);
+    an error or Ctrl-C removes it. If another process has made it meanwhile, the first one stays.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    there = folder.is_dir()
+    parent = folder if there else folder.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=parent))
     try:
         yield aside
         aside.chmod(0o755)
+        if there:
+            for path in list(aside.iterdir()):
+                path.rename(folder / path.name)
+            return
         try:
             aside.rename(folder)
         except OSError:
