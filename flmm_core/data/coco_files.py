@@ -9,7 +9,7 @@ from typing import Any
 from flmm_core.data import coco_masks
 from flmm_core.data.fields import field, mapping, picture_size
 from flmm_core.data.findings import Findings
-from flmm_core.data.json_files import read_json
+from flmm_core.data.json_files import is_file, read_json
 from flmm_core.data.sample import Mask
 from flmm_core.errors import DataError
 
@@ -84,9 +84,9 @@ class Instances:
 
     def category(self, ann_id: int) -> str:
         """The name of an annotation's category, or "" if it has none."""
-        category_id = self._annotations[ann_id].get("category_id")
-        if category_id is None:
+        if self._annotations[ann_id].get("category_id") is None:
             return ""
+        category_id = field(self._annotations[ann_id], "category_id", int, self.name(ann_id))
         if category_id not in self._categories:
             raise DataError(
                 f"Annotation {ann_id} in {self.path} has no category.",
@@ -182,6 +182,6 @@ def find_train2014(
 def first_file(folders: Iterable[Path], names: Sequence[str]) -> Path | None:
     """The first of the names that is a file in one of the folders."""
     for path in (folder / name for folder in folders for name in names):
-        if path.is_file():
+        if is_file(path):
             return path
     return None

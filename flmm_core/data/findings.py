@@ -68,7 +68,7 @@ class Findings:
         if self.skipped:
             first = self.skipped[0]
             logger.warning(
-                "%s: %d items are left out, the first is %s (%s); `flmm data check` lists them",
+                "%s: %d left out, the first is %s (%s); `flmm data check` lists them",
                 source,
                 len(self.skipped),
                 first.name,

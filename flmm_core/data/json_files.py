@@ -1,4 +1,4 @@
-"""JSON files, whole, with errors that name the file and the place in it."""
+"""Files that annotations are in or name, with errors that name the file and the place in it."""
 
 from __future__ import annotations
 
@@ -38,3 +38,11 @@ def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
         found=f"{failed}.",
         repair="The file may be cut off; download or copy it again.",
     ) from failed
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; not either if nothing can have such a name (too long, a zero)."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

@@ -31,6 +31,7 @@ from typing import Any
 from flmm_core.data import coco_masks
 from flmm_core.data.fields import brief, field, mapping, picture_size, sentence
 from flmm_core.data.findings import Findings
+from flmm_core.data.json_files import is_file
 from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Mask, Segment
 from flmm_core.data.writing import NewPicture, WholeFile, new_pictures, write_picture
 from flmm_core.errors import DataError, did_you_mean
@@ -122,7 +123,7 @@ def _pictures(
 ) -> tuple[AnnotatedPicture, ...]:
     """What a line says: one picture, or one for each caption; none if its objects are faulty."""
     picture_path = path.parent / file_name
-    if not picture_path.is_file():
+    if not is_file(picture_path):
         raise DataError(
             f"The picture {file_name} on {where} is missing.",
             found=f"Looked for {picture_path}.",

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flmm_core.data import coco_masks
-from flmm_core.data.fields import brief, field, mapping, sentence
+from flmm_core.data.fields import brief, field, mapping, picture_size, sentence
 from flmm_core.data.findings import Findings
-from flmm_core.data.json_files import read_json
+from flmm_core.data.json_files import is_file, read_json
 from flmm_core.data.polygons import check_points, fill
 from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Mask
 from flmm_core.data.writing import NewPicture, new_pictures, write_picture, write_whole
@@ -79,17 +79,14 @@ def _picture(file: Path, split: str, findings: Findings) -> AnnotatedPicture:
     # LabelMe on Windows writes backslashes.
     name = PureWindowsPath(field(record, "imagePath", str, where)).as_posix()
     image = file.parent / name
-    if not image.is_file():
+    if not is_file(image):
         raise DataError(
             f"The picture {name} of {file} is missing.",
             found=f"Looked for {image}."
             + (" The file holds the picture in 'imageData'." if record.get("imageData") else ""),
             repair="Save the picture there; 'imagePath' is relative to the folder of the file.",
         )
-    height = field(record, "imageHeight", int, where)
-    width = field(record, "imageWidth", int, where)
-    if height < 1 or width < 1:
-        raise DataError(f"The file {file} has the size {height} x {width} (height x width).")
+    height, width = picture_size(record, where, ("imageHeight", "imageWidth"))
     regions: dict[str, NDArray[np.bool_]] = {}
     for number, shape in enumerate(field(record, "shapes", list, where)):
         with findings.part():
@@ -120,7 +117,7 @@ def _shape(shape: Any, height: int, width: int, where: str) -> tuple[str, NDArra
     if not label:
         raise DataError(f"{sentence(where)} has an empty label.")
     kind = shape.get("shape_type") or "polygon"
-    if kind not in LEAST_POINTS:
+    if not isinstance(kind, str) or kind not in LEAST_POINTS:
         raise DataError(
             f"{sentence(where)} is a {brief(kind)}, which has no area.",
             found=f"Shapes that can be read: {', '.join(LEAST_POINTS)}.",

@@ -69,7 +69,8 @@ def read_segment_ids(path: Path, picture_hw: tuple[int, int]) -> NDArray[np.int3
         DataError: The file is missing, broken or not of the picture's size.
     """
     check_png_size(path, picture_hw)
-    red, green, blue = np.moveaxis(np.asarray(read_picture(path), dtype=np.int32), -1, 0)
+    picture = read_picture(path, picture_hw=picture_hw)
+    red, green, blue = np.moveaxis(np.asarray(picture, dtype=np.int32), -1, 0)
     ids: NDArray[np.int32] = red + 256 * green + 65536 * blue
     ids.flags.writeable = False
     return ids
@@ -77,7 +78,7 @@ def read_segment_ids(path: Path, picture_hw: tuple[int, int]) -> NDArray[np.int3
 
 def check_png_size(path: Path, picture_hw: tuple[int, int]) -> None:
     """See by its header that a panoptic PNG has the size of its picture; DataError if not."""
-    size = picture_size_of(path)
+    size = picture_size_of(path, upright=False)
     if size != picture_hw:
         raise DataError(
             f"The panoptic PNG {path} does not have the size of its picture.",

@@ -260,6 +260,13 @@ def test_objects_that_are_wrong(
         ("8", "Line 1 of {path} has '8' for 'width'.\nExpected an integer."),
         (True, "Line 1 of {path} has True for 'width'.\nExpected an integer."),
         (0, "Line 1 of {path} has the size 6 x 0 (height x width).\nBoth must be at least 1."),
+        (
+            10**9,
+            (
+                "Line 1 of {path} has the size 6 x 1000000000 (height x width).\n"
+                "A picture has at most 100 megapixels."
+            ),
+        ),
     ],
 )
 def test_sizes_that_are_wrong(file: File, record: dict[str, Any], width: Any, message: str) -> None:

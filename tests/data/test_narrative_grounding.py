@@ -129,7 +129,7 @@ def test_a_narrative_without_a_mask_is_counted_and_never_replaced(
     (skipped,) = samples.skipped
     assert skipped.name == f"narrative 1 of {files.narratives_path}"
     assert skipped.reason == "none of its phrases has a segment"
-    assert "1 items are left out" in caplog.text
+    assert f"png:{files.root}@val: 1 left out, the first is narrative 1 of" in caplog.text
 
 
 def test_words_that_are_no_noun_name_nothing(files: Files) -> None:
