@@ -224,3 +224,70 @@ def test_drawn_data_can_be_read_and_is_never_drawn_over(capsys: Capture) -> None
     assert capsys.readouterr().err.startswith("flmm: The folder 'scenes' is not empty.\n")
     assert main(["data", "draw", "lines", "--pictures", "2", "--format", "jsonl"]) == 0
     assert len({sample.image_path for sample in open_source("jsonl:lines@train")}) == 2
+
+
+def test_data_is_drawn_checked_and_converted(capsys: Capture) -> None:
+    from flmm_core.data.sources import open_source
+
+    draw = ["data", "draw", "told", "--format", "png", "--pictures", "2", "--split", "val"]
+    assert main(draw) == 0
+    assert main(["data", "check", "png:told@val", "--pictures", "1", "--output", "seen"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "told"
+    assert shown[1].startswith("png:told@val: no faults; 2 pictures, ")
+    assert shown[2] == "seen"
+    assert len(list(Path("seen").iterdir())) == 1
+    assert main(["data", "convert", "png:told@val", "lines"]) == 0
+    assert capsys.readouterr().out == "lines/val\n"
+    before, after = open_source("png:told@val"), open_source("jsonl:lines@val")
+    assert [sample.phrases for sample in before] == [sample.phrases for sample in after]
+    assert main(["data", "convert", "png:told@val", "lines"]) == 2
+    assert "The folder 'lines/val' is there already." in capsys.readouterr().err
+
+
+def test_a_check_lists_every_fault_and_exits_3(capsys: Capture) -> None:
+    assert main(["data", "draw", "lines", "--format", "jsonl", "--pictures", "3"]) == 0
+    path = Path("lines/train/metadata.jsonl")
+    first, second, third = path.read_text().splitlines()
+    path.write_text("\n".join([first[:30], second.replace('"width"', '"w"'), third]))
+    capsys.readouterr()
+    assert main(["data", "check", "jsonl:lines@train"]) == 3
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == f"1. Line 1 of {path} is not whole JSON."
+    assert shown[3] == f"2. Line 2 of {path} has no 'width'."
+    assert shown[-1].startswith("jsonl:lines@train: 2 faults; 1 pictures, ")
+
+
+def test_what_a_check_leaves_out_is_listed(capsys: Capture) -> None:
+    assert main(["data", "draw", "own", "--format", "labelme", "--pictures", "14"]) == 0
+    for path in sorted(Path("own/train").glob("*.json"))[:12]:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"shapes": []}))
+    capsys.readouterr()
+    assert main(["data", "check", "labelme:own@train"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "left out: own/train/train_plain_000000.json: it has no shape"
+    assert shown[10] == "left out: 2 more"
+    assert shown[11].startswith("labelme:own@train: no faults; 2 pictures, ")
+
+
+def test_a_drawing_that_is_stopped_leaves_nothing(monkeypatch: Patch, capsys: Capture) -> None:
+    import flmm_core.data.draw as drawing
+
+    whole = drawing.draw_pictures
+
+    def stopped(*arguments: Any, **details: Any) -> Any:
+        yield next(whole(*arguments, **details))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drawing, "draw_pictures", stopped)
+    before = set(Path().iterdir())
+    for form in drawing.FORMATS:
+        assert main(["data", "draw", "scenes", "--format", form]) == 130
+        assert set(Path().iterdir()) == before
+
+
+def test_drawings_of_a_check_need_a_place(capsys: Capture) -> None:
+    assert main(["data", "check", "shapes@test", "--pictures", "3"]) == 2
+    assert capsys.readouterr().err == (
+        "flmm: --pictures and --output belong together.\nGive both to draw pictures, or none.\n"
+    )

@@ -19,7 +19,7 @@ COMMANDS = {
     "eval": "Measure a trained head on data sets.",
     "ground": "Find phrases in a picture.",
     "backbones": "List the installed backbones, or show one.",
-    "data": "Draw data sets of coloured shapes.",
+    "data": "Draw, check and convert data sets.",
 }
 INTERRUPTED = 130
 # What a user can repair although the operating system says it; any other OSError is our bug.

@@ -53,6 +53,11 @@ def encode(mask: NDArray[np.bool_]) -> Mask:
     return {"size": [int(side) for side in code["size"]], "counts": bytes(code["counts"])}
 
 
+def empty(height: int, width: int) -> Mask:
+    """A mask with no pixel inside."""
+    return encode(np.zeros((height, width), dtype=np.bool_))
+
+
 def decode(rle: Mask) -> NDArray[np.bool_]:
     """RLE -> (H, W) bool, in C order."""
     return np.ascontiguousarray(coco.decode(rle)).view(np.bool_)

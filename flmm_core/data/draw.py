@@ -7,28 +7,56 @@ that reads the real ones.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from flmm_core.data import coco_masks
+from flmm_core.data.coco_style import write_coco
 from flmm_core.data.flat_painter import make_flat_scene, paint_flat
+from flmm_core.data.grefcoco import write_grefcoco
 from flmm_core.data.jsonl import write_jsonl
+from flmm_core.data.labelme import write_labelme
+from flmm_core.data.narrative_grounding import write_narratives
+from flmm_core.data.reasonseg import write_reasonseg
 from flmm_core.data.refcoco import write_refcoco
-from flmm_core.data.sample import GroundedObject
-from flmm_core.data.shapes import HARD_KINDS, VERSION, expressions, make_scene, paint
-from flmm_core.data.writing import NewPicture
+from flmm_core.data.sample import GroundedObject, Mask
+from flmm_core.data.shapes import HARD_KINDS, SHAPES, VERSION, expressions, make_scene, paint
+from flmm_core.data.writing import NewPicture, whole_folder
 from flmm_core.errors import UsageError, did_you_mean
 
 KINDS = ("plain", *HARD_KINDS, "flat")
 """Slices that can be drawn; "flat" are plain scenes by another painter."""
 
-WRITERS = {"refcoco": write_refcoco, "jsonl": write_jsonl}
+
+@dataclass(frozen=True)
+class Format:
+    """A format that scenes can be written in.
+
+    Attributes:
+        write: Its writer: (folder, pictures).
+        extras: What else of a scene it is made for, see `draw_pictures`.
+    """
+
+    write: Callable[[Path, Iterable[NewPicture]], Path]
+    extras: tuple[str, ...] = ()
+
+
+FORMATS: Mapping[str, Format] = {
+    "refcoco": Format(write_refcoco),
+    "grefcoco": Format(write_grefcoco, ("pair", "absent")),
+    "png": Format(write_narratives, ("pair", "background")),
+    "reasonseg": Format(write_reasonseg, ("ignore",)),
+    "jsonl": Format(write_jsonl),
+    "coco": Format(write_coco),
+    "labelme": Format(write_labelme),
+}
+
+EXTRAS = ("pair", "absent", "background", "ignore")
 
 LEAST_VISIBLE = 0.3
 """An object of which less than this share shows is drawn, but nobody is asked to find it."""
@@ -66,6 +94,7 @@ def draw_pictures(
     kinds: Sequence[str] = ("plain",),
     split: str = "train",
     sentences: int = 1,
+    extras: Sequence[str] = (),
 ) -> Iterator[NewPicture]:
     """Pictures of drawn scenes for a writer of data sets; the same arguments, the same pictures.
 
@@ -75,6 +104,9 @@ def draw_pictures(
         kinds: From `KINDS`; picture i is of kind i modulo their number.
         split: What the objects say they belong to.
         sentences: Most referring expressions an object.
+        extras: From `EXTRAS`: "pair" adds the first two objects together, "absent" a thing that is
+            not there, "background" what no object covers (tag "stuff"); "ignore" has every object
+            ignore the outlines of the others.
 
     Raises:
         UsageError: A kind is unknown, or `pictures` is below 1.
@@ -88,10 +120,18 @@ def draw_pictures(
     if pictures < 1:
         raise UsageError(f"{pictures} pictures cannot be drawn.", found="At least 1 is needed.")
     for index in range(pictures):
-        yield _draw(index, (seed, index), kinds[index % len(kinds)], split, sentences)
+        kind = kinds[index % len(kinds)]
+        yield _draw(index, (seed, index), kind, split, sentences, extras)
 
 
-def _draw(index: int, seed: tuple[int, ...], kind: str, split: str, sentences: int) -> NewPicture:
+def _draw(
+    index: int,
+    seed: tuple[int, ...],
+    kind: str,
+    split: str,
+    sentences: int,
+    extras: Sequence[str],
+) -> NewPicture:
     """One picture with at least one object that can be asked for."""
     attempt = 0
     while True:
@@ -110,8 +150,55 @@ def _draw(index: int, seed: tuple[int, ...], kind: str, split: str, sentences: i
                 objects.append(GroundedObject(rle, tuple(words), shape.name, kind, split))
         if objects:
             name = f"{split}_{kind}_{index:06}.png"
-            return NewPicture(Image.fromarray(pixels), name, tuple(objects))
+            names = {shape.name for shape in scene.shapes}
+            things = _with_extras(objects, names, np.any(masks, axis=0), extras)
+            return NewPicture(Image.fromarray(pixels), name, things)
         attempt += 1
+
+
+def _with_extras(
+    things: Sequence[GroundedObject],
+    names: Collection[str],
+    covered: NDArray[np.bool_],
+    extras: Sequence[str],
+) -> tuple[GroundedObject, ...]:
+    """The objects and what `extras` add to them.
+
+    Args:
+        things: Objects that can be asked for.
+        names: The shapes of all that was painted.
+        covered: (H, W) bool, all that was painted.
+        extras: From `EXTRAS`.
+    """
+    masks = [thing.read_mask() for thing in things]
+    first, more = things[0], []
+    if "pair" in extras and len(things) > 1:
+        words = f"{first.sentences[0]} and {things[1].sentences[0]}"
+        pair = coco_masks.merge(masks[:2])
+        more.append(replace(first, mask=pair, sentences=(words,), parts=tuple(masks[:2])))
+    absent = [name for name in SHAPES if name not in names]
+    if "absent" in extras and absent:
+        nothing = coco_masks.empty(*covered.shape)
+        words = f"the {absent[0]}"
+        more.append(replace(first, mask=nothing, sentences=(words,), category=absent[0]))
+    if "background" in extras:
+        rest, tags = coco_masks.encode(~covered), frozenset({"stuff"})
+        words = "the background"
+        more.append(replace(first, mask=rest, sentences=(words,), category="background", tags=tags))
+    if "ignore" in extras:
+        things = [replace(t, ignore=_ignored(m, masks)) for t, m in zip(things, masks, strict=True)]
+    return (*things, *more)
+
+
+def _ignored(mask: Mask, masks: Sequence[Mask]) -> Mask | None:
+    """The outlines of the other objects, one pixel wide."""
+    others = [decoded for m in masks if m is not mask for decoded in [coco_masks.decode(m)]]
+    if not others:
+        return None
+    region = np.any(others, axis=0)
+    padded = np.pad(region, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return coco_masks.encode(region & ~inside)
 
 
 def cache_folder() -> Path:
@@ -136,20 +223,9 @@ def ensure_shapes(split: str) -> Path:
     folder = cache_folder() / f"shapes-{VERSION}-{split}-{plan.pictures}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Drawn aside and then renamed: a stop leaves nothing half-drawn under the folder's own name.
-    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as aside:
         drawn = draw_pictures(
             plan.pictures, plan.seed, kinds=plan.kinds, split=split, sentences=plan.sentences
         )
         write_refcoco(aside, drawn)
-        aside.chmod(0o755)
-        try:
-            aside.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process has drawn the same meanwhile
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder

@@ -9,6 +9,9 @@ from flmm_core.errors import DataError
 
 T = TypeVar("T")
 
+MAX_PIXELS = 100_000_000
+"""The largest picture that is read."""
+
 KIND_NAMES: Mapping[type, str] = {
     int: "an integer",
     str: "a string",
@@ -41,13 +44,24 @@ def field(record: Mapping[Any, Any], key: str, kind: type[T], where: str) -> T:
     return value
 
 
-def picture_size(record: Mapping[Any, Any], where: str) -> tuple[int, int]:
-    """(height, width) of a record, both at least 1; DataError otherwise."""
-    height, width = field(record, "height", int, where), field(record, "width", int, where)
+def picture_size(
+    record: Mapping[Any, Any], where: str, keys: tuple[str, str] = ("height", "width")
+) -> tuple[int, int]:
+    """(height, width) of a record, both at least 1 and no larger than a picture can be.
+
+    Raises:
+        DataError: They are not; or they are no integers.
+    """
+    height, width = (field(record, key, int, where) for key in keys)
     if height < 1 or width < 1:
         raise DataError(
             f"{sentence(where)} has the size {height} x {width} (height x width).",
             found="Both must be at least 1.",
+        )
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"{sentence(where)} has the size {height} x {width} (height x width).",
+            found=f"A picture has at most {MAX_PIXELS / 1e6:g} megapixels.",
         )
     return height, width
 

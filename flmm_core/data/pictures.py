@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
+from flmm_core.data.fields import MAX_PIXELS
 from flmm_core.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-MAX_PIXELS = 100_000_000
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -176,3 +175,25 @@ def _through_profile(picture: Image.Image) -> Image.Image:
     except (ImageCms.PyCMSError, OSError) as error:
         logger.warning("a %s picture's colour profile cannot be used (%s)", picture.mode, error)
     return picture.convert("RGB")
+
+
+def picture_size_of(path: Path, *, upright: bool = True) -> tuple[int, int]:
+    """(height, width) of a picture as `read_picture` gives it, from its header alone.
+
+    Args:
+        path: The file.
+        upright: Look for an EXIF orientation; for a PNG that takes reading it whole.
+
+    Raises:
+        DataError: The file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as stored:
+            width, height = stored.size
+            if upright and stored.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+                return width, height
+            return height, width
+    except Exception:
+        # Its own words for what is wrong; whatever it can read has a size.
+        picture = read_picture(path)
+        return picture.height, picture.width

@@ -10,6 +10,7 @@ from typing import Literal, get_args, overload
 
 import numpy as np
 
+from flmm_core.data.findings import Skipped
 from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Phrase, Sample
 from flmm_core.errors import UsageError, did_you_mean
 from flmm_core.segment import Segment
@@ -32,7 +33,13 @@ def check_protocol(name: str) -> Protocol:
 
 
 class LazySamples(Sequence[Sample]):
-    """A sequence whose samples are made when asked for; picklable for DataLoader workers."""
+    """A sequence whose samples are made when asked for; picklable for DataLoader workers.
+
+    Attributes:
+        skipped: What the files hold but cannot be scored, with the reason; never replaced.
+    """
+
+    skipped: tuple[Skipped, ...] = ()
 
     def _make(self, index: int) -> Sample:
         """The sample at `index`, 0 <= index < len(self)."""
@@ -58,22 +65,33 @@ class PictureSamples(LazySamples):
 
     "flmm-paper": one sample a picture, its caption the first sentence of each object, each
     followed by "." which names nothing. "standard": one sample a sentence, followed by ".".
-    Every object of every picture is there; nothing is skipped.
+    A picture that brings its own caption (a narrative) is one sample under either: its task is to
+    ground the phrases where they stand. Every object of every picture is there; what the reader
+    had to leave out is in `skipped`.
 
     Args:
         pictures: As a reader gives them.
         protocol: One of `PROTOCOLS`.
         source: Put before every sample's name, so that names stay unique over several sources.
+        skipped: What the reader left out.
     """
 
     def __init__(
-        self, pictures: Sequence[AnnotatedPicture], protocol: str, source: str = ""
+        self,
+        pictures: Sequence[AnnotatedPicture],
+        protocol: str,
+        source: str = "",
+        skipped: Sequence[Skipped] = (),
     ) -> None:
+        self.skipped = tuple(skipped)
         self.pictures = tuple(pictures)
         self.protocol = check_protocol(protocol)
         self.source = source
         places: list[tuple[int, int, int]] = []
         for number, picture in enumerate(self.pictures):
+            if picture.caption:
+                places.append((number, 0, 0))
+                continue
             for position, thing in enumerate(picture.objects):
                 places += [(number, position, i) for i in range(len(thing.sentences))]
         self._sentences = np.array(places, dtype=np.int32).reshape(-1, 3)
@@ -82,12 +100,15 @@ class PictureSamples(LazySamples):
         return len(self.pictures) if self.protocol == "flmm-paper" else len(self._sentences)
 
     def _make(self, index: int) -> Sample:
-        if self.protocol == "flmm-paper":
-            picture = self.pictures[index]
+        joined = self.protocol == "flmm-paper"
+        place = (index, 0, 0) if joined else (int(i) for i in self._sentences[index])
+        number, position, sentence = place
+        picture = self.pictures[number]
+        if picture.caption:
+            return self._narrative(picture)
+        if joined:
             said = [(thing, thing.sentences[0]) for thing in picture.objects]
             return self._sample(picture, said, picture.file_name)
-        number, position, sentence = (int(i) for i in self._sentences[index])
-        picture = self.pictures[number]
         thing = picture.objects[position]
         name = f"{picture.file_name}#{thing.name or position}/{sentence}"
         return self._sample(picture, [(thing, thing.sentences[sentence])], name)
@@ -99,6 +120,26 @@ class PictureSamples(LazySamples):
         phrases: list[Phrase] = []
         for index, (thing, text) in enumerate(said):
             segments += [Segment(text, index), Segment(".")]
-            phrases.append(Phrase(text, thing.mask, thing.category, thing.slice))
+            phrases.append(_phrase(thing, text))
+        return self._named(picture, segments, phrases, name)
+
+    def _narrative(self, picture: AnnotatedPicture) -> Sample:
+        phrases = [
+            _phrase(thing, "".join(s.text for s in picture.caption if s.phrase == index).strip())
+            for index, thing in enumerate(picture.objects)
+        ]
+        return self._named(picture, picture.caption, phrases, f"{picture.file_name}#{picture.name}")
+
+    def _named(
+        self,
+        picture: AnnotatedPicture,
+        segments: Sequence[Segment],
+        phrases: Sequence[Phrase],
+        name: str,
+    ) -> Sample:
         whole = f"{self.source}/{name}" if self.source else name
         return Sample(whole, picture.path, picture.picture_hw, tuple(segments), tuple(phrases))
+
+
+def _phrase(thing: GroundedObject, text: str) -> Phrase:
+    return Phrase(text, thing.read_mask(), thing.category, thing.slice, thing.tags, thing.ignore)

@@ -18,9 +18,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flmm_core.data import coco_masks
-from flmm_core.data.fields import field, mapping, picture_size
-from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Mask
+from flmm_core.data.coco_book import CocoBook
+from flmm_core.data.coco_files import Instances, find_train2014
+from flmm_core.data.fields import field, mapping
+from flmm_core.data.findings import Findings
+from flmm_core.data.sample import AnnotatedPicture, GroundedObject
 from flmm_core.data.unpickle import read_plain_pickle
 from flmm_core.data.writing import NewPicture, new_pictures, write_picture, write_whole
 from flmm_core.errors import DataError, did_you_mean
@@ -30,19 +32,10 @@ SPLIT_MAKERS: Mapping[str, str] = {"refcoco": "unc", "refcoco+": "unc", "refcoco
 
 _MAKERS = ("unc", "umd", "google")
 
-PICTURE_FOLDERS = (
-    "train2014",
-    "images/train2014",
-    "images/mscoco/images/train2014",
-    "coco/train2014",
-    "images",
-    "train2017",
-    "images/train2017",
-    "",
-)
 
-
-def read_refcoco(path: Path, dataset: str, split: str) -> tuple[AnnotatedPicture, ...]:
+def read_refcoco(
+    path: Path, dataset: str, split: str, findings: Findings | None = None
+) -> tuple[AnnotatedPicture, ...]:
     """The pictures of a split in the order of their first refs, each with all its refs.
 
     Every ref is one object. Masks are checked and compressed here, so that a broken annotation
@@ -52,33 +45,59 @@ def read_refcoco(path: Path, dataset: str, split: str) -> tuple[AnnotatedPicture
         path: The folder that holds the data set's folder, or that folder itself.
         dataset: "refcoco", "refcoco+" or "refcocog".
         split: "train", "val", ...; with a maker before it ("google-val") from that maker's refs.
+        findings: Collects faults; without it the first is raised.
 
     Raises:
         DataError: A file or picture is missing, broken or does not fit another.
     """
-    folder = _find_folder(path, dataset)
+    findings = findings or Findings()
+    folder = find_folder(path, dataset, tuple(SPLIT_MAKERS))
     maker, _, rest = split.partition("-")
     if maker not in _MAKERS:
         maker, rest = SPLIT_MAKERS[dataset], split
     refs_path = folder / f"refs({maker}).p"
-    refs = _read_refs(refs_path, rest)
-    instances = _Instances(folder / "instances.json")
+    if not refs_path.is_file():
+        others = sorted(other.name for other in folder.glob("refs(*).p"))
+        raise DataError(
+            f"The refs file {refs_path} is missing.",
+            found=f"In that folder: {', '.join(others) or 'no refs file at all'}.",
+            repair="Add the file, or name the maker of another one in the split, "
+            "for example '@google-val' for refs(google).p.",
+        )
+    refs = refs_of_split(read_plain_pickle(refs_path), refs_path, rest, findings)
+    instances = Instances(folder / "instances.json", findings)
     objects: dict[int, list[GroundedObject]] = {}
     for ref in refs:
-        image_id, thing = _object(ref, refs_path, instances)
-        objects.setdefault(image_id, []).append(thing)
-    paths = _find_pictures(folder, instances, list(objects))
+        with findings.part():
+            image_id, thing = _object(ref, refs_path, instances)
+            objects.setdefault(image_id, []).append(thing)
+    return joined_pictures(folder, instances, objects, findings)
+
+
+def joined_pictures(
+    folder: Path,
+    instances: Instances,
+    objects: Mapping[int, Sequence[GroundedObject]],
+    findings: Findings,
+) -> tuple[AnnotatedPicture, ...]:
+    """Objects by image id -> pictures, with their files looked up."""
+    paths = find_train2014(folder, instances, list(objects), findings)
     return tuple(
         AnnotatedPicture(
-            instances.file_name(image_id), paths[image_id], instances.size(image_id), tuple(things)
+            instances.file_name(image_id),
+            paths[image_id],
+            instances.size(image_id),
+            tuple(objects[image_id]),
         )
-        for image_id, things in objects.items()
+        for image_id in objects
+        if image_id in paths
     )
 
 
-def _find_folder(path: Path, dataset: str) -> Path:
+def find_folder(path: Path, dataset: str, siblings: Sequence[str]) -> Path:
+    """The folder of a data set: below `path`, or `path` itself unless it is a sibling's."""
     candidates = [path / dataset]
-    if path.name == dataset or path.name not in SPLIT_MAKERS:
+    if path.name == dataset or path.name not in siblings:
         candidates.append(path)
     for folder in candidates:
         if (folder / "instances.json").is_file():
@@ -93,17 +112,12 @@ def _find_folder(path: Path, dataset: str) -> Path:
 # --- refs --------------------------------------------------------------------------------------
 
 
-def _read_refs(path: Path, split: str) -> list[dict[Any, Any]]:
-    """The refs of a split; DataError if the file, its form or the split is wrong."""
-    if not path.is_file():
-        others = sorted(other.name for other in path.parent.glob("refs(*).p"))
-        raise DataError(
-            f"The refs file {path} is missing.",
-            found=f"In that folder: {', '.join(others) or 'no refs file at all'}.",
-            repair="Add the file, or name the maker of another one in the split, "
-            "for example '@google-val' for refs(google).p.",
-        )
-    refs = read_plain_pickle(path)
+def refs_of_split(refs: Any, path: Path, split: str, findings: Findings) -> list[dict[Any, Any]]:
+    """The refs of a split.
+
+    Raises:
+        DataError: What was read is no list of refs, or has no such split.
+    """
     if not isinstance(refs, list):
         raise DataError(
             f"The file {path} is not a list of refs.", found=f"It is a {type(refs).__name__}."
@@ -112,18 +126,19 @@ def _read_refs(path: Path, split: str) -> list[dict[Any, Any]]:
     kept: list[dict[Any, Any]] = []
     splits: Counter[str] = Counter()
     for number, ref in enumerate(refs):
-        where = f"ref number {number} of {path}"
-        ref_id = field(mapping(ref, where), "ref_id", int, where)
-        if ref_id in seen:
-            raise DataError(
-                f"The ref id {ref_id} stands twice in {path}.",
-                repair="Ids must be unique; get an unchanged copy of the file.",
-            )
-        seen.add(ref_id)
-        its_split = field(ref, "split", str, where)
-        splits[its_split] += 1
-        if its_split == split:
-            kept.append(ref)
+        with findings.part():
+            where = f"ref number {number} of {path}"
+            ref_id = field(mapping(ref, where), "ref_id", int, where)
+            if ref_id in seen:
+                raise DataError(
+                    f"The ref id {ref_id} stands twice in {path}.",
+                    repair="Ids must be unique; get an unchanged copy of the file.",
+                )
+            seen.add(ref_id)
+            its_split = field(ref, "split", str, where)
+            splits[its_split] += 1
+            if its_split == split:
+                kept.append(ref)
     if not kept:
         there = ", ".join(f"{name} ({count} refs)" for name, count in splits.items())
         raise DataError(
@@ -135,7 +150,7 @@ def _read_refs(path: Path, split: str) -> list[dict[Any, Any]]:
 
 
 def _object(
-    ref: dict[Any, Any], refs_path: Path, instances: _Instances
+    ref: dict[Any, Any], refs_path: Path, instances: Instances
 ) -> tuple[int, GroundedObject]:
     """(image id, object) of a ref, with its mask checked against its picture."""
     where = f"ref {ref['ref_id']} of {refs_path}"
@@ -148,6 +163,20 @@ def _object(
             f"{instances.path} says {image_id}.",
             repair="Use refs and instances of one release.",
         )
+    sentences = sentences_of(ref, refs_path)
+    return image_id, GroundedObject(
+        mask=instances.mask(ann_id),
+        sentences=sentences,
+        category=instances.category(ann_id),
+        slice=str(ref.get("slice", "")),
+        split=ref["split"],
+        name=str(ref["ref_id"]),
+    )
+
+
+def sentences_of(ref: Mapping[Any, Any], refs_path: Path) -> tuple[str, ...]:
+    """A ref's sentences, at least one, none of them empty."""
+    where = f"ref {ref['ref_id']} of {refs_path}"
     sentences: list[str] = []
     for said in field(ref, "sentences", list, where):
         text = field(mapping(said, f"a sentence of {where}"), "sent", str, where).strip()
@@ -158,140 +187,7 @@ def _object(
         sentences.append(text)
     if not sentences:
         raise DataError(f"Ref {ref['ref_id']} of {refs_path} has no sentence.")
-    return image_id, GroundedObject(
-        mask=instances.mask(ann_id),
-        sentences=tuple(sentences),
-        category=instances.category(ann_id),
-        slice=str(ref.get("slice", "")),
-        split=ref["split"],
-        name=str(ref["ref_id"]),
-    )
-
-
-# --- instances ---------------------------------------------------------------------------------
-
-
-class _Instances:
-    """instances.json by id, checked where it is used."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        data = mapping(_read_json(path), str(path))
-        self._images = self._by_id(data, "images", "picture")
-        self._annotations = self._by_id(data, "annotations", "annotation")
-        self._categories = self._by_id(data, "categories", "category")
-
-    def _by_id(self, data: dict[Any, Any], key: str, what: str) -> dict[int, dict[Any, Any]]:
-        found: dict[int, dict[Any, Any]] = {}
-        for number, record in enumerate(field(data, key, list, f"the file {self.path}")):
-            where = f"{what} number {number} of {self.path}"
-            its_id = field(mapping(record, where), "id", int, where)
-            if its_id in found:
-                raise DataError(
-                    f"The {what} id {its_id} stands twice in {self.path}.",
-                    repair="Ids must be unique; get an unchanged copy of the file.",
-                )
-            found[its_id] = record
-        return found
-
-    def image_of(self, ann_id: int, asker: str) -> int:
-        """The image id of an annotation, which has a picture."""
-        if ann_id not in self._annotations:
-            raise DataError(
-                f"Annotation {ann_id} is not in {self.path}.",
-                found=f"It is the ann_id of {asker}.",
-                repair="Use refs and instances of one release.",
-            )
-        image_id = field(self._annotations[ann_id], "image_id", int, self._name(ann_id))
-        if image_id not in self._images:
-            raise DataError(
-                f"Annotation {ann_id} in {self.path} has no picture.",
-                found=f"Its image_id is {image_id}, which is not among the file's 'images'.",
-                repair="Get an unchanged copy of the file.",
-            )
-        return image_id
-
-    def mask(self, ann_id: int) -> Mask:
-        annotation = self._annotations[ann_id]
-        segmentation = field(annotation, "segmentation", object, self._name(ann_id))
-        height, width = self.size(annotation["image_id"])
-        return coco_masks.to_rle(segmentation, height, width, source=self._name(ann_id))
-
-    def category(self, ann_id: int) -> str:
-        category_id = self._annotations[ann_id].get("category_id")
-        if category_id is None:
-            return ""
-        if category_id not in self._categories:
-            raise DataError(
-                f"Annotation {ann_id} in {self.path} has no category.",
-                found=f"Its category_id is {category_id}, which is not among the file's "
-                "'categories'.",
-            )
-        where = f"category {category_id} in {self.path}"
-        return field(self._categories[category_id], "name", str, where)
-
-    def size(self, image_id: int) -> tuple[int, int]:
-        return picture_size(self._images[image_id], f"picture {image_id} in {self.path}")
-
-    def file_name(self, image_id: int) -> str:
-        where = f"picture {image_id} in {self.path}"
-        return field(self._images[image_id], "file_name", str, where)
-
-    def _name(self, ann_id: int) -> str:
-        return f"annotation {ann_id} in {self.path}"
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"The file {path} cannot be read.", found=f"{error.strerror or error}."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"The file {path} is not whole JSON.",
-            found=f"{error}.",
-            repair="The file may be cut off; download or copy it again.",
-        ) from error
-
-
-# --- pictures ----------------------------------------------------------------------------------
-
-
-def _find_pictures(
-    folder: Path, instances: _Instances, image_ids: Sequence[int]
-) -> dict[int, Path]:
-    """Where each picture lies; DataError with every path that was tried if one is missing."""
-    roots = [root / sub for sub in PICTURE_FOLDERS for root in (folder.parent, folder)]
-    present = [root for root in roots if root.is_dir()]
-    found: dict[int, Path] = {}
-    missing: list[int] = []
-    for image_id in image_ids:
-        names = _picture_names(instances, image_id)
-        for path in (root / name for root in present for name in names):
-            if path.is_file():
-                found[image_id] = path
-                break
-        else:
-            missing.append(image_id)
-    if missing:
-        tried = [root / name for root in roots for name in _picture_names(instances, missing[0])]
-        raise DataError(
-            f"The picture {instances.file_name(missing[0])} of {instances.path} is missing, "
-            f"one of {len(missing)} of {len(image_ids)}.",
-            found="Looked for:\n" + "\n".join(f"  {path}" for path in tried),
-            repair="Put COCO's train2014 pictures "
-            "(http://images.cocodataset.org/zips/train2014.zip) into one of these folders.",
-        )
-    return found
-
-
-def _picture_names(instances: _Instances, image_id: int) -> list[str]:
-    """What a picture may be called: as the file says, and as COCO 2014 and 2017 call it."""
-    names = [instances.file_name(image_id)]
-    names += [f"COCO_train2014_{image_id:012d}.jpg", f"{image_id:012d}.jpg"]
-    return list(dict.fromkeys(names))
+    return tuple(sentences)
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -316,57 +212,16 @@ def write_refcoco(
     Returns:
         `folder`, which `read_refcoco` takes.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    book = CocoBook()
     refs: list[dict[str, Any]] = []
-    categories: dict[str, int] = {}
-    sentence_id = 0
-    for image_id, (picture, (height, width)) in enumerate(new_pictures(pictures), start=1):
+    for picture, size in new_pictures(pictures):
         write_picture(picture, folder / "images" / picture.file_name)
-        name = str(picture.file_name)
-        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        image_id = book.add_image(picture.file_name, size)
         for thing in picture.objects:
-            category_id = categories.setdefault(thing.category or "object", len(categories) + 1)
-            ann_id = len(annotations) + 1
-            annotations.append(_annotation(thing.mask, ann_id, image_id, category_id))
-            sentence_ids = list(range(sentence_id, sentence_id + len(thing.sentences)))
-            sentence_id += len(thing.sentences)
-            refs.append(
-                {
-                    "ref_id": ann_id,
-                    "ann_id": ann_id,
-                    "image_id": image_id,
-                    "category_id": category_id,
-                    "file_name": name,
-                    "split": str(thing.split or "train"),
-                    "slice": str(thing.slice),
-                    "sent_ids": sentence_ids,
-                    "sentences": [
-                        {"sent_id": i, "sent": str(s), "raw": str(s), "tokens": str(s).split()}
-                        for i, s in zip(sentence_ids, thing.sentences, strict=True)
-                    ],
-                }
-            )
-    instances = {
-        "info": {"description": "RefCOCO format"},
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": i, "name": n, "supercategory": n} for n, i in categories.items()],
-    }
+            ann_id = book.add(thing.read_mask(), image_id, thing.category)
+            category_id = book.category_id(thing.category)
+            refs.append(book.ref(thing, picture.file_name, image_id, ann_id, category_id))
     target = folder / dataset
     write_whole(target / f"refs({SPLIT_MAKERS[dataset]}).p", pickle.dumps(refs, protocol=2))
-    write_whole(target / "instances.json", json.dumps(instances).encode())
+    write_whole(target / "instances.json", json.dumps(book.instances).encode())
     return folder
-
-
-def _annotation(mask: Mask, ann_id: int, image_id: int, category_id: int) -> dict[str, Any]:
-    height, width = mask["size"]
-    return {
-        "id": ann_id,
-        "image_id": image_id,
-        "category_id": category_id,
-        "iscrowd": 0,
-        "area": coco_masks.area(mask),
-        "bbox": list(coco_masks.bbox(mask)),
-        "segmentation": {"size": [int(height), int(width)], "counts": mask["counts"].decode()},
-    }

@@ -6,6 +6,7 @@ An `AnnotatedPicture` is what a file says; a `Sample` is what the flow is given,
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -24,21 +25,47 @@ class Mask(TypedDict):
     counts: bytes
 
 
+class StoredMask(ABC):
+    """A mask that stays in its file until it is asked for; picklable."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+
+    @abstractmethod
+    def read(self) -> Mask:
+        """The mask, read and checked now.
+
+        Raises:
+            DataError: The file is missing, broken or does not fit the annotation.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Phrase:
     """Words that name one mask.
 
     Attributes:
         text: The words, without the caption around them.
-        mask: The truth, at the picture's size.
+        mask: The truth, at the picture's size: all that the words name, joined. No pixel is
+            inside where the words name nothing in the picture.
         category: The data set's class name, or empty.
-        slice: The part of the data set that scores are reported by ("plain", "relation", ...).
+        slice: The part of the data set that scores are reported by ("plain", "relation", ...);
+            every phrase is in one at most.
+        tags: Further subsets that it is in, which may overlap ("plural", "thing", ...).
+        ignore: Pixels that count neither as right nor as wrong, at the picture's size and outside
+            `mask`; None if all count.
     """
 
     text: str
     mask: Mask
     category: str = ""
     slice: str = ""
+    tags: frozenset[str] = frozenset()
+    ignore: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +105,30 @@ class GroundedObject:
     """One object of a picture and the sentences that refer to it.
 
     Attributes:
-        mask: At the picture's size.
+        mask: At the picture's size, as in `Phrase`; or where it is to be read from.
         sentences: At least one; the first is the one that "flmm-paper" takes.
         category: Class name, or empty.
         slice: As in `Phrase`.
         split: The split it belongs to; readers keep one, writers write it.
         name: What the file calls it (a ref id, an index).
+        tags: As in `Phrase`.
+        ignore: As in `Phrase`.
+        parts: For writers only: the single things that make up `mask`, where they are several.
     """
 
-    mask: Mask
+    mask: Mask | StoredMask
     sentences: tuple[str, ...]
     category: str = ""
     slice: str = ""
     split: str = ""
     name: str = ""
+    tags: frozenset[str] = frozenset()
+    ignore: Mask | None = None
+    parts: tuple[Mask, ...] = ()
+
+    def read_mask(self) -> Mask:
+        """The mask, from its file if it is there still; DataError if that is broken."""
+        return self.mask.read() if isinstance(self.mask, StoredMask) else self.mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +140,14 @@ class AnnotatedPicture:
         path: Where it was found.
         picture_hw: Height and width in pixels by the file.
         objects: At least one.
+        caption: The whole text that the file gives, in pieces that name every object by its
+            index; empty if the sentences stand alone and a protocol has to put them together.
+        name: What tells this caption from others of the same picture.
     """
 
     file_name: str
     path: Path
     picture_hw: tuple[int, int]
     objects: tuple[GroundedObject, ...]
+    caption: tuple[Segment, ...] = ()
+    name: str = ""

@@ -9,8 +9,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from flmm_core.data.coco_style import find_coco, read_coco
+from flmm_core.data.findings import Findings
+from flmm_core.data.grefcoco import read_grefcoco
 from flmm_core.data.jsonl import find_jsonl, read_jsonl
+from flmm_core.data.labelme import read_labelme
+from flmm_core.data.narrative_grounding import read_narratives
 from flmm_core.data.protocols import LazySamples, PictureSamples, check_protocol
+from flmm_core.data.reasonseg import read_reasonseg
 from flmm_core.data.refcoco import read_refcoco
 from flmm_core.data.sample import AnnotatedPicture, Sample
 from flmm_core.errors import UsageError, did_you_mean
@@ -42,12 +48,12 @@ class SourceKind:
     Attributes:
         form: How the user writes it.
         summary: One line for lists.
-        open: Makes the samples of a source under a protocol.
+        read: Gives the pictures of a source; faults and left-out items go to the findings.
     """
 
     form: str
     summary: str
-    open: Callable[[SourceText, str], Sequence[Sample]]
+    read: Callable[[SourceText, Findings], Sequence[AnnotatedPicture]]
 
 
 class JoinedSamples(LazySamples):
@@ -56,6 +62,7 @@ class JoinedSamples(LazySamples):
     def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
         self.parts = tuple(parts)
         self._ends = tuple(accumulate(len(part) for part in self.parts))
+        self.skipped = tuple(item for part in parts for item in getattr(part, "skipped", ()))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -89,10 +96,28 @@ def parse_source(text: str) -> SourceText:
     return SourceText(name, path, parts["split"])
 
 
-def open_source(text: str, protocol: str = "standard") -> Sequence[Sample]:
+def read_source(
+    text: str, findings: Findings | None = None
+) -> tuple[SourceText, Sequence[AnnotatedPicture]]:
+    """The parts of a source's text and its pictures, before any protocol.
+
+    Args:
+        text: `NAME[:PATH][@SPLIT]`.
+        findings: Collects faults and left-out items; without it the first fault is raised.
+
+    Raises:
+        UsageError: The text is of another form or names an unknown source.
+        DataError: A file is missing or broken.
+    """
+    source = parse_source(text)
+    return source, SOURCES[source.name].read(source, findings or Findings())
+
+
+def open_source(text: str, protocol: str = "standard") -> PictureSamples:
     """The samples of one source; they are made when asked for, and can be pickled.
 
-    Annotations are read and checked at once; pictures and masks stay unread and compressed.
+    Annotations are read and checked at once; pictures and masks stay unread and compressed. Items
+    that cannot be scored are in `skipped`, and logged.
 
     Args:
         text: `NAME[:PATH][@SPLIT]`.
@@ -103,11 +128,13 @@ def open_source(text: str, protocol: str = "standard") -> Sequence[Sample]:
         DataError: A file is missing or broken.
     """
     check_protocol(protocol)
-    source = parse_source(text)
-    return SOURCES[source.name].open(source, protocol)
+    findings = Findings()
+    source, pictures = read_source(text, findings)
+    findings.warn(text)
+    return PictureSamples(pictures, protocol, source.label, findings.skipped)
 
 
-def open_sources(texts: Sequence[str], protocol: str = "standard") -> Sequence[Sample]:
+def open_sources(texts: Sequence[str], protocol: str = "standard") -> JoinedSamples:
     """The samples of several sources, one after the other; see `open_source`."""
     if not texts:
         raise UsageError(
@@ -116,17 +143,37 @@ def open_sources(texts: Sequence[str], protocol: str = "standard") -> Sequence[S
     return JoinedSamples([open_source(text, protocol) for text in texts])
 
 
-def _open_refcoco(source: SourceText, protocol: str) -> Sequence[Sample]:
+def _read_refcoco(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
     path, split = _need_path(source), _need_split(source)
-    return _samples(read_refcoco(path, source.name, split), source, protocol)
+    return read_refcoco(path, source.name, split, findings)
 
 
-def _open_jsonl(source: SourceText, protocol: str) -> Sequence[Sample]:
-    pictures = read_jsonl(find_jsonl(_need_path(source), source.split))
-    return _samples(pictures, source, protocol)
+def _read_grefcoco(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+    return read_grefcoco(_need_path(source), _need_split(source), findings)
 
 
-def _open_shapes(source: SourceText, protocol: str) -> Sequence[Sample]:
+def _read_narratives(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+    return read_narratives(_need_path(source), _need_split(source), findings)
+
+
+def _read_reasonseg(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+    return read_reasonseg(_need_path(source), _need_split(source), findings)
+
+
+def _read_jsonl(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+    return read_jsonl(find_jsonl(_need_path(source), source.split), findings)
+
+
+def _read_coco(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+    file = find_coco(_need_path(source), source.split)
+    return read_coco(file, findings, source.split or "")
+
+
+def _read_labelme(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+    return read_labelme(_need_path(source), source.split, findings)
+
+
+def _read_shapes(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
     from flmm_core.data.draw import ensure_shapes
 
     if source.path is not None:
@@ -136,13 +183,7 @@ def _open_shapes(source: SourceText, protocol: str) -> Sequence[Sample]:
             repair="Write shapes@SPLIT; read scenes drawn elsewhere with refcoco:PATH@SPLIT.",
         )
     split = _need_split(source)
-    return _samples(read_refcoco(ensure_shapes(split), "refcoco", split), source, protocol)
-
-
-def _samples(
-    pictures: Sequence[AnnotatedPicture], source: SourceText, protocol: str
-) -> PictureSamples:
-    return PictureSamples(pictures, protocol, source.label)
+    return read_refcoco(ensure_shapes(split), "refcoco", split, findings)
 
 
 def _need_path(source: SourceText) -> Path:
@@ -166,12 +207,21 @@ def _need_split(source: SourceText) -> str:
 
 
 SOURCES: Mapping[str, SourceKind] = {
-    "shapes": SourceKind("shapes@SPLIT", "drawn scenes: train, val, test, hard", _open_shapes),
-    "refcoco": SourceKind("refcoco:PATH@SPLIT", "RefCOCO (unc splits)", _open_refcoco),
-    "refcoco+": SourceKind("refcoco+:PATH@SPLIT", "RefCOCO+ (unc splits)", _open_refcoco),
+    "shapes": SourceKind("shapes@SPLIT", "drawn scenes: train, val, test, hard", _read_shapes),
+    "refcoco": SourceKind("refcoco:PATH@SPLIT", "RefCOCO (unc splits)", _read_refcoco),
+    "refcoco+": SourceKind("refcoco+:PATH@SPLIT", "RefCOCO+ (unc splits)", _read_refcoco),
     "refcocog": SourceKind(
-        "refcocog:PATH@SPLIT", "RefCOCOg (umd splits; google-val for the other)", _open_refcoco
+        "refcocog:PATH@SPLIT", "RefCOCOg (umd splits; google-val for the other)", _read_refcoco
     ),
-    "jsonl": SourceKind("jsonl:PATH[@SPLIT]", "a metadata.jsonl with its pictures", _open_jsonl),
+    "grefcoco": SourceKind(
+        "grefcoco:PATH@SPLIT", "gRefCOCO: several targets and none", _read_grefcoco
+    ),
+    "png": SourceKind("png:PATH@SPLIT", "Panoptic Narrative Grounding", _read_narratives),
+    "reasonseg": SourceKind(
+        "reasonseg:PATH@SPLIT", "ReasonSeg, with pixels to ignore", _read_reasonseg
+    ),
+    "jsonl": SourceKind("jsonl:PATH[@SPLIT]", "a metadata.jsonl with its pictures", _read_jsonl),
+    "coco": SourceKind("coco:PATH[@SPLIT]", "COCO-style instances of your own", _read_coco),
+    "labelme": SourceKind("labelme:PATH[@SPLIT]", "a folder of LabelMe files", _read_labelme),
 }
 """What can stand before the ':'."""

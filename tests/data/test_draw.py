@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flmm_core.data import coco_masks, draw
-from flmm_core.data.draw import SPLITS, WRITERS, draw_pictures, ensure_shapes
+from flmm_core.data.draw import FORMATS, SPLITS, draw_pictures, ensure_shapes
 from flmm_core.data.pictures import read_picture
 from flmm_core.data.sources import open_source
 from flmm_core.errors import UsageError
@@ -23,16 +23,17 @@ def small_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("format_name", WRITERS)
+@pytest.mark.parametrize("format_name", ["refcoco", "grefcoco", "jsonl", "coco"])
 def test_what_is_written_is_read_back_exactly(format_name: str, tmp_path: Path) -> None:
     pictures = list(draw_pictures(4, seed=9, kinds=("plain", "size"), sentences=2))
-    WRITERS[format_name](tmp_path, pictures)
+    FORMATS[format_name].write(tmp_path, pictures)
     samples = open_source(f"{format_name}:{tmp_path}@train")
     drawn = [(p, o, w) for p in pictures for o in p.objects for w in o.sentences]
     assert len(samples) == len(drawn) > 8
     for sample, (picture, thing, words) in zip(samples, drawn, strict=True):
         assert sample.phrases[0].text == words
-        assert sample.phrases[0].slice == thing.slice
+        if format_name in ("refcoco", "jsonl"):
+            assert sample.phrases[0].slice == thing.slice
         mask = coco_masks.decode(sample.phrases[0].mask)
         assert np.array_equal(mask, coco_masks.decode(thing.mask))
         assert np.array_equal(

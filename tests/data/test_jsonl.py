@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 
 from flmm_core.data import coco_masks
+from flmm_core.data.findings import Findings
 from flmm_core.data.jsonl import find_jsonl, read_jsonl, write_jsonl
+from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError
+from flmm_core.segment import Segment
 
 
 @pytest.fixture
@@ -257,6 +260,13 @@ def test_objects_that_are_wrong(
         ("8", "Line 1 of {path} has '8' for 'width'.\nExpected an integer."),
         (True, "Line 1 of {path} has True for 'width'.\nExpected an integer."),
         (0, "Line 1 of {path} has the size 6 x 0 (height x width).\nBoth must be at least 1."),
+        (
+            10**9,
+            (
+                "Line 1 of {path} has the size 6 x 1000000000 (height x width).\n"
+                "A picture has at most 100 megapixels."
+            ),
+        ),
     ],
 )
 def test_sizes_that_are_wrong(file: File, record: dict[str, Any], width: Any, message: str) -> None:
@@ -266,3 +276,118 @@ def test_sizes_that_are_wrong(file: File, record: dict[str, Any], width: Any, me
 def test_lines_that_are_no_records(file: File) -> None:
     assert file.fails("[1]") == f"Line 1 of {file.path} is not a mapping.\nIt is [1]."
     assert file.fails("") == f"The file {file.path} has no pictures.\nIt has no lines."
+
+
+# --- tags, pixels to ignore, captions ----------------------------------------------------------
+
+
+@pytest.fixture
+def rich(record: dict[str, Any]) -> dict[str, Any]:
+    record["objects"] |= {
+        "tags": [["plural", "thing"], []],
+        "ignore": [None, {"size": [6, 8], "counts": [0, 6, 42]}],
+    }
+    record["captions"] = [
+        [{"text": "There is ", "object": -1}, {"text": "a stripe", "object": 1}],
+        [
+            {"text": "A stripe", "object": 1},
+            {"text": " and ", "object": -1},
+            {"text": "a box", "object": 0},
+        ],
+    ]
+    return record
+
+
+def test_tags_ignored_pixels_and_captions_are_read(file: File, rich: dict[str, Any]) -> None:
+    first, second = read_jsonl(file.write(rich))
+    (stripe,) = first.objects
+    assert first.caption == (Segment("There is "), Segment("a stripe", 0))
+    assert second.caption == (Segment("A stripe", 0), Segment(" and "), Segment("a box", 1))
+    assert [thing.name for thing in second.objects] == ["1", "0"]
+    assert stripe.tags == frozenset()
+    assert second.objects[1].tags == {"plural", "thing"}
+    assert stripe.ignore is not None
+    assert coco_masks.bbox(stripe.ignore) == (0, 0, 1, 6)
+    samples = open_source(f"jsonl:{file.path}")
+    assert [sample.caption for sample in samples] == ["There is a stripe", "A stripe and a box"]
+    assert [sample.name for sample in samples] == ["jsonl/a.png#0", "jsonl/a.png#1"]
+
+
+def test_columns_that_another_tool_filled_with_null_are_none(
+    file: File, record: dict[str, Any]
+) -> None:
+    plain = read_jsonl(file.write(record))
+    record["captions"] = None
+    record["objects"] |= {"tags": None, "ignore": None, "category": None}
+    assert read_jsonl(file.write(record)) == plain
+
+
+def test_an_object_that_no_caption_names_is_left_out_and_told(
+    file: File, rich: dict[str, Any]
+) -> None:
+    del rich["captions"][1]
+    findings = Findings()
+    (picture,) = read_jsonl(file.write(rich), findings)
+    assert len(picture.objects) == 1
+    assert [(s.name, s.reason) for s in findings.skipped] == [
+        (f"object 0 on line 1 of {file.path}", "no caption names it")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("piece", "message"),
+    [
+        (
+            {"text": "x", "object": 2},
+            (
+                "Piece 1 of caption 0 on line 1 of {path} names the object 2.\n"
+                "The line has 2 objects; -1 names none."
+            ),
+        ),
+        (
+            {"text": " ", "object": 1},
+            "Piece 1 of caption 0 on line 1 of {path} names an object without words.",
+        ),
+        (
+            {"text": "x", "object": -1},
+            "Caption 0 on line 1 of {path} names no object.\nRemove it.",
+        ),
+        (
+            {"object": 1},
+            (
+                "Piece 1 of caption 0 on line 1 of {path} has no 'text'.\nIts keys: object.\n"
+                "Add the key, or get an unchanged copy of the file."
+            ),
+        ),
+    ],
+)
+def test_captions_that_are_wrong(
+    file: File, rich: dict[str, Any], piece: dict[str, Any], message: str
+) -> None:
+    rich["captions"][0][1] = piece
+    assert file.fails(rich) == message.format(path=file.path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (
+            "tags",
+            ["thing", []],
+            "The tags of object 0 on line 1 of {path} are 'thing'.\nExpected a list of strings.",
+        ),
+        (
+            "ignore",
+            [None, 3],
+            (
+                "The mask of the ignored pixels of object 1 on line 1 of {path} is neither a list "
+                "of polygons nor an RLE.\nIt is 3."
+            ),
+        ),
+    ],
+)
+def test_further_columns_that_are_wrong(
+    file: File, rich: dict[str, Any], column: str, value: Any, message: str
+) -> None:
+    rich["objects"][column] = value
+    assert file.fails(rich) == message.format(path=file.path)

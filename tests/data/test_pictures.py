@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_core.data.pictures import read_picture
+from flmm_core.data.pictures import picture_size_of, read_picture
 from flmm_core.errors import DataError
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -271,3 +271,23 @@ def test_the_file_is_closed_again(tmp_path: Path) -> None:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
     assert buffer.tell() > 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_in_the_header_is_that_of_the_upright_picture(
+    tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    corner_picture().save(path, exif=exif)
+    read = read_picture(path)
+    assert picture_size_of(path) == (read.height, read.width)
+
+
+def test_what_has_no_size_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("no picture")
+    with pytest.raises(DataError, match="is not a picture"):
+        picture_size_of(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="No such file"):
+        picture_size_of(tmp_path / "b.jpg")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flmm_core.data import coco_masks
+from flmm_core.data.findings import Skipped
 from flmm_core.data.protocols import PROTOCOLS, PictureSamples
 from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Phrase, Sample
 from flmm_core.errors import UsageError
@@ -130,3 +132,26 @@ def test_a_sample_whose_segments_and_phrases_differ(segments: tuple[Segment, ...
     phrase = Phrase("a", coco_masks.encode(np.ones((2, 2), dtype=bool)))
     with pytest.raises(ValueError, match="sample 'x': its segments name the phrases"):
         Sample("x", Path("a"), (2, 2), segments, (phrase,))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_caption_of_its_own_is_one_sample_under_either_protocol(
+    pictures: list[AnnotatedPicture], protocol: str
+) -> None:
+    pieces = (Segment("Here "), Segment("one", 0), Segment(" or "), Segment(" three", 1))
+    told = replace(pictures[0], caption=pieces, name="5")
+    samples = PictureSamples([told, pictures[1]], protocol, "png@val", [Skipped("x", "why")])
+    assert samples[0].name == "png@val/a.jpg#5"
+    assert len(samples) == 2
+    assert samples[0].segments == pieces
+    assert [phrase.text for phrase in samples[0].phrases] == ["one", "three"]
+    assert samples[1].caption == "four."
+    assert samples.skipped == (Skipped("x", "why"),)
+
+
+def test_tags_and_ignored_pixels_reach_the_phrases(pictures: list[AnnotatedPicture]) -> None:
+    thing = pictures[1].objects[0]
+    marked = replace(thing, tags=frozenset({"thing"}), ignore=thing.read_mask())
+    (sample,) = PictureSamples([replace(pictures[1], objects=(marked,))], "standard")
+    assert sample.phrases[0].tags == {"thing"}
+    assert sample.phrases[0].ignore == thing.mask

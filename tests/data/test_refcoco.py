@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from flmm_core.data import coco_masks
+from flmm_core.data.coco_files import PICTURE_FOLDERS
 from flmm_core.data.pictures import read_picture
-from flmm_core.data.refcoco import PICTURE_FOLDERS, read_refcoco, write_refcoco
+from flmm_core.data.refcoco import read_refcoco, write_refcoco
 from flmm_core.errors import DataError
 
 
@@ -73,6 +74,21 @@ def test_every_data_set_has_its_own_refs(
 ) -> None:
     made = make_distributed(dataset, maker).save()
     assert len(read_refcoco(made.root, dataset, split)) == 2
+
+
+def test_each_maker_divides_refcocog_in_its_own_way(make_distributed: Callable[..., Any]) -> None:
+    umd, google = make_distributed("refcocog", "umd"), make_distributed("refcocog", "google")
+    google.refs[0]["split"], google.refs[3]["split"] = "train", "val"
+    umd.save()
+    google.save()
+
+    def names(split: str) -> list[str]:
+        pictures = read_refcoco(umd.root, "refcocog", split)
+        return sorted(thing.name for picture in pictures for thing in picture.objects)
+
+    assert names("val") == names("umd-val") == ["0", "1", "2"]
+    assert names("google-val") == ["1", "2", "3"]
+    assert names("google-train") == ["0"]
 
 
 @pytest.mark.parametrize("sub", PICTURE_FOLDERS)

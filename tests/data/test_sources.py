@@ -69,7 +69,8 @@ def test_an_unknown_name() -> None:
     assert str(caught.value) == (
         "Unknown data source 'refcocoo' in 'refcocoo:/data@val'. Did you mean 'refcoco'?\n"
         "Known: shapes@SPLIT, refcoco:PATH@SPLIT, refcoco+:PATH@SPLIT, refcocog:PATH@SPLIT, "
-        "jsonl:PATH[@SPLIT].\n"
+        "grefcoco:PATH@SPLIT, png:PATH@SPLIT, reasonseg:PATH@SPLIT, jsonl:PATH[@SPLIT], "
+        "coco:PATH[@SPLIT], labelme:PATH[@SPLIT].\n"
         "Write one of these names before the ':' or '@'."
     )
 
