@@ -18,7 +18,7 @@ from flmm_core.report.peers import TITLES as PUBLISHED_TITLES
 from flmm_core.report.peers import Published
 from flmm_core.report.scores import TITLES, Score, Scores
 from flmm_core.report.slices import Reliability
-from flmm_core.report.table import Report, Row, interval, p_value, percent, signed
+from flmm_core.report.table import Report, Row, interval, percent, said_p, signed
 
 NOTE = (
     "IoUs in percent, with 95 % bootstrap intervals over pictures; "
@@ -129,11 +129,7 @@ def to_best(row: Row) -> str:
         return "best"
     if row.behind is None:
         return "–"
-    return f"{signed(row.behind.difference)} (p {_equals(p_value(row.behind.p))})"
-
-
-def _equals(p: str) -> str:
-    return p if p.startswith("<") else f"= {p}"
+    return f"{signed(row.behind.difference)} ({said_p(row.behind.p)})"
 
 
 def _cells(report: Report, interval_form: str) -> list[list[str]]:

@@ -150,7 +150,7 @@ def tint(picture: Image.Image, mask: NDArray[np.bool_], colour: Sequence[int]) -
     pixels = np.asarray(picture, dtype=np.float64)
     grey = pixels.mean(axis=-1, keepdims=True)
     outside = 0.45 * (0.5 * pixels + 0.5 * grey) + 0.55 * 235
-    inside = 0.55 * pixels + 0.45 * np.array(colour, dtype=np.float64)
+    inside = 0.4 * grey + 0.6 * np.array(colour, dtype=np.float64)
     shown = (1 - share) * outside + share * inside
     shown[_edge(share[..., 0] > 0.5)] = colour
     return Image.fromarray(np.clip(shown, 0, 255).astype(np.uint8))

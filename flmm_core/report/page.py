@@ -14,7 +14,7 @@ from flmm_core.report import charts, formats
 from flmm_core.report.gallery import Example, best_and_worst
 from flmm_core.report.scores import TITLES, Score
 from flmm_core.report.slices import Slicing
-from flmm_core.report.table import Report, Row, interval, p_value, percent, signed
+from flmm_core.report.table import Report, Row, interval, percent, said_p, signed
 
 GLANCE = ("ciou", "miou", "precision@0.5")
 DRAWN = 6
@@ -71,9 +71,10 @@ def render_page(report: Report, *, examples: int = 4) -> str:
         "interval": interval,
         "seconds": formats.seconds,
         "signed": signed,
+        "said_p": said_p,
         "fact": _fact,
     }
-    series = {label: number for number, label in enumerate(report.benchmark.systems.values())}
+    series = _signs(report)
     return environment.get_template("page.html.j2").render(
         report=report,
         benchmark=report.benchmark,
@@ -84,10 +85,11 @@ def render_page(report: Report, *, examples: int = 4) -> str:
         glance=GLANCE,
         to_best=formats.to_best,
         published_title=formats.published_title,
+        by_protocol=len({row.protocol for row in report.rows}) > 1,
         protocols=sorted({row.protocol for row in report.rows}),
         by_place={(row.system, row.source): row for row in report.rows},
         series=series,
-        legend={label: _sign(number) for label, number in series.items()},
+        legend={label: _small(sign) for label, sign in series.items()},
         findings=list(_findings(report)),
         bars=list(_bars(report, series)),
         scatters=list(_scatters(report, series)),
@@ -99,36 +101,40 @@ def render_page(report: Report, *, examples: int = 4) -> str:
     )
 
 
-def _findings(report: Report) -> Iterator[str]:
+def _findings(report: Report) -> Iterator[Markup]:
     """One sentence a source and protocol: who is ahead, by how much, and whether it is chance."""
     for group in _by_source(report, by_protocol=True):
         best = next(row for row in group if row.is_best)
-        where = f"{best.source} ({best.protocol})"
+        where = Markup("<b>{}</b> ({})").format(best.source, best.protocol)
         if best.scores["ciou"].value is None:
-            yield f"{where}: no phrases."
+            yield Markup("{}: no phrases.").format(where)
             continue
-        figure = f"cIoU {_with_interval(best.scores['ciou'])}"
+        figure = f"cIoU\xa0{_with_interval(best.scores['ciou'])}"
         behind = [(row.behind.difference, row) for row in group if row.behind is not None]
         if not behind:
-            yield f"{where}: {best.system} reaches {figure}."
+            yield Markup("{}: <b>{}</b> reaches {}.").format(where, best.system, figure)
             continue
         difference, second = max(behind, key=lambda pair: pair[0])
         assert second.behind is not None
-        p = second.behind.p
-        verdict = "" if p < 0.05 else ", which may be chance"
-        yield (
-            f"{where}: {best.system} is ahead with {figure}. Next is {second.system}, "
-            f"{signed(difference)} points (p {'' if p < 0.001 else '= '}{p_value(p)}){verdict}."
+        verdict = "" if second.behind.p < 0.05 else ", which may be chance"
+        yield Markup("{}: <b>{}</b> is ahead with {}. Next is {}, {} points ({}){}.").format(
+            where,
+            best.system,
+            figure,
+            second.system,
+            signed(difference),
+            said_p(second.behind.p).replace(" ", "\xa0"),
+            verdict,
         )
 
 
-def _bars(report: Report, series: Mapping[str, int]) -> Iterator[Chart]:
+def _bars(report: Report, series: Mapping[str, charts.Sign]) -> Iterator[Chart]:
     for rows in _by_source(report):
         entries = [charts.Bar(series[row.system], row.system, row.scores["ciou"]) for row in rows]
         yield Chart(rows[0].source, charts.bars(entries, rows[0].source))
 
 
-def _scatters(report: Report, series: Mapping[str, int]) -> Iterator[Chart]:
+def _scatters(report: Report, series: Mapping[str, charts.Sign]) -> Iterator[Chart]:
     for rows in _by_source(report):
         points = [
             charts.Point(series[row.system], row.system, seconds, row.scores["ciou"])
@@ -139,7 +145,7 @@ def _scatters(report: Report, series: Mapping[str, int]) -> Iterator[Chart]:
             yield Chart(rows[0].source, charts.scatter(points, rows[0].source))
 
 
-def _slices(report: Report, series: Mapping[str, int]) -> Iterator[Charts]:
+def _slices(report: Report, series: Mapping[str, charts.Sign]) -> Iterator[Charts]:
     for rows in _by_source(report):
         drawn, note = _drawn(rows)
         found = []
@@ -174,7 +180,7 @@ def _slice_rows(by_row: Mapping[str, Slicing]) -> Iterator[tuple[str, ...]]:
             yield (system, "unknown or not shown", str(slicing.left_out), "–", "–", "–")
 
 
-def _calibrations(report: Report, series: Mapping[str, int]) -> Iterator[Charts]:
+def _calibrations(report: Report, series: Mapping[str, charts.Sign]) -> Iterator[Charts]:
     for rows in _by_source(report):
         known = [row for row in rows if row.reliability is not None]
         if not known:
@@ -214,14 +220,25 @@ def _by_source(report: Report, *, by_protocol: bool = False) -> Iterator[list[Ro
     yield from groups.values()
 
 
-def _sign(number: int) -> Markup:
-    drawn = charts.marker(number, 8, 8, 5.5)
+def _signs(report: Report) -> dict[str, charts.Sign]:
+    """A colour and shape for each backbone's model, a fill for each method and protocol."""
+    systems = report.benchmark.systems
+    models = list(dict.fromkeys(system[:2] for system in systems))
+    ways = sorted({system[2:] for system in systems}, key=lambda way: (way[0] != "head", way))
+    return {
+        label: charts.Sign(models.index(system[:2]), ways.index(system[2:]))
+        for system, label in systems.items()
+    }
+
+
+def _small(sign: charts.Sign) -> Markup:
+    drawn = charts.marker(sign, 8, 8, 5.5)
     return Markup('<svg class="sign" viewBox="0 0 16 16" aria-hidden="true">{}</svg>').format(drawn)
 
 
 def _with_interval(score: Score) -> str:
     ends = interval(score)
-    return percent(score.value) + (f" (95 %: {ends})" if ends else "")
+    return percent(score.value) + (f" (95\xa0%: {ends})" if ends else "")
 
 
 def _fact(value: Any) -> str:

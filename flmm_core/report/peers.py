@@ -38,6 +38,23 @@ class Peer:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """One of our systems.
+
+    Attributes:
+        system: Its label.
+        protocol: What it was measured under.
+        figures: As in `Peer`.
+        phrases: By source label, how many were measured.
+    """
+
+    system: str
+    protocol: str
+    figures: dict[tuple[str, str], float | None]
+    phrases: dict[str, int]
+
+
+@dataclass(frozen=True)
 class PublishedRow:
     """A row of the table of published figures.
 
@@ -76,8 +93,20 @@ class Published:
 @cache
 def load_peers() -> tuple[Peer, ...]:
     """All published figures that ship with the package (`peers.json`)."""
+    return tuple(_peer(record) for record in _file()["systems"])
+
+
+def _sizes() -> dict[str, dict[str, int]]:
+    """Phrases of a whole data set by source label and protocol."""
+    sizes: dict[str, dict[str, int]] = _file()["phrases"]
+    return sizes
+
+
+@cache
+def _file() -> dict[str, Any]:
     text = resources.files("flmm_core.report").joinpath("peers.json").read_text(encoding="utf-8")
-    return tuple(_peer(record) for record in json.loads(text)["systems"])
+    content: dict[str, Any] = json.loads(text)
+    return content
 
 
 def _peer(record: dict[str, Any]) -> Peer:
@@ -91,23 +120,29 @@ def _peer(record: dict[str, Any]) -> Peer:
     )
 
 
-def beside_ours(
-    ours: Sequence[tuple[str, str, dict[tuple[str, str], float | None]]],
-) -> Published | None:
+def beside_ours(ours: Sequence[Measured]) -> Published | None:
     """Published figures on the sources that a benchmark has, or None if there are none.
 
-    Args:
-        ours: For each of our systems its label, its protocol and its figures as in `Peer`.
+    A folder in RefCOCO's format need not hold RefCOCO: a row of ours that has another number of
+    phrases than the data set says so.
     """
-    here = {column for _, _, figures in ours for column in figures}
+    here = {column for row in ours for column in row.figures}
     known = dict.fromkeys(column for peer in load_peers() for column in peer.figures)
     columns = tuple(column for column in known if column in here)
     if not columns:
         return None
     rows = [
-        PublishedRow(label, "this benchmark", protocol, True, _pick(figures, columns), ours=True)
-        for label, protocol, figures in ours
-        if any(column in figures for column in columns)
+        PublishedRow(
+            mine.system,
+            "this benchmark",
+            mine.protocol,
+            True,
+            _pick(mine.figures, columns),
+            note=_other_data(mine, columns),
+            ours=True,
+        )
+        for mine in ours
+        if any(column in mine.figures for column in columns)
     ]
     protocols = sorted({row.protocol for row in rows})
     rows += [
@@ -123,6 +158,16 @@ def beside_ours(
         if any(column in peer.figures for column in columns)
     ]
     return Published(columns, tuple(rows))
+
+
+def _other_data(row: Measured, columns: Sequence[tuple[str, str]]) -> str:
+    notes = []
+    for source in dict.fromkeys(source for source, _ in columns):
+        whole = _sizes().get(source, {}).get(row.protocol)
+        here = row.phrases.get(source)
+        if here is not None and whole is not None and here != whole:
+            notes.append(f"{source} has {here} phrases here, not the data set's {whole}")
+    return "; ".join(notes) + (": a part of it, or other data" if notes else "")
 
 
 def _pick(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flmm_core.errors import DataError
 from flmm_core.report.cells import Benchmark, Cell
 from flmm_core.report.compare import Difference, compare_cells
-from flmm_core.report.peers import OURS, Published, beside_ours
+from flmm_core.report.peers import OURS, Measured, Published, beside_ours
 from flmm_core.report.scores import TITLES, Score, Scores, score_rows
 from flmm_core.report.slices import Reliability, Slicing, reliability, slice_rows
 
@@ -52,13 +52,23 @@ class Report:
 
     Attributes:
         benchmark: What was read.
-        rows: A row a cell, by source, then by system.
+        rows: A row a cell, by source, then from the highest cIoU to the lowest.
         published: Published figures on the same sources, None if there are none.
     """
 
     benchmark: Benchmark
     rows: tuple[Row, ...]
     published: Published | None
+
+    @property
+    def systems(self) -> dict[str, str]:
+        """The systems' labels with their protocols, from the highest mean cIoU to the lowest."""
+        found: dict[str, list[float]] = {}
+        for row in self.rows:
+            found.setdefault(row.system, []).append(_ciou(row.scores))
+        protocols = {row.system: row.protocol for row in self.rows}
+        ranked = sorted(found, key=lambda label: -sum(found[label]) / len(found[label]))
+        return {label: protocols[label] for label in ranked}
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -95,6 +105,8 @@ def make_report(benchmark: Benchmark) -> Report:
                     behind=_behind(best, cell),
                 )
             )
+    order = list(benchmark.sources.values())
+    rows.sort(key=lambda row: (order.index(row.source), row.protocol, -_ciou(row.scores)))
     return Report(benchmark, tuple(rows), _published(benchmark, rows))
 
 
@@ -116,11 +128,13 @@ def _published(benchmark: Benchmark, rows: list[Row]) -> Published | None:
     ours = []
     for system, label in benchmark.systems.items():
         figures: dict[tuple[str, str], float | None] = {}
+        phrases: dict[str, int] = {}
         for row in rows:
             if row.cell.system == system:
+                phrases[row.cell.facts.label] = row.scores.phrases
                 for published, score in OURS.items():
                     figures[row.cell.facts.label, published] = row.scores[score].value
-        ours.append((label, system[3], figures))
+        ours.append(Measured(label, system[3], figures, phrases))
     return beside_ours(ours)
 
 
@@ -139,6 +153,11 @@ def interval(score: Score) -> str:
 def p_value(p: float) -> str:
     """As "0.012", or "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def said_p(p: float) -> str:
+    """As "p = 0.012", or "p < 0.001"."""
+    return f"p {'' if p < 0.001 else '= '}{p_value(p)}"
 
 
 def signed(value: float, digits: int = 1) -> str:
