@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flmm_core.errors import DataError
@@ -63,12 +64,7 @@ class Report:
     @property
     def systems(self) -> dict[str, str]:
         """The systems' labels with their protocols, from the highest mean cIoU to the lowest."""
-        found: dict[str, list[float]] = {}
-        for row in self.rows:
-            found.setdefault(row.system, []).append(_ciou(row.scores))
-        protocols = {row.system: row.protocol for row in self.rows}
-        ranked = sorted(found, key=lambda label: -sum(found[label]) / len(found[label]))
-        return {label: protocols[label] for label in ranked}
+        return {rows[0].system: rows[0].protocol for rows in _by_rank(self.rows)}
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -107,7 +103,7 @@ def make_report(benchmark: Benchmark) -> Report:
             )
     order = list(benchmark.sources.values())
     rows.sort(key=lambda row: (order.index(row.source), row.protocol, -_ciou(row.scores)))
-    return Report(benchmark, tuple(rows), _published(benchmark, rows))
+    return Report(benchmark, tuple(rows), _published(rows))
 
 
 def _ciou(scores: Scores) -> float:
@@ -124,17 +120,30 @@ def _behind(best: Cell, cell: Cell) -> Difference | None:
         return None
 
 
-def _published(benchmark: Benchmark, rows: list[Row]) -> Published | None:
-    ours = []
-    for system, label in benchmark.systems.items():
-        figures: dict[tuple[str, str], float | None] = {}
-        phrases: dict[str, int] = {}
-        for row in rows:
-            if row.cell.system == system:
-                phrases[row.cell.facts.label] = row.scores.phrases
-                for published, score in OURS.items():
-                    figures[row.cell.facts.label, published] = row.scores[score].value
-        ours.append(Measured(label, system[3], figures, phrases))
+def _by_rank(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each system, from the highest mean cIoU to the lowest."""
+    by_system: dict[str, list[Row]] = {}
+    for row in rows:
+        by_system.setdefault(row.system, []).append(row)
+    return sorted(
+        by_system.values(), key=lambda own: -sum(_ciou(row.scores) for row in own) / len(own)
+    )
+
+
+def _published(rows: Sequence[Row]) -> Published | None:
+    ours = [
+        Measured(
+            own[0].system,
+            own[0].protocol,
+            {
+                (row.cell.facts.label, published): row.scores[score].value
+                for row in own
+                for published, score in OURS.items()
+            },
+            {row.cell.facts.label: row.scores.phrases for row in own},
+        )
+        for own in _by_rank(rows)
+    ]
     return beside_ours(ours)
 
 
