@@ -168,7 +168,15 @@ def frontier(points: Sequence[Point]) -> list[tuple[float, float]]:
 def slices(series: Sequence[tuple[Sign, str, Slicing]], name: str) -> Markup:
     """mIoU of each group with its interval; a series a system, side by side in each group."""
     groups = list(dict.fromkeys(part.name for _, _, slicing in series for part in slicing.slices))
-    most = {part.name: part.scores.phrases for _, _, slicing in series for part in slicing.slices}
+    most = {
+        group: max(
+            part.scores.phrases
+            for _, _, slicing in series
+            for part in slicing.slices
+            if part.name == group
+        )
+        for group in groups
+    }
     turned = any(len(group) > 9 for group in groups) or len(groups) > 6
     height = 276 if turned else 216
     bottom = height - (88 if turned else 38)

@@ -114,6 +114,7 @@ def test_the_table_shows_the_figures(tmp_path: Path) -> None:
         "provenance",
     }  # fmt: skip
     assert "ab" * 32 in page.texts
+    assert page.texts.count("not comparable") == 3  # the rows of the paper's own protocol
     assert "flmm benchmark --backbone alpha" in page.texts
 
 
