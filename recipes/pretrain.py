@@ -44,6 +44,7 @@ class Stage:
     `shared` is how likely a thing takes its colour or shape from another of the scene. Where a
     colour alone seldom tells which thing is named, the shape's word has to look at the thing.
     `absent` is how many things are named of which the caption then says that they are not there.
+    `keywords` is the share of captions that are lists with the shape before the colour.
     """
 
     steps: int
@@ -52,6 +53,7 @@ class Stage:
     geometry: dict[str, Any] = field(default_factory=dict)
     shared: float = 0.4
     absent: int = 0
+    keywords: float = 0.0
     muon: float = 0.01
     adam: float = 1e-3
 
@@ -61,17 +63,20 @@ STAGES = {
         Stage(1000, 32, "several", {"pixels": 112}),
         Stage(400, 20, "all", {"pixels": 176}),
         Stage(600, 20, "all", {"pixels": 176}, shared=0.75),
-        Stage(1200, 20, "all", {"pixels": 176}, shared=0.75, absent=2),
+        Stage(400, 20, "all", {"pixels": 176}, shared=0.75, absent=2),
+        Stage(800, 20, "all", {"pixels": 176}, shared=0.75, absent=2, keywords=0.4),
     ),
     "deepseek_vl": (
         Stage(800, 64, "one", {"pixels": 56}),
         Stage(600, 32, "several", {"pixels": 112}),
-        Stage(1300, 24, "all", {"pixels": 112}, shared=0.75, absent=2),
+        Stage(600, 24, "all", {"pixels": 112}, shared=0.75, absent=2),
+        Stage(800, 24, "all", {"pixels": 112}, shared=0.75, absent=2, keywords=0.4),
     ),
     "llava_next": (
         Stage(700, 32, "one", {"grids": ((1, 1),)}),
         Stage(800, 20, "several"),
-        Stage(1400, 20, "all", shared=0.75, absent=2),
+        Stage(600, 20, "all", shared=0.75, absent=2),
+        Stage(800, 20, "all", shared=0.75, absent=2, keywords=0.4),
     ),
 }
 # Families whose vision towers know shapes late; the other learns them without.
@@ -97,14 +102,19 @@ def draw_scene(mixture: str, seed: tuple[int, ...], shared: float = 0.4) -> Scen
     return make_scene(seed, kind, count=(2, 4), shared=shared)
 
 
-def caption(scene: Scene, rng: np.random.Generator, absent: int = 0) -> tuple[list[Words], bool]:
-    """A caption in pieces, and whether it is a whole answer: a narration, or expressions.
+def caption(
+    scene: Scene, rng: np.random.Generator, absent: int = 0, keywords: float = 0.0
+) -> tuple[list[Words], bool]:
+    """A caption in pieces, and whether it is a whole answer: a narration, expressions, keywords.
 
-    What follows a name at once depends on the thing: where it is, or that it is not there. So
-    who reads a name to its end must have looked for colour and shape together: that is what
-    makes the attention of its last word a mask.
+    What follows a name at once depends on the thing: where it is, or that it is not there. After
+    a colour the shape has to be foretold, so the colour's word looks at all things of that
+    colour; only where the shape comes first does its word have to look at things of that shape.
     """
     order = [scene.shapes[int(index)] for index in rng.permutation(len(scene.shapes))]
+    if rng.random() < keywords:
+        lists = [f" {shape.name} {shape.colour} {place_words(scene, shape)}" for shape in order]
+        return [Words(",".join(lists) + ".")], False
     statements: list[list[Words]] = []
     if rng.random() < 0.5:
         for shape in order:
@@ -151,7 +161,8 @@ class Batches:
         for index in range(self.stage.batch):
             seed = (self.seed, step, index)
             scene = draw_scene(self.stage.scenes, seed, self.stage.shared)
-            pieces, whole = caption(scene, np.random.default_rng((2, *seed)), self.stage.absent)
+            rng = np.random.default_rng((2, *seed))
+            pieces, whole = caption(scene, rng, self.stage.absent, self.stage.keywords)
             parts = [tokenizer(p.text, add_special_tokens=False)["input_ids"] for p in pieces]
             answers.append([i for ids in parts for i in ids] + [tokenizer.eos_token_id] * whole)
             said = [p.learned for p, ids in zip(pieces, parts, strict=True) for _ in ids]
