@@ -23,10 +23,11 @@ class BackboneOptions(BaseModel):
 TOY_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "head.base_channels": 16,
+        "head.enlarge_to": 32,
         "learning_rate": 6e-3,
         "refiner_learning_rate": 3e-4,
-        "steps": 500,
-        "save_every": 250,
+        "steps": 600,
+        "save_every": 300,
         # A toy knows so few words that SAM would learn to find them without attention.
         "sam.text": False,
     }
