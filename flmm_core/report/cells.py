@@ -38,7 +38,8 @@ class Columns:
 
     Attributes:
         items: The unique names.
-        pictures: (M,) the number of each row's picture, by first appearance.
+        pictures: (M,) the number of each row's picture, in the order of their names, so that no
+            figure depends on the order of the rows.
         slices: The data set's part of each row.
         tags: The further parts of each row.
         words: (M,) number of words of each phrase.
@@ -239,9 +240,11 @@ def _columns(items: Iterable[Item]) -> Columns:
         cells = (item.score, item.probability, item.box_iou, item.point_in_mask, item.seconds)
         values.extend(math.nan if value is None else float(value) for value in cells)
     table = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 10)
+    ranks = np.empty(len(places), dtype=np.int64)
+    ranks[[places[name] for name in sorted(places)]] = np.arange(len(places))
     return Columns(
         items=tuple(names),
-        pictures=table[:, 6],
+        pictures=ranks[table[:, 6]],
         slices=tuple(slices),
         tags=tuple(tags),
         words=table[:, 7],

@@ -10,6 +10,7 @@ import pytest
 
 from flmm_core.errors import DataError
 from flmm_core.metrics import THRESHOLDS, MaskScores
+from flmm_core.metrics.calibration import BINS
 from flmm_core.report.cells import Cell, load_benchmark, load_cell
 from flmm_core.report.scores import TITLES, score_rows
 from flmm_core.report.slices import reliability, slice_rows
@@ -156,8 +157,8 @@ def test_calibration_compares_what_is_stated_with_what_is_right(tmp_path: Path) 
     found = reliability(cell_of(tmp_path, items).columns)
     assert found is not None
     error = 0.0
-    for number in range(10):
-        rows = [i for i in items if min(int((i.probability or 0) * 10), 9) == number]
+    for number in range(BINS):
+        rows = [i for i in items if min(int((i.probability or 0) * BINS), BINS - 1) == number]
         assert found.counts[number] == len(rows)
         if rows:
             right = np.mean([i.union > 0 and 2 * i.intersection >= i.union for i in rows])
@@ -166,6 +167,14 @@ def test_calibration_compares_what_is_stated_with_what_is_right(tmp_path: Path) 
             assert found.stated[number] == pytest.approx(stated)
             error += abs(right - stated) * len(rows) / len(items)
     assert found.error == pytest.approx(error)
+
+
+def test_the_order_of_the_rows_changes_no_figure(tmp_path: Path) -> None:
+    items = list(random_items(7, 0.5, 20))
+    one = score_rows(cell_of(tmp_path / "one", items).columns)
+    other = score_rows(cell_of(tmp_path / "other", items[::-1]).columns)
+    for name in TITLES:
+        assert vars(one[name]) == pytest.approx(vars(other[name]), rel=1e-12)
 
 
 def test_without_probabilities_there_is_no_calibration(tmp_path: Path) -> None:
