@@ -66,6 +66,8 @@ class Item(BaseModel):
     predicted: Pixels
     truth: Pixels
     """0: nothing in the picture is meant."""
+    ignored: Pixels = 0
+    """Pixels that the data set says to ignore, taken out of all counts."""
     coarse_intersection: Pixels | None = None
     """Of the mask before the refiner; null for a method without one."""
     coarse_union: Pixels | None = None
@@ -80,7 +82,7 @@ class Item(BaseModel):
     distractors: Pixels | None = None
     """Other objects of its category in the picture; null if unknown."""
     seconds: float = Field(ge=0)
-    """Wall-clock time that this phrase took, its share of a batch."""
+    """Wall-clock time in the flow, this phrase's share of a batch."""
 
     @model_validator(mode="after")
     def _sizes_and_counts_fit(self) -> Self:
@@ -137,7 +139,7 @@ class CellFacts(BaseModel):
     """Of the head's training."""
     trainable_parameters: int | None = None
     seconds: float | None = None
-    """Wall-clock time of the whole cell."""
+    """Of all phrases in the flow, summed over processes; reading and scoring are not in it."""
     seconds_per_phrase: float | None = None
 
     @property

@@ -79,8 +79,8 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
     write_json(folder.path / "summary.json", summary)
     for text, score in scores.items():
         progress.say(
-            f"{text}: coarse cIoU {score.coarse.ciou:.4f}, refined cIoU {score.refined.ciou:.4f} "
-            f"({score.refined.masks} masks)"
+            f"{text}, {config.protocol}: coarse cIoU {score.coarse.ciou:.4f}, "
+            f"refined cIoU {score.refined.ciou:.4f} ({score.refined.masks} masks)"
         )
         for name, part in sorted(score.refined.slices.items()):
             if len(score.refined.slices) > 1:

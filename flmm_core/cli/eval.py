@@ -50,7 +50,8 @@ def command(
     """Measure a trained head on data sets.
 
     RUN is the folder that `flmm train` wrote, a head's folder or a hub id. cIoU and mIoU are
-    fractions of 1, of the coarse and of the refined masks.
+    fractions of 1, of the coarse and of the refined masks. Other scores follow where the data has a
+    use for them: phrases without target, regions to ignore, PNG's tags.
     """
     from flmm_core.evaluate import evaluate_run
 
@@ -68,9 +69,24 @@ def command(
         return
     click.echo(f"{figures['run']}: {figures['backbone']}, protocol {figures['protocol']}")
     echo_table([HEADINGS, *_rows(figures["data"])])
+    for name, parts in figures["data"].items():
+        if more := ", ".join(_more(parts)):
+            click.echo(f"{name}: {more}")
 
 
 HEADINGS = ("data", "masks", "coarse cIoU", "mIoU", "refined cIoU", "mIoU")
+MORE = {
+    "box": {"accuracy": "box accuracy@0.5"},
+    "point": {"accuracy": "point in mask"},
+    "generalised": {
+        "giou": "gRefCOCO gIoU",
+        "ciou": "gRefCOCO cIoU",
+        "n_acc": "N-acc",
+        "t_acc": "T-acc",
+    },
+    "reasoning": {"giou": "ReasonSeg gIoU", "ciou": "ReasonSeg cIoU"},
+    "calibration": {"ece": "calibration error"},
+}
 
 
 def _rows(scores: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -82,6 +98,19 @@ def _rows(scores: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if len(slices) > 1:
             for slice_name in slices:
                 yield _row(f"  {slice_name}", coarse["slices"][slice_name], slices[slice_name])
+
+
+def _more(parts: dict[str, Any]) -> Iterator[str]:
+    """What else the source has a use for, of the refined masks."""
+    for kind, scores in MORE.items():
+        for key, title in scores.items():
+            if kind in parts and parts[kind].get(key) is not None:
+                yield f"{title} {parts[kind][key]:.4f}"
+    for subset, recall in parts.get("recall", {}).get("average_recall", {}).items():
+        if recall is not None:
+            yield f"average recall ({subset}) {recall:.4f}"
+    if parts.get("skipped"):
+        yield f"{parts['skipped']} left out"
 
 
 def _row(name: str, *parts: dict[str, Any]) -> tuple[str, ...]:

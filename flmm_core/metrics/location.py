@@ -11,6 +11,7 @@ and a missing point count as a miss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -33,7 +34,8 @@ class HitScores:
     masks: int = 0
     hits: int = 0
 
-    def _count(self, hits: NDArray[np.bool_]) -> None:
+    def add_hits(self, hits: Sequence[bool] | NDArray[np.bool_]) -> None:
+        """Count masks by whether each is right."""
         self.masks += len(hits)
         self.hits += int(np.count_nonzero(hits))
 
@@ -58,7 +60,7 @@ class BoxScores(HitScores):
     def add(self, pred_xyxy: Any, truth_xyxy: Any) -> None:
         """Count (P, 4) boxes in pixels, integers or floats."""
         overlap, union = _box_areas(to_numpy(pred_xyxy), to_numpy(truth_xyxy))
-        self._count((overlap > 0) & (2 * overlap >= union))
+        self.add_hits((overlap > 0) & (2 * overlap >= union))
 
 
 class PointScores(HitScores):
@@ -82,7 +84,7 @@ class PointScores(HitScores):
         inside = (x >= 0) & (x < masks.shape[2]) & (y >= 0) & (y < masks.shape[1])
         hits = np.zeros(count, dtype=bool)
         hits[inside] = masks[np.flatnonzero(inside), y[inside], x[inside]]
-        self._count(hits)
+        self.add_hits(hits)
 
 
 def box_iou(pred_xyxy: Any, truth_xyxy: Any) -> NDArray[np.float64]:

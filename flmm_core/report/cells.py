@@ -46,6 +46,7 @@ class Columns:
         counts: (M, 6) intersection, union, predicted, truth, coarse intersection, coarse union.
         area: (M,) pixels of the picture.
         distractors: (M,) other objects of its category.
+        ignored: (M,) pixels that do not count.
         values: (M, 5) score, probability, box IoU, point in mask, seconds.
     """
 
@@ -57,6 +58,7 @@ class Columns:
     counts: Ints
     area: Ints
     distractors: Ints
+    ignored: Ints
     values: Floats
 
     def __len__(self) -> int:
@@ -235,11 +237,12 @@ def _columns(items: Iterable[Item]) -> Columns:
                 len(item.phrase.split()),
                 item.size[0] * item.size[1],
                 -1 if item.distractors is None else item.distractors,
+                item.ignored,
             )
         )
         cells = (item.score, item.probability, item.box_iou, item.point_in_mask, item.seconds)
         values.extend(math.nan if value is None else float(value) for value in cells)
-    table = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 10)
+    table = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 11)
     ranks = np.empty(len(places), dtype=np.int64)
     ranks[[places[name] for name in sorted(places)]] = np.arange(len(places))
     return Columns(
@@ -251,5 +254,6 @@ def _columns(items: Iterable[Item]) -> Columns:
         counts=table[:, :6],
         area=table[:, 8],
         distractors=table[:, 9],
+        ignored=table[:, 10],
         values=np.frombuffer(values, dtype=np.float64).reshape(-1, 5),
     )

@@ -174,7 +174,8 @@ def test_the_order_of_the_rows_changes_no_figure(tmp_path: Path) -> None:
     one = score_rows(cell_of(tmp_path / "one", items).columns)
     other = score_rows(cell_of(tmp_path / "other", items[::-1]).columns)
     for name in TITLES:
-        assert vars(one[name]) == pytest.approx(vars(other[name]), rel=1e-12)
+        pair = [[x for x in vars(s[name]).values() if x is not None] for s in (one, other)]
+        assert pair[0] == pytest.approx(pair[1], rel=1e-12)
 
 
 def test_without_probabilities_there_is_no_calibration(tmp_path: Path) -> None:
@@ -189,6 +190,19 @@ def test_nothing_predicted_where_nothing_is_true(tmp_path: Path) -> None:
     assert (scores["ciou"].value, scores["miou"].value) == (0.0, 0.0)
     assert (scores["giou"].value, scores["no_target_accuracy"].value) == (1.0, 1.0)
     assert scores["target_accuracy"].value is None
+
+
+def test_silence_is_right_where_the_rest_is_ignored(tmp_path: Path) -> None:
+    nothing, truth = disc(0, 0, 0), disc(20, 20, 9)
+    items = [
+        make_item("a", "a", truth, nothing, ignored=5),
+        make_item("b", "b", truth, truth),
+    ]
+    scores = score_rows(cell_of(tmp_path, items).columns)
+    assert (scores["giou"].value, scores["miou"].value) == (0.5, 0.5)
+    assert scores["no_target_accuracy"].value is None
+    plain = [item.model_copy(update={"ignored": 0}) for item in items]
+    assert score_rows(cell_of(tmp_path / "plain", plain).columns)["giou"].value is None
 
 
 def test_a_cell_without_rows_has_no_scores(tmp_path: Path) -> None:
