@@ -137,17 +137,17 @@ def measure_batches(
     samples: Sequence[Sample],
     batches: Sequence[list[int]],
     *,
-    method: Method | None = None,
+    flow: Method | None = None,
     workers: int = 0,
     calibrate: Calibrate | None = None,
 ) -> Iterator[list[Measured]]:
     """Ground and score batches of samples, one after the other; nothing is kept.
 
     Args:
-        grounder: Reads pictures and captions, and grounds them unless `method` does.
+        grounder: Reads pictures and captions, and grounds them unless `flow` does.
         samples: What to ground, with the truth.
         batches: The samples of each batch, by their places.
-        method: What grounds a batch.
+        flow: What grounds a batch; by default the grounder.
         workers: Processes that read pictures.
         calibrate: Makes a probability of each score.
     """
@@ -158,7 +158,7 @@ def measure_batches(
         if batch is not None:
             started = time.monotonic()
             with torch.no_grad():
-                groundings = (method or grounder)(batch.inputs)
+                groundings = (flow or grounder)(batch.inputs)
             taken = time.monotonic() - started
             rows = measure(groundings, batch, seconds=taken, folder=folder, calibrate=calibrate)
             found += map(Measured, batch.indices, rows)
@@ -172,7 +172,7 @@ def evaluate(
     batch_size: int = 16,
     workers: int = 0,
     limit: int | None = None,
-    method: Method | None = None,
+    flow: Method | None = None,
     on_row: Callable[[Item], object] | None = None,
     progress: Progress | None = None,
     name: str = "Evaluating",
@@ -185,7 +185,7 @@ def evaluate(
         batch_size: Samples that go through the flow together; the scores do not depend on it.
         workers: Processes that read pictures.
         limit: Only the first so many samples.
-        method: What grounds a batch instead of the flow.
+        flow: What grounds a batch; by default the grounder.
         on_row: Is given every phrase's row as soon as it is there; none is kept.
         progress: Is told how far it is.
         name: What to call this in the progress.
@@ -198,7 +198,12 @@ def evaluate(
     total = min(limit or len(samples), len(samples))
     result, started = Evaluation(skipped=len(getattr(samples, "skipped", ()))), time.monotonic()
     batches = measure_batches(
-        grounder, samples, fixed_batches(total, batch_size), method=method, workers=workers
+        grounder,
+        samples,
+        fixed_batches(total, batch_size),
+        flow=flow,
+        workers=workers,
+        calibrate=getattr(grounder, "confidence", None) if flow is None else None,
     )
     with (progress or Progress()).stage(name, total) as stage:
         for batch in batches:

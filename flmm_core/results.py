@@ -255,12 +255,12 @@ def _item(line: bytes, number: int, path: Path) -> Item:
         if error.errors()[0]["type"] == "json_invalid":
             raise DataError(
                 f"Line {number} of {path} is not whole JSON.",
-                found=f"{_reason(error)}.",
+                found=f"{reason(error)}.",
                 repair="The line may be cut off; remove it and run the cell again.",
             ) from error
         raise DataError(
             f"Line {number} of {path} is not a row of a benchmark.",
-            found=f"{_reason(error)}.",
+            found=f"{reason(error)}.",
             repair="Run the cell again; docs/report.md describes a row.",
         ) from error
 
@@ -273,7 +273,7 @@ def _read_facts(path: Path, kind: type[Facts]) -> Facts:
     except ValidationError as error:
         raise DataError(
             f"The file {path} is not of benchmark format {FORMAT}.",
-            found=f"{_reason(error)}.",
+            found=f"{reason(error)}.",
             repair="Run the benchmark again, or read it with the flmm that wrote it.",
         ) from error
 
@@ -286,7 +286,7 @@ def _unreadable(path: Path, error: OSError) -> DataError:
     )
 
 
-def _reason(error: ValidationError) -> str:
+def reason(error: ValidationError) -> str:
     """The first problem in one line: where, and what."""
     problem = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in problem["loc"])

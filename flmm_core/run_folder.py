@@ -144,7 +144,7 @@ def _score(checkpoint: Path) -> float:
 def environment() -> dict[str, Any]:
     """Versions, machine and command of this process."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [_program(), *sys.argv[1:]],
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": platform.machine(),
@@ -153,6 +153,11 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "flmm" if name == "__main__.py" else name
 
 
 def _version(name: str) -> str | None:
