@@ -52,7 +52,7 @@ SURE = 2.0
 """Logit inside a box that is shown as a mask, and minus that outside."""
 
 Labelled = tuple[AttentionMaps, Tensor]
-"""The maps of some phrases and their truth, (P, H, W) bool, none of it empty."""
+"""The maps of some phrases and their truth, (P, H, W) bool, none of it empty; on the CPU."""
 
 
 class Method(Protocol):
@@ -325,7 +325,7 @@ def _read_labelled(grounder: Grounder, samples: Sequence[Sample]) -> Iterator[La
         for maps, truth in zip(_maps(grounder, batch.inputs), batch.truths, strict=True):
             there = truth.flatten(1).any(1)
             if there.any():
-                kept = maps.maps[there.to(maps.maps.device)]
+                kept = maps.maps[there.to(maps.maps.device)].cpu()
                 yield AttentionMaps(kept, maps.picture_box), truth[there]
 
 
