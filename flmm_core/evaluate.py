@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from flmm_core.batches import ExampleDataset, fixed_batches, read_batches
+from flmm_core.baselines import Method, make_method
+from flmm_core.batches import ExampleDataset, Examples, fixed_batches, read_batches
 from flmm_core.checkpoint import Grounder
 from flmm_core.data.sample import Sample
-from flmm_core.data.sources import open_source
+from flmm_core.data.sources import open_source, open_sources
 from flmm_core.errors import FlmmError
 from flmm_core.measure import Calibrate, measure
 from flmm_core.metrics import (
@@ -27,13 +28,12 @@ from flmm_core.metrics import (
     RecallScores,
     is_right,
 )
-from flmm_core.pipeline.grounder import GrounderBatch
 from flmm_core.pipeline.types import Grounding
 from flmm_core.progress import Progress
 from flmm_core.results import Item
 
-Method = Callable[[GrounderBatch], tuple[Grounding, ...]]
-"""What grounds a batch: the flow itself, or something to compare it with."""
+Watch = Callable[[Sequence[Grounding], Examples], None]
+"""Is shown every batch and what was made of it."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Evaluation:
         generalised: gRefCOCO's.
         reasoning: ReasonSeg's.
         recall: PNG's, of the phrases that are tagged as its subsets.
-        calibration: Of the probabilities, where there are some.
+        calibration: Of the masks' probabilities; None where there are none.
         no_target: Phrases that name nothing in the picture.
         with_ignored: Phrases with pixels to ignore.
         samples: How many captions were read.
@@ -68,7 +68,7 @@ class Evaluation:
     generalised: GeneralisedScores = field(default_factory=GeneralisedScores)
     reasoning: ReasonScores = field(default_factory=ReasonScores)
     recall: RecallScores = field(default_factory=RecallScores)
-    calibration: CalibrationScores = field(default_factory=CalibrationScores)
+    calibration: CalibrationScores | None = None
     no_target: int = 0
     with_ignored: int = 0
     samples: int = 0
@@ -93,6 +93,7 @@ class Evaluation:
         if row.point_in_mask is not None:
             self.points.add_hits([row.point_in_mask])
         if row.probability is not None:
+            self.calibration = self.calibration or CalibrationScores()
             self.calibration.add([row.probability], is_right(*pair).tolist())
         no_target = row.truth == 0
         self.generalised.add_counts(*pair, no_target=[no_target], says_none=[row.predicted == 0])
@@ -114,7 +115,7 @@ class Evaluation:
             found["recall"] = self.recall.to_dict()
         if self.tags:
             found["tags"] = {tag: self.tags[tag].to_dict() for tag in sorted(self.tags)}
-        if sum(self.calibration.masks):
+        if self.calibration is not None:
             found["calibration"] = self.calibration.to_dict()
         return found | {
             "samples": self.samples,
@@ -138,6 +139,7 @@ def measure_batches(
     batches: Sequence[list[int]],
     *,
     flow: Method | None = None,
+    watch: Watch | None = None,
     workers: int = 0,
     calibrate: Calibrate | None = None,
 ) -> Iterator[list[Measured]]:
@@ -148,6 +150,7 @@ def measure_batches(
         samples: What to ground, with the truth.
         batches: The samples of each batch, by their places.
         flow: What grounds a batch; by default the grounder.
+        watch: Is shown every batch and what was made of it.
         workers: Processes that read pictures.
         calibrate: Makes a probability of each score.
     """
@@ -160,6 +163,8 @@ def measure_batches(
             with torch.no_grad():
                 groundings = (flow or grounder)(batch.inputs)
             taken = time.monotonic() - started
+            if watch is not None:
+                watch(groundings, batch)
             rows = measure(groundings, batch, seconds=taken, folder=folder, calibrate=calibrate)
             found += map(Measured, batch.indices, rows)
         yield sorted(found, key=lambda one: one.index)
@@ -173,6 +178,7 @@ def evaluate(
     workers: int = 0,
     limit: int | None = None,
     flow: Method | None = None,
+    watch: Watch | None = None,
     on_row: Callable[[Item], object] | None = None,
     progress: Progress | None = None,
     name: str = "Evaluating",
@@ -185,7 +191,8 @@ def evaluate(
         batch_size: Samples that go through the flow together; the scores do not depend on it.
         workers: Processes that read pictures.
         limit: Only the first so many samples.
-        flow: What grounds a batch; by default the grounder.
+        flow: What grounds a batch, by default the grounder; see `flmm_core.baselines`.
+        watch: Is shown every batch and what was made of it.
         on_row: Is given every phrase's row as soon as it is there; none is kept.
         progress: Is told how far it is.
         name: What to call this in the progress.
@@ -202,8 +209,10 @@ def evaluate(
         samples,
         fixed_batches(total, batch_size),
         flow=flow,
+        watch=watch,
         workers=workers,
-        calibrate=getattr(grounder, "confidence", None) if flow is None else None,
+        # Fitted on the head's masks.
+        calibrate=grounder.confidence if flow in (None, grounder) else None,
     )
     with (progress or Progress()).stage(name, total) as stage:
         for batch in batches:
@@ -211,8 +220,9 @@ def evaluate(
                 if one.error is not None:
                     raise one.error
                 result.add(one.rows)
-                for row in one.rows if on_row is not None else ():
-                    on_row(row)
+                if on_row is not None:
+                    for row in one.rows:
+                        on_row(row)
             stage.advance(len(batch), cIoU=result.refined.ciou)
     grounder.train(was_training)
     result.seconds = time.monotonic() - started
@@ -223,6 +233,8 @@ def evaluate_run(
     run: str | Path,
     data: Sequence[str] = ("shapes@test",),
     *,
+    method: str = "head",
+    method_data: Sequence[str] = (),
     protocol: str | None = None,
     device: str = "auto",
     model: str | None = None,
@@ -236,6 +248,9 @@ def evaluate_run(
     Args:
         run: A run folder, a head folder or a hub id.
         data: Sources as `--data` takes them.
+        method: What makes the masks, one of `flmm_core.baselines.METHODS`.
+        method_data: Sources that a method without training is fitted to by a few samples; by
+            default those that the head was trained on.
         protocol: By default the one that the head was trained with.
         device: "auto" takes the first accelerator.
         model: Where the VLM lies here, if not where it lay in training.
@@ -253,8 +268,13 @@ def evaluate_run(
     )
     protocol = protocol or str(grounder.facts.get("protocol", "standard"))
     sources = {text: open_source(text, protocol) for text in data}
+    flow: Method = grounder
+    if method != "head":
+        labelled = open_sources(method_data or grounder.facts.get("data", ()), protocol)
+        flow = make_method(method, grounder, labelled, refiner_weights=refiner_weights)
     return {
         "run": str(run),
+        "method": {"name": method, **getattr(flow, "settings", {})},
         "backbone": grounder.recipe.backbone,
         "model": grounder.recipe.model,
         "refiner": grounder.recipe.refiner,
@@ -266,6 +286,7 @@ def evaluate_run(
                 **evaluate(
                     grounder,
                     samples,
+                    flow=flow,
                     batch_size=batch_size,
                     limit=limit,
                     progress=progress,

@@ -82,7 +82,7 @@ def _rows(
     coarse_intersection, coarse_union = intersection_union(coarse, truth)
     boxes = box_iou(tight_boxes(found), tight_boxes(truth))
     points = peaks(logits.masked_fill(~counted, -torch.inf))
-    evidence = getattr(grounding, "evidence", grounding.scores).cpu().numpy()
+    evidence = grounding.evidence.cpu().numpy()
     scores = [round(score, 6) for score in evidence.tolist()]
     probabilities = [None] * len(scores) if calibrate is None else calibrate(evidence).tolist()
     predicted, true, ignored = pixels(found), pixels(truth), pixels(~counted)

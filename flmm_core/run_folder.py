@@ -80,7 +80,7 @@ class RunFolder:
             step: N.
             facts: For the head's `config.json`.
         """
-        folder = self.checkpoints / f"step-{step}"
+        folder = self.step(step)
         with whole_folder(folder) as aside:
             grounder.write_head(aside, **facts)
             torch.save({"step": step, "optimizer": optimizer.state_dict()}, aside / OPTIMIZER)
@@ -89,12 +89,16 @@ class RunFolder:
 
     def rate(self, step: int, score: float) -> None:
         """Note a checkpoint's score on validation data; point `best` to it if none is higher."""
-        folder = self.checkpoints / f"step-{step}"
+        folder = self.step(step)
         best = self.best()
         if best is None or score >= _score(best):
             write_json(folder / SCORE, {"validation_ciou": score})
             self._point("best", folder)
             self._prune()
+
+    def step(self, step: int) -> Path:
+        """The checkpoint of a step."""
+        return self.checkpoints / f"step-{step}"
 
     def last(self) -> Path | None:
         """The checkpoint that a resumed run goes on from."""

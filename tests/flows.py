@@ -19,6 +19,8 @@ from flmm_core.segment import Segment
 class KnowingFlow:
     """Answers each phrase with the upper `share` of its true rows; every answer is counted."""
 
+    name = "head"
+    confidence = None
     training = False
 
     def __init__(self, samples: Sequence[Sample], share: float = 1.0) -> None:

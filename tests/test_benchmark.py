@@ -321,6 +321,7 @@ def test_processes_and_kills_change_no_row(head: Path, tmp_path: Path) -> None:
     said = two.finish()
     assert "report.html" in said[0]
     assert said[1] == ""
+    assert (read_cell(cell_of(tmp_path / "two")).model_extra or {})["processes"] == 2
 
     killed = Processes(2, arguments("killed"))
     deadline = time.monotonic() + 200

@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from flmm_core.baselines import Method as Flow
+from flmm_core.baselines import make_method
 from flmm_core.batches import fixed_batches
 from flmm_core.benchmark.plan import (
     BEGUN,
@@ -42,7 +44,6 @@ from flmm_core.data.protocols import PictureSamples
 from flmm_core.data.sources import open_source, open_sources
 from flmm_core.errors import RunError, UsageError
 from flmm_core.evaluate import Evaluation, Measured, measure_batches
-from flmm_core.evaluate import Method as Flow
 from flmm_core.plugins import load_backbones
 from flmm_core.progress import Progress
 from flmm_core.report.build import build_report
@@ -163,8 +164,8 @@ class BenchmarkRun:
                 )
         found: list[tuple[str, str, Path | None]] = []
         for backbone in wanted:
-            folders = heads.get(backbone) or [self._trained(backbone)]
-            for folder in folders:
+            given: list[Path | None] = [*heads.get(backbone, ())]
+            for folder in given or [self._trained(backbone)]:
                 config = self._config(backbone)[0]
                 model = config.model if folder is None else read_recipe(folder)[0].model
                 found.append((backbone, model, folder))
@@ -208,8 +209,6 @@ class BenchmarkRun:
     def _flow(self, method: Method, grounder: Grounder) -> Flow:
         if method == "head":
             return grounder
-        from flmm_core.baselines import make_method
-
         texts = self.plan.method_data or grounder.facts.get("data") or ("shapes@train",)
         labelled = open_sources(texts, self.plan.protocol)
         return make_method(method, grounder, labelled, refiner_weights=self.refiner_weights)
@@ -293,7 +292,7 @@ class BenchmarkRun:
             missing[rank::processes],
             flow=flow,
             workers=self.workers,
-            calibrate=getattr(grounder, "confidence", None) if cell.method == "head" else None,
+            calibrate=grounder.confidence if flow is grounder else None,
         )
         skipped = [s.reason for s in cell.samples.skipped]
         with (

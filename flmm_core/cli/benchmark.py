@@ -148,7 +148,9 @@ def command(
 def _echo(report: Report) -> None:
     from flmm_core.report.table import percent
 
-    rows = [("data", "protocol", "system", "phrases", "cIoU", "mIoU", "P@0.5")]
+    rows: list[tuple[str, ...]] = [
+        ("data", "protocol", "system", "phrases", "cIoU", "mIoU", "P@0.5")
+    ]
     for row in report.rows:
         figures = [percent(row.scores[name].value, 2) for name in ("ciou", "miou", "precision@0.5")]
         rows.append((row.source, row.protocol, row.system, str(row.scores.phrases), *figures))

@@ -10,6 +10,7 @@ import click
 from flmm_core.cli.console import echo_json, echo_table, make_progress
 from flmm_core.cli.options import config_options, given_settings
 from flmm_core.config import Protocol
+from flmm_core.results import Method
 
 
 @click.command("eval")
@@ -27,6 +28,19 @@ from flmm_core.config import Protocol
     help="Each sentence alone, or all objects of a picture in one caption."
     "  [default: as in training]",
 )
+@click.option(
+    "--method",
+    type=click.Choice(get_args(Method)),
+    default="head",
+    show_default=True,
+    help="What makes the masks; all but the head work without training.",
+)
+@click.option(
+    "--method-data",
+    multiple=True,
+    help="Labelled data of which such a method sees a few samples; repeatable."
+    "  [default: what the head was trained on]",
+)
 @config_options("device")
 @config_options("model", "refiner_weights", unset="where it lay in training")
 @click.option(
@@ -42,6 +56,8 @@ def command(
     run: str,
     data: tuple[str, ...],
     protocol: str | None,
+    method: str,
+    method_data: tuple[str, ...],
     batch_size: int,
     limit: int | None,
     as_json: bool,
@@ -59,6 +75,8 @@ def command(
         run,
         data,
         protocol=protocol,
+        method=method,
+        method_data=method_data,
         batch_size=batch_size,
         limit=limit,
         progress=make_progress(),
@@ -67,7 +85,8 @@ def command(
     if as_json:
         echo_json(figures)
         return
-    click.echo(f"{figures['run']}: {figures['backbone']}, protocol {figures['protocol']}")
+    made_by = "" if method == "head" else f" by {method}"
+    click.echo(f"{figures['run']}{made_by}: {figures['backbone']}, protocol {figures['protocol']}")
     echo_table([HEADINGS, *_rows(figures["data"])])
     for name, parts in figures["data"].items():
         if more := ", ".join(_more(parts)):
