@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -346,3 +348,44 @@ def test_processes_and_kills_change_no_row(head: Path, tmp_path: Path) -> None:
         if line.endswith(b"\n"):
             for row in SampleRows.model_validate_json(line).rows:
                 assert row.to_line() in merged
+
+
+# --- docs/benchmark.md -----------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "benchmark.md").read_text()
+
+
+def test_the_page_is_true(
+    head: Path, drawn: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "qwen").symlink_to(head)
+    for name in ("shapes", "scenes"):
+        write_refcoco(tmp_path / name, draw_pictures(2, seed=3, split="val"))
+    (line,) = re.findall(r"^flmm (.*)$", PAGE, re.M)
+    (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+
+    def small(text: str) -> str:
+        return text.replace("shapes@test", "refcoco:shapes@val")
+
+    assert main(shlex.split(small(line))) == 0
+    shown = capsys.readouterr().out
+    assert "bench/report.html" in shown
+    exec(compile(small(script), "docs/benchmark.md", "exec"), {})
+    assert capsys.readouterr().out.count("qwen refcoco") == 2
+    listed = set(re.findall(r"^ +(?:DIR/)?([\w.]+\.jsonl?)\b", PAGE, re.M))
+    assert listed == {"benchmark.json", "items.jsonl", "result.json"}
+    there = {path.name for path in (tmp_path / "bench").rglob("*.json*")}
+    assert listed | {"report.json"} == there
+    facts = read_cell(next((tmp_path / "bench" / "cells").iterdir()))
+    for name in ("revision", "weights_sha256", "head_sha256", "prompt", "seed", "versions",
+                 "command", "created", "skipped", "scores", "protocol", "dtype"):  # fmt: skip
+        assert name in facts.model_dump(), name
+
+
+def test_every_option_of_the_page_is_one(capsys: Capture) -> None:
+    assert main(["benchmark", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for option in set(re.findall(r"`(--[a-z-]+)", PAGE)):
+        assert option in shown, option

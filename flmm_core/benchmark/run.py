@@ -152,8 +152,8 @@ class BenchmarkRun:
         """Every backbone with its head, trained now if there is none."""
         heads: dict[str, list[Path]] = {}
         for text in self.plan.heads:
-            folder = find_head(text)
-            heads.setdefault(read_recipe(folder)[0].backbone, []).append(folder)
+            place = find_head(text)
+            heads.setdefault(read_recipe(place)[0].backbone, []).append(place)
         wanted = self.plan.backbones or tuple(heads)
         for backbone, folders in heads.items():
             if backbone not in wanted:
@@ -295,6 +295,7 @@ class BenchmarkRun:
             calibrate=grounder.confidence if flow is grounder else None,
         )
         skipped = [s.reason for s in cell.samples.skipped]
+        left = cell.total - rows.done
         with (
             rows.path(rank, processes).open("ab") as file,
             self.progress.stage(cell.title, cell.total, done=rows.done) as stage,
@@ -306,7 +307,8 @@ class BenchmarkRun:
                     skipped += [_why(one)] if one.error else []
                 file.flush()
                 self._check_skipped(cell.title, skipped)
-                stage.advance(len(new) * processes)
+                left -= (shown := min(left, len(new) * processes))
+                stage.advance(shown)  # as if all were as far
         self.processes.wait_for_everyone()
         if self.is_first:
             rows.scan()
