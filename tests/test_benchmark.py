@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
+from bench import evaluation_memory
 from flmm_core.benchmark import BenchmarkRun, Plan, run
+from flmm_core.benchmark.plan import held
 from flmm_core.benchmark.rows import RowFiles, SampleRows
 from flmm_core.checkpoint import Grounder, Recipe
 from flmm_core.cli import main
@@ -228,6 +230,23 @@ def test_what_cannot_be_measured_together_is_said(
         "No --backbone and no --head was given.\n"
         "Name at least one backbone (`flmm backbones` lists them), or a trained head.\n"
     )
+
+
+def test_a_folder_takes_one_command_at_a_time(plan: Plan, tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(UsageError) as error:
+        BenchmarkRun(plan, tmp_path).run()
+    assert str(error.value) == (
+        f"Another process is measuring into '{tmp_path}'.\n"
+        "Wait for it or stop it, or give another --output."
+    )
+    BenchmarkRun(plan.model_copy(update={"limit": 1}), tmp_path).run()
+
+
+def test_memory_can_be_measured(capsys: Capture) -> None:
+    evaluation_memory.main(["--samples", "40", "--every", "20"])
+    result = json.loads(capsys.readouterr().out)
+    assert [point["samples"] for point in result["measured"]] == [20, 40]
+    assert result["samples"] == 40
 
 
 # --- row files -------------------------------------------------------------------------------

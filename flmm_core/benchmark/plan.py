@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +151,36 @@ def check_head(measured: str | None, cell: Cell) -> None:
             found=f"SHA-256 {measured} there, {cell.system.head_sha256} here.",
             repair=f"Delete {cell.folder} to measure it anew, or give another --output.",
         )
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep others out of a folder, until this process ends in whatever way.
+
+    Raises:
+        UsageError: Another process is in it: perhaps one that outlived the `torchrun` above it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":  # has no such locks
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(
+            f"Another process is measuring into '{folder}'.",
+            repair="Wait for it or stop it, or give another --output.",
+        ) from None
+    except OSError:  # nor have some network drives
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def file_name(text: str) -> str:

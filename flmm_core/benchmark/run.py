@@ -17,6 +17,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from flmm_core.benchmark.plan import (
     check_head,
     check_plan,
     file_name,
+    held,
     labelled_systems,
 )
 from flmm_core.benchmark.rows import RowFiles, SampleRows
@@ -111,17 +113,19 @@ class BenchmarkRun:
             The report and its files; None in all processes but the first.
 
         Raises:
-            UsageError: The folder holds another benchmark, or the plan cannot be carried out.
+            UsageError: The folder holds another benchmark or is being written, or the plan cannot
+                be carried out.
             RunError: Too many samples were skipped.
             FlmmError: Data or weights are missing or broken.
         """
         sources = {text: open_source(text, self.plan.protocol) for text in self.plan.data}
         for text, samples in sources.items():
             self._check_skipped(text, [s.reason for s in samples.skipped])
-        self._begin()
-        for system in self._systems():
-            self._measure_system(self._cells(system, sources))
-        done = build_report(self.output) if self.is_first else None
+        with held(self.output) if self.is_first else nullcontext():
+            self._begin()
+            for system in self._systems():
+                self._measure_system(self._cells(system, sources))
+            done = build_report(self.output) if self.is_first else None
         self.processes.destroy_process_group()
         return done
 
