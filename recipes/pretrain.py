@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,10 @@ class Stage:
     `shared` is how likely a thing takes its colour or shape from another of the scene. Where a
     colour alone seldom tells which thing is named, the shape's word has to look at the thing.
     `absent` is how many things are named of which the caption then says that they are not there.
+    `keywords` is the share of captions that are lists with the shape before the colour, `blind`
+    of those in which only the last word of a name can see the picture (`blindfold`).
+    The learning rates fall to 0 over `horizon` steps, also where the stage ends before; without
+    it they stay as they are.
     """
 
     steps: int
@@ -52,39 +57,54 @@ class Stage:
     geometry: dict[str, Any] = field(default_factory=dict)
     shared: float = 0.4
     absent: int = 0
+    keywords: float = 0.0
+    blind: float = 0.0
+    horizon: int = 0
     muon: float = 0.01
     adam: float = 1e-3
 
 
+QWEN, DEEPSEEK_VL = {"pixels": 176}, {"pixels": 112}
 STAGES = {
     "qwen": (
         Stage(1000, 32, "several", {"pixels": 112}),
-        Stage(400, 20, "all", {"pixels": 176}),
-        Stage(600, 20, "all", {"pixels": 176}, shared=0.75),
-        Stage(1200, 20, "all", {"pixels": 176}, shared=0.75, absent=2),
+        Stage(400, 20, "all", QWEN, horizon=1700),
+        Stage(600, 20, "all", QWEN, shared=0.75, horizon=1300),
+        Stage(400, 20, "all", QWEN, shared=0.75, absent=2, horizon=1200),
+        Stage(200, 20, "all", QWEN, shared=0.75, absent=2, keywords=0.4, horizon=800),
+        Stage(600, 20, "all", QWEN, 0.75, absent=2, keywords=0.15, blind=0.5, horizon=600),
     ),
     "deepseek_vl": (
         Stage(800, 64, "one", {"pixels": 56}),
-        Stage(600, 32, "several", {"pixels": 112}),
-        Stage(1300, 24, "all", {"pixels": 112}, shared=0.75, absent=2),
+        Stage(600, 32, "several", DEEPSEEK_VL),
+        Stage(600, 24, "all", DEEPSEEK_VL, shared=0.75, absent=2, horizon=1300),
+        Stage(400, 24, "all", DEEPSEEK_VL, shared=0.75, absent=2, keywords=0.4, horizon=800),
+        Stage(600, 24, "all", DEEPSEEK_VL, 0.75, absent=2, keywords=0.15, blind=0.5, horizon=600),
     ),
     "llava_next": (
         Stage(700, 32, "one", {"grids": ((1, 1),)}),
         Stage(800, 20, "several"),
-        Stage(1400, 20, "all", shared=0.75, absent=2),
+        Stage(600, 20, "all", shared=0.75, absent=2, horizon=1400),
+        Stage(400, 20, "all", shared=0.75, absent=2, keywords=0.4, horizon=800),
+        Stage(600, 20, "all", shared=0.75, absent=2, keywords=0.15, blind=0.5, horizon=600),
     ),
 }
 # Families whose vision towers know shapes late; the other learns them without.
 MUON_PATCHES = ("deepseek_vl", "llava_next")
 KINDS = ("plain", *HARD_KINDS)
+BLIND, LAST = 1, 2
 SHARES = (0.55, 0.1, 0.09, 0.09, 0.09, 0.08)
 
 
 class Words(NamedTuple):
-    """A piece of a caption; what nothing foretells is read, but not `learned`."""
+    """A piece of a caption; what nothing foretells is read, but not `learned`.
+
+    Only the last token of a `blind` piece can see the picture.
+    """
 
     text: str
     learned: bool = True
+    blind: bool = False
 
 
 def draw_scene(mixture: str, seed: tuple[int, ...], shared: float = 0.4) -> Scene:
@@ -97,23 +117,28 @@ def draw_scene(mixture: str, seed: tuple[int, ...], shared: float = 0.4) -> Scen
     return make_scene(seed, kind, count=(2, 4), shared=shared)
 
 
-def caption(scene: Scene, rng: np.random.Generator, absent: int = 0) -> tuple[list[Words], bool]:
-    """A caption in pieces, and whether it is a whole answer: a narration, or expressions.
+def caption(scene: Scene, rng: np.random.Generator, stage: Stage) -> tuple[list[Words], bool]:
+    """A caption in pieces, and whether it is a whole answer: a narration, expressions, keywords.
 
-    What follows a name at once depends on the thing: where it is, or that it is not there. So
-    who reads a name to its end must have looked for colour and shape together: that is what
-    makes the attention of its last word a mask.
+    What follows a name at once depends on the thing: where it is, or that it is not there. Yet
+    a colour's word can gather all that is to be said of the things of its colour, and the shape's
+    word then reads it there instead of looking itself; so in some captions it has to look.
     """
     order = [scene.shapes[int(index)] for index in rng.permutation(len(scene.shapes))]
+    if rng.random() < stage.keywords:
+        lists = [f" {shape.name} {shape.colour} {place_words(scene, shape)}" for shape in order]
+        return [Words(",".join(lists) + ".")], False
+    blind = rng.random() < stage.blind
     statements: list[list[Words]] = []
-    if rng.random() < 0.5:
+    if blind or rng.random() < 0.5:
         for shape in order:
             if words := expressions(scene, shape, rng):
-                place = Words(f" {place_words(scene, shape)}.")
-                statements.append([Words(words[0]), place])
+                name = Words(words[0], learned=not blind, blind=blind)
+                statements.append([name, Words(f" {place_words(scene, shape)}.")])
     if statements:
-        names = absent_names(scene, rng)[:absent]
-        statements += [[Words(name, learned=False), Words(" is not there.")] for name in names]
+        for text in absent_names(scene, rng)[: stage.absent]:
+            name = Words(text, learned=False, blind=blind)
+            statements.append([name, Words(" is not there.")])
         return [w for i in rng.permutation(len(statements)) for w in statements[i]], False
     pieces = []
     for position, shape in enumerate(order):
@@ -144,18 +169,25 @@ class Batches:
         ]
         self.prompt = processor.apply_chat_template(message, add_generation_prompt=True)
 
-    def batch(self, step: int) -> tuple[dict[str, Tensor], Tensor]:
-        """(inputs, labels (B, S) with -100 where nothing is learned)."""
+    def batch(self, step: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """(inputs, labels (B, S) with -100 where nothing is learned, sight (B, S))."""
         tokenizer = self.processor.tokenizer
-        pictures, answers, learned = [], [], []
+        pictures, answers, learned, blind = [], [], [], []
         for index in range(self.stage.batch):
             seed = (self.seed, step, index)
             scene = draw_scene(self.stage.scenes, seed, self.stage.shared)
-            pieces, whole = caption(scene, np.random.default_rng((2, *seed)), self.stage.absent)
+            rng = np.random.default_rng((2, *seed))
+            pieces, whole = caption(scene, rng, self.stage)
             parts = [tokenizer(p.text, add_special_tokens=False)["input_ids"] for p in pieces]
             answers.append([i for ids in parts for i in ids] + [tokenizer.eos_token_id] * whole)
             said = [p.learned for p, ids in zip(pieces, parts, strict=True) for _ in ids]
             learned.append(said + [True] * whole)
+            sight = [
+                (BLIND if i + 1 < len(ids) else LAST) if p.blind else 0
+                for p, ids in zip(pieces, parts, strict=True)
+                for i in range(len(ids))
+            ]
+            blind.append(sight)
             pictures.append(Image.fromarray(paint(scene)[0]))
         # The prompts are padded on the left, so that every answer starts at the same column.
         inputs = dict(
@@ -168,10 +200,11 @@ class Batches:
         )
         longest = max(map(len, answers))
         tail = torch.full((len(answers), longest), tokenizer.pad_token_id)
-        known = torch.zeros(tail.shape, dtype=torch.bool)
+        known, sight = torch.zeros_like(tail).bool(), torch.zeros_like(tail)
         for row, ids in enumerate(answers):
             tail[row, : len(ids)] = torch.tensor(ids)
             known[row, : len(ids)] = torch.tensor(learned[row])
+            sight[row, : len(blind[row])] = torch.tensor(blind[row])
         lengths = torch.tensor([len(ids) for ids in answers])
         used = torch.arange(longest) < lengths[:, None]
         labels = torch.where(known, tail, -100)
@@ -181,7 +214,37 @@ class Batches:
         if "mm_token_type_ids" in inputs:
             zeros = torch.zeros_like(tail)
             inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], zeros], 1)
-        return inputs, labels
+        sight = torch.cat([torch.zeros_like(labels[:, :-longest]), sight], 1)
+        return inputs, labels, sight
+
+
+@contextmanager
+def blindfold(model: Any, inputs: dict[str, Tensor], sight: Tensor) -> Iterator[None]:
+    """While the model runs, the words of names attend to nothing that has seen the picture.
+
+    Args:
+        model: A twin.
+        inputs: Its inputs.
+        sight: (B, S); BLIND tokens see words only, LAST ones also the picture itself, but not
+            what other words have seen of it; 0 elsewhere.
+    """
+    ids, there = inputs["input_ids"], inputs["attention_mask"].bool()
+    picture = ids == model.config.image_token_id
+    before = picture.cumsum(1) == 0
+    causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    words = (before | (sight == BLIND))[:, None]  # (B, 1, S) keys that have seen nothing
+    sees = words | (picture[:, None] & (sight == LAST)[:, :, None])  # (B, S, S)
+    allowed = causal & there[:, None] & (sees | (sight == 0)[:, :, None])
+    allowed |= torch.eye(ids.shape[1], dtype=torch.bool)  # padding too must attend to something
+
+    def cover(decoder: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "attention_mask": allowed[:, None]}
+
+    hook = model.get_decoder().register_forward_pre_hook(cover, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def carry_over(old: torch.nn.Module, new: torch.nn.Module) -> None:
@@ -237,13 +300,13 @@ def optimizers(
     ]
 
 
-def rate(step: int, stage: Stage, last: bool, warmup: int = 60) -> float:
-    """Linear warm-up, then constant; in the last stage cosine to 0."""
+def rate(step: int, stage: Stage, warmup: int = 60) -> float:
+    """Linear warm-up, then constant, or cosine to 0 over the stage's horizon."""
     if step < warmup:
         return (step + 1) / warmup
-    if not last:
+    if not stage.horizon:
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, stage.steps - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (stage.horizon - warmup)))
 
 
 def word_accuracy(processor: Any, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, float]]:
@@ -269,7 +332,7 @@ def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> tuple
         if state is not None and state["stage"] > number:
             continue
         both = optimizers(model, stage, family in MUON_PATCHES)
-        first, last = 0, number == len(STAGES[family]) - 1
+        first = 0
         if state is not None:
             model.load_state_dict(state["model"])
             for optimizer, values in zip(both, state["optimizers"], strict=True):
@@ -280,10 +343,11 @@ def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> tuple
         model.train()
         for step in range(first, stage.steps):
             for optimizer, lr in zip(both, base, strict=True):
-                optimizer.param_groups[0]["lr"] = lr * rate(step, stage, last)
-            inputs, labels = batches.batch(step)
-            kept = int((labels != -100).any(0).sum()) + 1
-            logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
+                optimizer.param_groups[0]["lr"] = lr * rate(step, stage)
+            inputs, labels, sight = batches.batch(step)
+            kept = labels.shape[1] + 1 - int((labels != -100).any(0).nonzero()[0])
+            with blindfold(model, inputs, sight):
+                logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
             labels = labels[:, -kept:]
             loss = torch.nn.functional.cross_entropy(
                 logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
@@ -294,7 +358,7 @@ def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> tuple
             for optimizer in both:
                 optimizer.step()
             if (step + 1) % every == 0 or step + 1 == stage.steps:
-                row = {"stage": number, "step": step + 1, "loss": round(float(loss), 4)}
+                row = {"stage": number, "step": step + 1, "loss": round(loss.item(), 4)}
                 row |= {k: round(v, 3) for k, v in word_accuracy(processor, logits, labels)}
                 row["seconds"] = round(time.time() - started)
                 with (output / "log.jsonl").open("a") as log:
