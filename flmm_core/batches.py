@@ -25,11 +25,21 @@ class Example:
         inputs: For the flow.
         truth: (P, H, W) bool at the picture's size.
         sample: Where it came from.
+        index: Its place in the source.
     """
 
     inputs: GrounderInputs
     truth: Tensor
     sample: Sample
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A sample that cannot be read or prepared, by its place in the source, and why."""
+
+    index: int
+    error: FlmmError
 
 
 @dataclass(frozen=True)
@@ -39,13 +49,14 @@ class Examples:
     inputs: GrounderBatch
     truths: tuple[Tensor, ...]
     samples: tuple[Sample, ...]
+    indices: tuple[int, ...] = ()
 
 
-class ExampleDataset(Dataset["Example | FlmmError"]):
+class ExampleDataset(Dataset["Example | Unusable"]):
     """Reads and prepares one sample at a time; no weights, no randomness.
 
-    A broken sample is handed on as its error, which `load_batches` raises: raised in a DataLoader
-    worker, its message would arrive as a traceback.
+    A broken sample is handed on with its error: raised in a DataLoader worker, its message would
+    arrive as a traceback.
 
     Args:
         samples: Where to read from.
@@ -59,11 +70,11 @@ class ExampleDataset(Dataset["Example | FlmmError"]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Example | FlmmError:
+    def __getitem__(self, index: int) -> Example | Unusable:
         try:
             return self.example(index)
         except FlmmError as error:
-            return error
+            return Unusable(index, error)
 
     def example(self, index: int) -> Example:
         """One sample; raises `FlmmError` if it cannot be used."""
@@ -74,6 +85,7 @@ class ExampleDataset(Dataset["Example | FlmmError"]):
             inputs=self.grounder.prepare(image, sample.segments, name=sample.name),
             truth=torch.stack([torch.from_numpy(mask) for mask in masks]).bool(),
             sample=sample,
+            index=index,
         )
 
 
@@ -102,11 +114,15 @@ class StepSampler(Sampler[list[int]]):
             yield batch
 
 
+Batches = Sampler[list[int]] | Sequence[list[int]]
+"""Which samples go together, by their places."""
+
+
 def load_batches(
     dataset: ExampleDataset,
     *,
     batch_size: int = 1,
-    sampler: StepSampler | None = None,
+    sampler: Batches | None = None,
     workers: int = 0,
 ) -> Iterator[Examples]:
     """Batches in the order of `sampler`, or else all samples once in their own order.
@@ -114,32 +130,51 @@ def load_batches(
     Raises:
         FlmmError: A sample cannot be used.
     """
-    order: dict[str, Any] = {"batch_sampler": sampler} if sampler else {"batch_size": batch_size}
+    if sampler is None:
+        sampler = fixed_batches(len(dataset), batch_size)
+    for batch, unusable in read_batches(dataset, sampler, workers=workers):
+        if unusable:
+            raise unusable[0].error
+        if batch is not None:
+            yield batch
+
+
+def read_batches(
+    dataset: ExampleDataset, sampler: Batches, *, workers: int = 0
+) -> Iterator[tuple[Examples | None, tuple[Unusable, ...]]]:
+    """The usable samples of each batch, None if there is none, and the others."""
     loader: DataLoader[Any] = DataLoader(
         dataset,
         num_workers=workers,
         collate_fn=_Collate(dataset.grounder),
         pin_memory=torch.cuda.is_available(),
-        **order,
+        batch_sampler=sampler,
     )
-    for batch in loader:
-        if isinstance(batch, FlmmError):
-            raise batch
-        yield batch
+    yield from loader
+
+
+def fixed_batches(total: int, batch_size: int) -> list[list[int]]:
+    """Samples in their own order; which ones go together never depends on who asks."""
+    return [
+        list(range(start, min(start + batch_size, total))) for start in range(0, total, batch_size)
+    ]
 
 
 class _Collate:
     def __init__(self, grounder: Grounder) -> None:
         self.grounder = grounder
 
-    def __call__(self, examples: list[Example | FlmmError]) -> Examples | FlmmError:
-        whole = []
-        for example in examples:
-            if isinstance(example, FlmmError):
-                return example
-            whole.append(example)
-        return Examples(
+    def __call__(
+        self, examples: list[Example | Unusable]
+    ) -> tuple[Examples | None, tuple[Unusable, ...]]:
+        unusable = tuple(example for example in examples if isinstance(example, Unusable))
+        whole = [example for example in examples if isinstance(example, Example)]
+        if not whole:
+            return None, unusable
+        batch = Examples(
             inputs=self.grounder.collate([example.inputs for example in whole]),
             truths=tuple(example.truth for example in whole),
             samples=tuple(example.sample for example in whole),
+            indices=tuple(example.index for example in whole),
         )
+        return batch, unusable

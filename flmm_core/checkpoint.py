@@ -2,6 +2,7 @@
 
 The folder holds what was trained (mask head, text prompts, SAM's prompt encoder and mask decoder)
 and the recipe to build the rest. It never holds weights of the VLM or of SAM's image encoder.
+Beside them stands `confidence.json` (`flmm_core.confidence`) if there was validation data.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import flmm_core
+from flmm_core.confidence import FILE as CONFIDENCE
+from flmm_core.confidence import Confidence, read_confidence, write_confidence
 from flmm_core.errors import WeightsError
 from flmm_core.pipeline import grounder as flow
 from flmm_core.pipeline.backbone import Backbone
@@ -75,10 +78,12 @@ class Grounder(flow.Grounder):
     Attributes:
         recipe: What it was built from.
         facts: What a head file said beside the recipe: steps, data, protocol, versions.
+        confidence: What was fitted on validation data; None if there was none.
     """
 
     recipe: Recipe
     facts: Mapping[str, Any]
+    confidence: Confidence | None
 
     @classmethod
     def build(
@@ -177,6 +182,7 @@ class Grounder(flow.Grounder):
             )
         grounder.load_head(folder)
         grounder.facts = facts
+        grounder.confidence = read_confidence(folder)
         return grounder
 
     def load_head(self, folder: Path) -> None:
@@ -215,6 +221,8 @@ class Grounder(flow.Grounder):
         (folder / CONFIG).write_text(text, encoding="utf-8")
         state = {key: value.cpu().contiguous() for key, value in self.trainable_state().items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        if self.confidence is not None:
+            write_confidence(folder, self.confidence)
 
 
 def _mask_head(backbone: Backbone, recipe: Recipe) -> MaskHead:
@@ -272,7 +280,9 @@ def find_head(source: str | os.PathLike[str], *, revision: str | None = None) ->
         )
     try:
         return Path(
-            snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG, WEIGHTS])
+            snapshot_download(
+                str(source), revision=revision, allow_patterns=[CONFIG, WEIGHTS, CONFIDENCE]
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""

@@ -66,6 +66,8 @@ class Item(BaseModel):
     predicted: Pixels
     truth: Pixels
     """0: nothing in the picture is meant."""
+    ignored: Pixels = 0
+    """Pixels that the data set says to ignore, taken out of all counts."""
     coarse_intersection: Pixels | None = None
     """Of the mask before the refiner; null for a method without one."""
     coarse_union: Pixels | None = None
@@ -80,7 +82,7 @@ class Item(BaseModel):
     distractors: Pixels | None = None
     """Other objects of its category in the picture; null if unknown."""
     seconds: float = Field(ge=0)
-    """Wall-clock time that this phrase took, its share of a batch."""
+    """Wall-clock time in the flow, this phrase's share of a batch."""
 
     @model_validator(mode="after")
     def _sizes_and_counts_fit(self) -> Self:
@@ -137,7 +139,7 @@ class CellFacts(BaseModel):
     """Of the head's training."""
     trainable_parameters: int | None = None
     seconds: float | None = None
-    """Wall-clock time of the whole cell."""
+    """Of all phrases in the flow, summed over processes; reading and scoring are not in it."""
     seconds_per_phrase: float | None = None
 
     @property
@@ -253,12 +255,12 @@ def _item(line: bytes, number: int, path: Path) -> Item:
         if error.errors()[0]["type"] == "json_invalid":
             raise DataError(
                 f"Line {number} of {path} is not whole JSON.",
-                found=f"{_reason(error)}.",
+                found=f"{reason(error)}.",
                 repair="The line may be cut off; remove it and run the cell again.",
             ) from error
         raise DataError(
             f"Line {number} of {path} is not a row of a benchmark.",
-            found=f"{_reason(error)}.",
+            found=f"{reason(error)}.",
             repair="Run the cell again; docs/report.md describes a row.",
         ) from error
 
@@ -271,7 +273,7 @@ def _read_facts(path: Path, kind: type[Facts]) -> Facts:
     except ValidationError as error:
         raise DataError(
             f"The file {path} is not of benchmark format {FORMAT}.",
-            found=f"{_reason(error)}.",
+            found=f"{reason(error)}.",
             repair="Run the benchmark again, or read it with the flmm that wrote it.",
         ) from error
 
@@ -284,7 +286,7 @@ def _unreadable(path: Path, error: OSError) -> DataError:
     )
 
 
-def _reason(error: ValidationError) -> str:
+def reason(error: ValidationError) -> str:
     """The first problem in one line: where, and what."""
     problem = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in problem["loc"])

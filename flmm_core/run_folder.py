@@ -80,7 +80,7 @@ class RunFolder:
             step: N.
             facts: For the head's `config.json`.
         """
-        folder = self.checkpoints / f"step-{step}"
+        folder = self.step(step)
         with whole_folder(folder) as aside:
             grounder.write_head(aside, **facts)
             torch.save({"step": step, "optimizer": optimizer.state_dict()}, aside / OPTIMIZER)
@@ -89,12 +89,16 @@ class RunFolder:
 
     def rate(self, step: int, score: float) -> None:
         """Note a checkpoint's score on validation data; point `best` to it if none is higher."""
-        folder = self.checkpoints / f"step-{step}"
+        folder = self.step(step)
         best = self.best()
         if best is None or score >= _score(best):
             write_json(folder / SCORE, {"validation_ciou": score})
             self._point("best", folder)
             self._prune()
+
+    def step(self, step: int) -> Path:
+        """The checkpoint of a step."""
+        return self.checkpoints / f"step-{step}"
 
     def last(self) -> Path | None:
         """The checkpoint that a resumed run goes on from."""
@@ -144,7 +148,7 @@ def _score(checkpoint: Path) -> float:
 def environment() -> dict[str, Any]:
     """Versions, machine and command of this process."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [_program(), *sys.argv[1:]],
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": platform.machine(),
@@ -153,6 +157,11 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "flmm" if name == "__main__.py" else name
 
 
 def _version(name: str) -> str | None:

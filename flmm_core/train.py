@@ -3,7 +3,8 @@
 runs/NAME/config.yaml        the resolved settings
           environment.json   versions, machine, command
           metrics.jsonl      a line every `log_every` steps
-          checkpoints/step-N head + optimizer; `best` and `last` point to two of them
+          checkpoints/step-N head + optimizer; `best` and `last` point to two of them;
+                             with validation data also how likely a mask is right
           pictures/          the flow on unseen pictures, side by side
           summary.json       the scores at the end
 """
@@ -28,6 +29,7 @@ from flmm_core.batches import (
     load_batches,
 )
 from flmm_core.checkpoint import Grounder, Recipe
+from flmm_core.confidence import Confidence, Judgements, read_confidence, write_confidence
 from flmm_core.config import RunConfig
 from flmm_core.data.pictures import read_picture
 from flmm_core.data.sample import Sample
@@ -67,6 +69,7 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
     loop.run()
     if (best := folder.best()) is not None:
         grounder.load_head(best)
+        grounder.confidence = read_confidence(best)
     scores = {
         text: evaluate(grounder, part, workers=config.workers, progress=progress, name=text)
         for text, part in held_out.items()
@@ -79,8 +82,8 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
     write_json(folder.path / "summary.json", summary)
     for text, score in scores.items():
         progress.say(
-            f"{text}: coarse cIoU {score.coarse.ciou:.4f}, refined cIoU {score.refined.ciou:.4f} "
-            f"({score.refined.masks} masks)"
+            f"{text}, {config.protocol}: coarse cIoU {score.coarse.ciou:.4f}, "
+            f"refined cIoU {score.refined.ciou:.4f} ({score.refined.masks} masks)"
         )
         for name, part in sorted(score.refined.slices.items()):
             if len(score.refined.slices) > 1:
@@ -220,13 +223,18 @@ class TrainingLoop:
         }
 
     def _watch(self, done: int) -> None:
-        """Score the checkpoint that was just written on the validation data, if there is any."""
+        """Score the checkpoint that was just written on the validation data, if there is any.
+
+        What is seen of its masks there says how far to trust them, and is written beside it.
+        """
         if not self.watched:
             return
+        judged = Judgements()
         result: Evaluation = evaluate(
-            self.grounder, self.watched, workers=self.config.workers, progress=self.progress,
-            name="Validating",
+            self.grounder, self.watched, watch=judged.add, workers=self.config.workers,
+            progress=self.progress, name="Validating",
         )  # fmt: skip
+        write_confidence(self.folder.step(done), Confidence.fit(judged))
         self.folder.log({"step": done, "validation": result.to_dict()})
         self.folder.rate(done, result.refined.ciou)
 
@@ -280,6 +288,8 @@ def summarise(
         first = next(iter(scores.values()))
         for name, part in (("coarse", first.coarse), ("refined", first.refined)):
             summary[name] = {"ciou": part.ciou, "miou": part.miou}
+        if first.calibration is not None:
+            summary["calibration"] = first.calibration.to_dict()
     summary["evaluations"] = {text: score.to_dict() for text, score in scores.items()}
     trained = [value for value in grounder.parameters() if value.requires_grad]
     summary["trainable_parameters"] = sum(value.numel() for value in trained)

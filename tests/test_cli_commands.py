@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,6 +16,8 @@ from pycocotools import mask as coco_mask
 
 import flmm_core
 from flmm_core.cli import main
+from flmm_core.confidence import Confidence
+from flmm_core.metrics import Abstention, PlattCalibrator
 from flmm_core.pipeline.result import ResultBuilder
 from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Grounding
 from flmm_core.plugins import Failure, Plugin, Registry
@@ -46,7 +48,11 @@ def test_eval_passes_on_what_was_given(monkeypatch: Patch, capsys: Capture) -> N
         "backbone": "qwen",
         "protocol": "standard",
         "data": {
-            "shapes@test": {"coarse": scored(0.51239), "refined": scored(0.9, plain=scored(0.9))},
+            "shapes@test": {
+                "coarse": scored(0.51239),
+                "refined": scored(0.9, plain=scored(0.9)),
+                "calibration": {"ece": 0.0416, "masks": 3, "bins": []},
+            },
             "shapes@hard": {"coarse": scored(0.3, **hard), "refined": scored(0.4, **hard)},
         },
     }
@@ -65,6 +71,8 @@ def test_eval_passes_on_what_was_given(monkeypatch: Patch, capsys: Capture) -> N
         "run": "runs/a",
         "data": ("shapes@test", "shapes@hard"),
         "protocol": None,
+        "method": "head",
+        "method_data": (),
         "batch_size": 2,
         "limit": 9,
         "model": "x",
@@ -77,7 +85,11 @@ def test_eval_passes_on_what_was_given(monkeypatch: Patch, capsys: Capture) -> N
         ["shapes@hard", "3", "0.3000", "0.2500", "0.4000", "0.2500"],
         ["small", "3", "0.1000", "0.2500", "0.1000", "0.2500"],
         ["size", "3", "-", "0.2500", "-", "0.2500"],
+        ["shapes@test:", "calibration", "error", "0.0416"],
     ]
+    assert main(["eval", "runs/a", "--method", "box+sam", "--method-data", "shapes@val"]) == 0
+    assert capsys.readouterr().out.startswith("runs/a by box+sam: qwen, protocol standard\n")
+    assert (seen["method"], seen["method_data"]) == ("box+sam", ("shapes@val",))
 
 
 # --- ground ----------------------------------------------------------------------------------
@@ -85,6 +97,8 @@ def test_eval_passes_on_what_was_given(monkeypatch: Patch, capsys: Capture) -> N
 
 class FakeGrounder:
     """Finds the left half for every phrase but "nothing"."""
+
+    confidence: ClassVar[Confidence | None] = None
 
     @classmethod
     def from_pretrained(cls, head: str, **_: object) -> FakeGrounder:
@@ -96,8 +110,8 @@ class FakeGrounder:
         logits[:, :, : image.width // 2] = 4.0
         logits[[phrase == "nothing" for phrase in phrases]] = -4.0
         maps = AttentionMaps(torch.ones(len(phrases), 1, 2, 2) / 4, WHOLE_PICTURE)
-        builder = ResultBuilder(image, phrases)
-        builder.add(Grounding(torch.zeros(len(phrases), 2, 2), logits, maps))
+        builder = ResultBuilder(image, phrases, self.confidence)
+        builder.add(Grounding(logits[:, ::20, ::30], logits, maps))
         return builder.build()
 
 
@@ -130,8 +144,35 @@ def test_ground_writes_overlay_masks_and_result(photo: str, capsys: Capture) -> 
     assert coco_mask.area(first["segmentation"]) == first["area"] == 1200
     assert (second["area"], second["score"]) == (0, 0.0)
     shown = capsys.readouterr().out.splitlines()
-    assert shown[1].split() == ["out/mask-1.png", "a", "red", "ring", "0.98", "1200"]
+    assert shown[1].split() == ["out/mask-1.png", "a", "red", "ring", "0.98", "-", "1200"]
     assert "nothing found" in shown[2]
+
+
+def test_ground_says_not_there_if_asked_to(photo: str, capsys: Capture, monkeypatch: Patch) -> None:
+    arguments = ["ground", photo, "a ring", "nothing", "--head", "runs/a"]
+    assert main([*arguments, "--abstain"]) == 2
+    assert capsys.readouterr().err == (
+        "flmm: The head 'runs/a' has no threshold for \"not there\".\n"
+        "It was trained without validation data.\n"
+        "Train it with --val-data that has phrases without target (docs/confidence.md).\n"
+    )
+    steep = PlattCalibrator(slope=10.0, offset=-1.0)
+    monkeypatch.setattr(FakeGrounder, "confidence", Confidence(steep, None, 60))
+    assert main([*arguments, "--abstain"]) == 2
+    found, repair = capsys.readouterr().err.splitlines()[1:]
+    assert found == "Its validation data named nothing that is absent."
+    assert repair.endswith("(docs/confidence.md), or give --min-probability.")
+    assert main(arguments) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert shown[2] == ["out/mask-2.png", "nothing", "nothing", "found", "0.27", "0"]
+    chosen = Abstention(0.5, "balanced", 0.9, 0.5, 60)
+    monkeypatch.setattr(FakeGrounder, "confidence", Confidence(steep, chosen, 60))
+    for more in (["--abstain"], ["--min-probability", "0.5"]):
+        assert main([*arguments, *more]) == 0
+        assert "nothing  not there" in capsys.readouterr().out
+        first, second = json.loads(Path("out/result.json").read_text())["found"]
+        assert (first["there"], second["there"], second["area"]) == (True, False, 0)
+        assert second["probability"] == pytest.approx(0.2689, abs=1e-3)
 
 
 def test_ground_leaves_no_mask_of_an_earlier_result(photo: str) -> None:

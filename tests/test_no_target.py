@@ -15,6 +15,7 @@ from flmm_core.data import coco_masks
 from flmm_core.data.sample import Phrase, Sample
 from flmm_core.evaluate import Evaluation
 from flmm_core.losses import grounding_loss
+from flmm_core.measure import measure
 from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Grounding
 from flmm_core.segment import Segment
 
@@ -48,7 +49,9 @@ def test_it_is_counted_like_any_other_mask(level: float) -> None:
     truth = torch.from_numpy(coco_masks.decode(mask))[None]
     batch = SimpleNamespace(truths=(truth,), samples=(sample,))
     result = Evaluation()
-    result.add([grounding(torch.full((1, 8, 8), level))], cast(Examples, batch))
-    scores: dict[str, Any] = result.to_dict()["refined"]
-    assert (scores["masks"], scores["intersection"]) == (1, 0)
-    assert scores["union"] == (64 if level > 0 else 0)
+    result.add(*measure([grounding(torch.full((1, 8, 8), level))], cast(Examples, batch)))
+    scores: dict[str, Any] = result.to_dict()
+    assert (scores["refined"]["masks"], scores["refined"]["intersection"]) == (1, 0)
+    assert scores["refined"]["union"] == (64 if level > 0 else 0)
+    assert scores["generalised"]["n_acc"] == (0 if level > 0 else 1)
+    assert scores["box"]["masks"] == scores["point"]["masks"] == 0

@@ -44,7 +44,7 @@ def test_a_row_is_the_documented_json() -> None:
     row = json.loads(item.to_line())
     assert set(row) == {
         "item", "picture", "phrase", "slice", "tags", "size", "segmentation",
-        "truth_segmentation", "intersection", "union", "predicted", "truth",
+        "truth_segmentation", "intersection", "union", "predicted", "truth", "ignored",
         "coarse_intersection", "coarse_union", "score", "probability", "box_iou",
         "point_in_mask", "distractors", "seconds",
     }  # fmt: skip

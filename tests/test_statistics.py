@@ -57,6 +57,41 @@ def test_the_bootstrap_draws_pictures_and_divides_their_sums() -> None:
     assert (narrow[:, 1] <= found[:, 1]).all()
 
 
+def test_the_interval_is_that_of_all_draws_of_three_pictures() -> None:
+    """All 27 draws with replacement, each as likely: the quantiles of that law."""
+    tops, bottoms = sums(9, 3)
+    law = np.array(
+        [
+            tops[list(draw)].sum(0) / bottoms[list(draw)].sum(0)
+            for draw in product(range(3), repeat=3)
+        ]
+    )
+    # Levels whose ends lie well within one step of the law, so that chance cannot move them.
+    for level in (0.5, 0.7, 0.95):
+        found = bootstrap_intervals(tops, bottoms, resamples=20_000, level=level, seed=1)
+        for column, ends in enumerate(found):
+            for end, at in zip(ends, ((1 - level) / 2, (1 + level) / 2), strict=True):
+                low, high = (
+                    np.sort(law[:, column])[min(int((at + e) * 27), 26)] for e in (-0.02, 0.02)
+                )
+                assert low - 1e-9 <= end <= high + 1e-9
+
+
+def test_a_seed_repeats_and_another_differs() -> None:
+    first, second = sums(10, 40), sums(11, 40)
+    second = second[0], first[1]
+    for draw in (
+        lambda seed: bootstrap_intervals(*first, resamples=50, seed=seed),
+        lambda seed: bootstrap_difference(first, second, resamples=50, seed=seed),
+    ):
+        assert_array_equal(draw(4), draw(4))
+        assert (draw(4) != draw(5)).any()
+    assert_array_equal(
+        paired_test(first, second, permutations=50, seed=4),
+        paired_test(first, second, permutations=50, seed=4),
+    )
+
+
 def test_little_memory_gives_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = sums(2, 30), sums(3, 30)
     second = second[0], first[1]

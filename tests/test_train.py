@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 from flmm_core import Grounder, UsageError, WeightsError
 from flmm_core.config import load_config
+from flmm_core.data.draw import FORMATS, draw_pictures
 from flmm_core.data.pictures import read_picture
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError, RunError
@@ -76,6 +77,8 @@ def test_a_run_folder_holds_what_the_docs_say(run: Train, drawn: Path) -> None:
         "trainable_parameters", "seconds", "protocol",
     } <= summary.keys()  # fmt: skip
     assert set(summary["coarse"]) == {"ciou", "miou"}
+    assert "calibration" not in summary  # there was no validation data
+    assert not (folder / "last" / "confidence.json").exists()
     assert summary["vlm_sha256"]["before"] == summary["vlm_sha256"]["after"]
     (scores,) = summary["evaluations"].values()
     assert scores["refined"]["masks"] == len(open_source(f"refcoco:{drawn}@train"))
@@ -144,6 +147,38 @@ def test_the_best_checkpoint_is_kept_and_evaluated(run: Train, drawn: Path) -> N
     assert summary["refined"]["ciou"] == scores[best]
     kept = {path.name for path in (folder / "checkpoints").iterdir()}
     assert kept == {"step-5", "step-6", f"step-{best}"}
+
+
+def test_validation_data_make_a_head_say_how_sure_it_is(
+    run: Train, drawn: Path, tmp_path: Path
+) -> None:
+    source = f"refcoco:{drawn}@train"
+    scenes = draw_pictures(3, seed=8, extras=("absent",))
+    absent = f"grefcoco:{FORMATS['grefcoco'].write(tmp_path / 'absent', scenes)}@train"
+    folder = run(val_data=[source, absent], pictures=0)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 0 <= summary["calibration"]["ece"] <= 1
+    assert summary["calibration"]["masks"] == summary["evaluations"][source]["refined"]["masks"]
+    grounder = Grounder.from_pretrained(folder)
+    assert grounder.confidence is not None
+    assert grounder.confidence.masks == len(open_source(source)) + len(open_source(absent))
+    assert grounder.confidence.threshold is not None
+    again = evaluate_run(folder, [source])["data"][source]["calibration"]
+    assert again == summary["calibration"]
+    copy = Grounder.from_pretrained(grounder.save_pretrained(tmp_path / "copy"))
+    assert copy.confidence == grounder.confidence
+    out = copy.ground(read_picture(next((drawn / "images").iterdir())), ["red ring", "the star"])
+    assert ((out.probabilities > 0) & (out.probabilities < 1)).all()
+
+
+def test_a_run_is_measured_by_methods_without_training_too(run: Train, drawn: Path) -> None:
+    folder, source = run(pictures=0), f"refcoco:{drawn}@train"
+    figures = evaluate_run(folder, [source], method="top-k-heads", protocol="flmm-paper", limit=3)
+    assert figures["method"]["name"] == "top-k-heads"
+    assert len(figures["method"]["heads"]) == 3
+    scores = figures["data"][source]
+    assert scores["coarse"]["ciou"] == scores["refined"]["ciou"] > 0
+    assert json.loads(json.dumps(figures)) == figures
 
 
 def test_a_folder_with_a_run_is_not_overwritten(run: Train, tmp_path: Path) -> None:

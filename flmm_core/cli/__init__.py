@@ -17,6 +17,7 @@ from flmm_core.errors import FlmmError, did_you_mean
 COMMANDS = {
     "train": "Train a mask head on a frozen model.",
     "eval": "Measure a trained head on data sets.",
+    "benchmark": "Measure backbones on data sets, all on all, and write the report.",
     "report": "Show a benchmark as a page and tables, or compare two.",
     "ground": "Find phrases in a picture.",
     "backbones": "List the installed backbones, or show one.",

@@ -10,6 +10,7 @@ import click
 from flmm_core.cli.console import echo_json, echo_table, make_progress
 from flmm_core.cli.options import config_options, given_settings
 from flmm_core.config import Protocol
+from flmm_core.results import Method
 
 
 @click.command("eval")
@@ -27,6 +28,19 @@ from flmm_core.config import Protocol
     help="Each sentence alone, or all objects of a picture in one caption."
     "  [default: as in training]",
 )
+@click.option(
+    "--method",
+    type=click.Choice(get_args(Method)),
+    default="head",
+    show_default=True,
+    help="What makes the masks; all but the head work without training.",
+)
+@click.option(
+    "--method-data",
+    multiple=True,
+    help="Labelled data of which such a method sees a few samples; repeatable."
+    "  [default: what the head was trained on]",
+)
 @config_options("device")
 @config_options("model", "refiner_weights", unset="where it lay in training")
 @click.option(
@@ -42,6 +56,8 @@ def command(
     run: str,
     data: tuple[str, ...],
     protocol: str | None,
+    method: str,
+    method_data: tuple[str, ...],
     batch_size: int,
     limit: int | None,
     as_json: bool,
@@ -50,7 +66,8 @@ def command(
     """Measure a trained head on data sets.
 
     RUN is the folder that `flmm train` wrote, a head's folder or a hub id. cIoU and mIoU are
-    fractions of 1, of the coarse and of the refined masks.
+    fractions of 1, of the coarse and of the refined masks. Other scores follow where the data has a
+    use for them: phrases without target, regions to ignore, PNG's tags.
     """
     from flmm_core.evaluate import evaluate_run
 
@@ -58,6 +75,8 @@ def command(
         run,
         data,
         protocol=protocol,
+        method=method,
+        method_data=method_data,
         batch_size=batch_size,
         limit=limit,
         progress=make_progress(),
@@ -66,11 +85,27 @@ def command(
     if as_json:
         echo_json(figures)
         return
-    click.echo(f"{figures['run']}: {figures['backbone']}, protocol {figures['protocol']}")
+    made_by = "" if method == "head" else f" by {method}"
+    click.echo(f"{figures['run']}{made_by}: {figures['backbone']}, protocol {figures['protocol']}")
     echo_table([HEADINGS, *_rows(figures["data"])])
+    for name, parts in figures["data"].items():
+        if more := ", ".join(_more(parts)):
+            click.echo(f"{name}: {more}")
 
 
 HEADINGS = ("data", "masks", "coarse cIoU", "mIoU", "refined cIoU", "mIoU")
+MORE = {
+    "box": {"accuracy": "box accuracy@0.5"},
+    "point": {"accuracy": "point in mask"},
+    "generalised": {
+        "giou": "gRefCOCO gIoU",
+        "ciou": "gRefCOCO cIoU",
+        "n_acc": "N-acc",
+        "t_acc": "T-acc",
+    },
+    "reasoning": {"giou": "ReasonSeg gIoU", "ciou": "ReasonSeg cIoU"},
+    "calibration": {"ece": "calibration error"},
+}
 
 
 def _rows(scores: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -82,6 +117,19 @@ def _rows(scores: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if len(slices) > 1:
             for slice_name in slices:
                 yield _row(f"  {slice_name}", coarse["slices"][slice_name], slices[slice_name])
+
+
+def _more(parts: dict[str, Any]) -> Iterator[str]:
+    """What else the source has a use for, of the refined masks."""
+    for kind, scores in MORE.items():
+        for key, title in scores.items():
+            if kind in parts and parts[kind].get(key) is not None:
+                yield f"{title} {parts[kind][key]:.4f}"
+    for subset, recall in parts.get("recall", {}).get("average_recall", {}).items():
+        if recall is not None:
+            yield f"average recall ({subset}) {recall:.4f}"
+    if parts.get("skipped"):
+        yield f"{parts['skipped']} left out"
 
 
 def _row(name: str, *parts: dict[str, Any]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from flmm_core.cli.options import config_options, given_settings
 from flmm_core.errors import UsageError
 
 if TYPE_CHECKING:
+    from flmm_core.confidence import Confidence
     from flmm_core.pipeline.result import Result
 
 
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 @click.option(
     "--together", is_flag=True, help="Read all phrases in one caption, not each by itself."
 )
+@click.option(
+    "--abstain",
+    is_flag=True,
+    help='Answer "not there" below the threshold that was chosen on validation data.',
+)
+@click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1),
+    help='Answer "not there" where a mask is less likely right than this.',
+)
 @config_options("device")
 @config_options("model", "refiner_weights", unset="where it lay in training")
 def command(
@@ -39,12 +50,14 @@ def command(
     head: str,
     output: Path,
     together: bool,
+    abstain: bool,
+    min_probability: float | None,
     **parameters: Any,
 ) -> None:
     """Find phrases in a picture.
 
     Writes one mask for each PHRASE at the size of IMAGE, all of them drawn over it, and
-    result.json with COCO run-length masks, boxes and scores.
+    result.json with COCO run-length masks, boxes, scores and probabilities.
     """
     for number, phrase in enumerate(phrases, start=1):
         if not phrase.strip():
@@ -56,13 +69,36 @@ def command(
     from flmm_core import Grounder
 
     grounder = Grounder.from_pretrained(head, **given_settings(parameters))
+    below = min_probability
+    if abstain and below is None:
+        below = stored_threshold(grounder.confidence, head)
     result = grounder.ground(picture, phrases, together=together)
+    if below is not None:
+        result = result.abstain(below)
     files = write_result(result, output, picture=str(image), head=head)
-    rows = [("mask", "phrase", "score", "pixels")]
+    rows = [("mask", "phrase", "score", "probability", "pixels")]
     for name, record in zip(files, result.to_coco(), strict=True):
         found = f"{record['score']:.2f}" if record["area"] else "nothing found"
-        rows.append((str(output / name), record["phrase"], found, str(record["area"])))
+        found = found if record["there"] else "not there"
+        known = record["probability"]
+        likely = "-" if known is None else f"{known:.2f}"
+        rows.append((str(output / name), record["phrase"], found, likely, str(record["area"])))
     echo_table(rows)
+
+
+def stored_threshold(confidence: Confidence | None, head: str) -> float:
+    """The threshold for "not there" that training chose; UsageError if it chose none."""
+    threshold = confidence.threshold if confidence else None
+    if threshold is None:
+        raise UsageError(
+            f"The head '{head}' has no threshold for \"not there\".",
+            found="Its validation data named nothing that is absent."
+            if confidence
+            else "It was trained without validation data.",
+            repair="Train it with --val-data that has phrases without target (docs/confidence.md)"
+            + (", or give --min-probability." if confidence else "."),
+        )
+    return threshold
 
 
 def write_result(result: Result, folder: Path, **facts: str) -> list[str]:

@@ -50,23 +50,11 @@ def build(folder: Path, output: Path | None, forms: tuple[str, ...], examples: i
     The page holds its pictures and links to nothing. The tables have its name and the endings
     .md, .csv, .tex and .json.
     """
-    page = output or folder / "report.html"
     if output is not None:
         check_writable(output.parent)
-    from flmm_core.data.writing import write_whole
-    from flmm_core.report.cells import load_benchmark
-    from flmm_core.report.formats import FORMATS
-    from flmm_core.report.page import render_page
-    from flmm_core.report.table import make_report
+    from flmm_core.report.build import build_report
 
-    report = make_report(load_benchmark(folder))
-    for form in dict.fromkeys(forms):
-        if form == "html":
-            path, text = page, render_page(report, examples=examples)
-        else:
-            ending, write = FORMATS[form]
-            path, text = page.with_suffix(ending), write(report)
-        write_whole(path, text.encode())
+    for path in build_report(folder, output, forms=forms, examples=examples)[1]:
         click.echo(path)
 
 

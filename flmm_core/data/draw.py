@@ -7,8 +7,9 @@ that reads the real ones.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,16 @@ from flmm_core.data.narrative_grounding import write_narratives
 from flmm_core.data.reasonseg import write_reasonseg
 from flmm_core.data.refcoco import write_refcoco
 from flmm_core.data.sample import GroundedObject, Mask
-from flmm_core.data.shapes import HARD_KINDS, SHAPES, VERSION, expressions, make_scene, paint
+from flmm_core.data.shapes import (
+    COLOURS,
+    HARD_KINDS,
+    SHAPES,
+    VERSION,
+    Scene,
+    expressions,
+    make_scene,
+    paint,
+)
 from flmm_core.data.writing import NewPicture, whole_folder
 from flmm_core.errors import UsageError, did_you_mean
 
@@ -71,12 +81,14 @@ class Split:
         seed: No two splits share one.
         kinds: Slices, picture by picture in turn.
         sentences: Most sentences an object.
+        extras: From `EXTRAS`.
     """
 
     pictures: int
     seed: int
     kinds: tuple[str, ...]
     sentences: int = 1
+    extras: tuple[str, ...] = ()
 
 
 SPLITS = {
@@ -84,6 +96,7 @@ SPLITS = {
     "val": Split(100, 72, ("plain",)),
     "test": Split(300, 73, ("plain",)),
     "hard": Split(250, 74, HARD_KINDS),
+    "absent": Split(60, 75, ("plain",), extras=("absent",)),
 }
 
 
@@ -104,9 +117,9 @@ def draw_pictures(
         kinds: From `KINDS`; picture i is of kind i modulo their number.
         split: What the objects say they belong to.
         sentences: Most referring expressions an object.
-        extras: From `EXTRAS`: "pair" adds the first two objects together, "absent" a thing that is
-            not there, "background" what no object covers (tag "stuff"); "ignore" has every object
-            ignore the outlines of the others.
+        extras: From `EXTRAS`: "pair" adds the first two objects together, "absent" a colour and
+            shape that is not there (slice "absent"), "background" what no object covers (tag
+            "stuff"); "ignore" has every object ignore the outlines of the others.
 
     Raises:
         UsageError: A kind is unknown, or `pictures` is below 1.
@@ -150,15 +163,15 @@ def _draw(
                 objects.append(GroundedObject(rle, tuple(words), shape.name, kind, split))
         if objects:
             name = f"{split}_{kind}_{index:06}.png"
-            names = {shape.name for shape in scene.shapes}
-            things = _with_extras(objects, names, np.any(masks, axis=0), extras)
+            missing = _missing(scene, np.random.default_rng((*seed, attempt, 2)))
+            things = _with_extras(objects, missing, np.any(masks, axis=0), extras)
             return NewPicture(Image.fromarray(pixels), name, things)
         attempt += 1
 
 
 def _with_extras(
     things: Sequence[GroundedObject],
-    names: Collection[str],
+    missing: tuple[str, str],
     covered: NDArray[np.bool_],
     extras: Sequence[str],
 ) -> tuple[GroundedObject, ...]:
@@ -166,7 +179,7 @@ def _with_extras(
 
     Args:
         things: Objects that can be asked for.
-        names: The shapes of all that was painted.
+        missing: Colour and shape of a thing that is not there.
         covered: (H, W) bool, all that was painted.
         extras: From `EXTRAS`.
     """
@@ -176,11 +189,10 @@ def _with_extras(
         words = f"{first.sentences[0]} and {things[1].sentences[0]}"
         pair = coco_masks.merge(masks[:2])
         more.append(replace(first, mask=pair, sentences=(words,), parts=tuple(masks[:2])))
-    absent = [name for name in SHAPES if name not in names]
-    if "absent" in extras and absent:
-        nothing = coco_masks.empty(*covered.shape)
-        words = f"the {absent[0]}"
-        more.append(replace(first, mask=nothing, sentences=(words,), category=absent[0]))
+    if "absent" in extras:
+        nothing, words = coco_masks.empty(*covered.shape), f"the {missing[0]} {missing[1]}"
+        absent = replace(first, mask=nothing, sentences=(words,), category=missing[1])
+        more.append(replace(absent, slice="absent"))
     if "background" in extras:
         rest, tags = coco_masks.encode(~covered), frozenset({"stuff"})
         words = "the background"
@@ -188,6 +200,13 @@ def _with_extras(
     if "ignore" in extras:
         things = [replace(t, ignore=_ignored(m, masks)) for t, m in zip(things, masks, strict=True)]
     return (*things, *more)
+
+
+def _missing(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """A colour and a shape that no thing of a scene has together; one of them may be there."""
+    painted = {shape.kind for shape in scene.shapes}
+    others = [pair for pair in product(COLOURS, SHAPES) if pair not in painted]
+    return others[int(rng.integers(len(others)))]
 
 
 def _ignored(mask: Mask, masks: Sequence[Mask]) -> Mask | None:
@@ -225,7 +244,12 @@ def ensure_shapes(split: str) -> Path:
         return folder
     with whole_folder(folder) as aside:
         drawn = draw_pictures(
-            plan.pictures, plan.seed, kinds=plan.kinds, split=split, sentences=plan.sentences
+            plan.pictures,
+            plan.seed,
+            kinds=plan.kinds,
+            split=split,
+            sentences=plan.sentences,
+            extras=plan.extras,
         )
         write_refcoco(aside, drawn)
     return folder

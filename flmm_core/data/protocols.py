@@ -5,13 +5,22 @@ Numbers of different protocols cannot be compared, so the name stands beside eve
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, get_args, overload
 
 import numpy as np
 
 from flmm_core.data.findings import Skipped
-from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Phrase, Sample
+from flmm_core.data.sample import (
+    AnnotatedPicture,
+    GroundedObject,
+    Mask,
+    Phrase,
+    Sample,
+    StoredMask,
+)
 from flmm_core.errors import UsageError, did_you_mean
 from flmm_core.segment import Segment
 
@@ -96,6 +105,12 @@ class PictureSamples(LazySamples):
                 places += [(number, position, i) for i in range(len(thing.sentences))]
         self._sentences = np.array(places, dtype=np.int32).reshape(-1, 3)
 
+    @property
+    def folder(self) -> Path:
+        """The deepest folder that holds all pictures, absolute."""
+        parents = {picture.path.absolute().parent for picture in self.pictures}
+        return Path(os.path.commonpath(parents)) if parents else Path.cwd()
+
     def __len__(self) -> int:
         return len(self.pictures) if self.protocol == "flmm-paper" else len(self._sentences)
 
@@ -120,12 +135,16 @@ class PictureSamples(LazySamples):
         phrases: list[Phrase] = []
         for index, (thing, text) in enumerate(said):
             segments += [Segment(text, index), Segment(".")]
-            phrases.append(_phrase(thing, text))
+            phrases.append(_phrase(picture, thing, text))
         return self._named(picture, segments, phrases, name)
 
     def _narrative(self, picture: AnnotatedPicture) -> Sample:
         phrases = [
-            _phrase(thing, "".join(s.text for s in picture.caption if s.phrase == index).strip())
+            _phrase(
+                picture,
+                thing,
+                "".join(s.text for s in picture.caption if s.phrase == index).strip(),
+            )
             for index, thing in enumerate(picture.objects)
         ]
         return self._named(picture, picture.caption, phrases, f"{picture.file_name}#{picture.name}")
@@ -141,5 +160,22 @@ class PictureSamples(LazySamples):
         return Sample(whole, picture.path, picture.picture_hw, tuple(segments), tuple(phrases))
 
 
-def _phrase(thing: GroundedObject, text: str) -> Phrase:
-    return Phrase(text, thing.read_mask(), thing.category, thing.slice, thing.tags, thing.ignore)
+def _phrase(picture: AnnotatedPicture, thing: GroundedObject, text: str) -> Phrase:
+    return Phrase(
+        text,
+        thing.read_mask(),
+        thing.category,
+        thing.slice,
+        thing.tags,
+        thing.ignore,
+        _distractors(picture, thing) if thing.category else None,
+    )
+
+
+def _distractors(picture: AnnotatedPicture, thing: GroundedObject) -> int:
+    """How many other masks of its category there are; one that is named twice counts once."""
+    masks: list[Mask | StoredMask] = [thing.mask]
+    for other in picture.objects:
+        if other.category == thing.category and other.mask not in masks:
+            masks.append(other.mask)
+    return len(masks) - 1

@@ -58,6 +58,8 @@ class Phrase:
         tags: Further subsets that it is in, which may overlap ("plural", "thing", ...).
         ignore: Pixels that count neither as right nor as wrong, at the picture's size and outside
             `mask`; None if all count.
+        distractors: Other objects of its category that the source has in the picture; None if
+            there is no category.
     """
 
     text: str
@@ -66,6 +68,7 @@ class Phrase:
     slice: str = ""
     tags: frozenset[str] = frozenset()
     ignore: Mask | None = None
+    distractors: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,7 +207,9 @@ def _need_split(source: SourceText) -> str:
 
 
 SOURCES: Mapping[str, SourceKind] = {
-    "shapes": SourceKind("shapes@SPLIT", "drawn scenes: train, val, test, hard", _read_shapes),
+    "shapes": SourceKind(
+        "shapes@SPLIT", "drawn scenes: train, val, test, hard, absent", _read_shapes
+    ),
     "refcoco": SourceKind("refcoco:PATH@SPLIT", "RefCOCO (unc splits)", _read_refcoco),
     "refcoco+": SourceKind("refcoco+:PATH@SPLIT", "RefCOCO+ (unc splits)", _read_refcoco),
     "refcocog": SourceKind(

@@ -1,9 +1,9 @@
 """The field's scores, in exact integer sums.
 
-Every kind of score has `add` for masks, `add_counts` for pixel counts, `merge` for what another
-process has counted and `to_dict` for JSON. One process or many, in whatever order: the numbers
-are the same. `docs/metrics.md` has all definitions in one table, with their sources and what
-empty masks count.
+Scores of masks have `add` for the masks and `add_counts` for their pixel counts; all scores have
+`merge` for what another process has counted and `to_dict` for JSON. One process or many, in
+whatever order: the numbers are the same. `docs/metrics.md` has all definitions in one table, with
+their sources and what empty masks count. Intervals and tests are in `flmm_core.statistics`.
 
     masks.py        cIoU, mIoU, precision@t                  RefCOCO, RefCOCO+, RefCOCOg
     generalised.py  gIoU, cIoU, N-acc, T-acc                 gRefCOCO
@@ -12,7 +12,6 @@ empty masks count.
     location.py     box accuracy@0.5, point in mask
     calibration.py  a mask's probability of being right, ECE
     abstention.py   the threshold for "not there"
-    resampling.py   intervals over pictures, paired test
     sums.py         the exact sums beneath
 """
 
@@ -27,11 +26,10 @@ from flmm_core.metrics.calibration import (
     is_right,
 )
 from flmm_core.metrics.generalised import GeneralisedScores
-from flmm_core.metrics.location import BoxScores, PointScores, peaks, tight_boxes
+from flmm_core.metrics.location import BoxScores, PointScores, box_iou, peaks
 from flmm_core.metrics.masks import MaskScores, intersection_union
 from flmm_core.metrics.reasoning import ReasonScores
 from flmm_core.metrics.recall import SUBSETS, RecallScores
-from flmm_core.metrics.resampling import Comparison, Interval, PictureSums, bootstrap, compare
 from flmm_core.metrics.sums import THRESHOLDS, IouSums
 
 __all__ = [
@@ -41,24 +39,19 @@ __all__ = [
     "BoxScores",
     "CalibrationScores",
     "Calibrator",
-    "Comparison",
     "GeneralisedScores",
-    "Interval",
     "IouSums",
     "IsotonicCalibrator",
     "MaskScores",
-    "PictureSums",
     "PlattCalibrator",
     "PointScores",
     "ReasonScores",
     "RecallScores",
-    "bootstrap",
+    "box_iou",
     "calibrator_from_dict",
     "choose_threshold",
-    "compare",
     "fit_calibrator",
     "intersection_union",
     "is_right",
     "peaks",
-    "tight_boxes",
 ]

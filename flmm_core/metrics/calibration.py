@@ -88,6 +88,16 @@ class CalibrationScores:
         )
         return share(sum(gaps), sum(self.masks) * IOU_ONE)
 
+    @property
+    def means(self) -> list[tuple[float, float]]:
+        """Of each bin, the mean probability and the share that is right; nan without masks."""
+        return [
+            (share(units, count * IOU_ONE), share(hits, count))
+            for count, hits, units in zip(
+                self.masks, self.right, self.probability_units, strict=True
+            )
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON, with what a reliability diagram draws; empty bins are left out."""
         bins = len(self.masks)
@@ -99,10 +109,12 @@ class CalibrationScores:
                     "from": place / bins,
                     "to": (place + 1) / bins,
                     "masks": count,
-                    "mean_probability": share(self.probability_units[place], count * IOU_ONE),
-                    "share_right": share(self.right[place], count),
+                    "mean_probability": mean,
+                    "share_right": right,
                 }
-                for place, count in enumerate(self.masks)
+                for place, (count, (mean, right)) in enumerate(
+                    zip(self.masks, self.means, strict=True)
+                )
                 if count
             ],
         }

@@ -11,6 +11,7 @@ and a missing point count as a miss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -33,7 +34,8 @@ class HitScores:
     masks: int = 0
     hits: int = 0
 
-    def _count(self, hits: NDArray[np.bool_]) -> None:
+    def add_hits(self, hits: Sequence[bool] | NDArray[np.bool_]) -> None:
+        """Count masks by whether each is right."""
         self.masks += len(hits)
         self.hits += int(np.count_nonzero(hits))
 
@@ -55,14 +57,10 @@ class HitScores:
 class BoxScores(HitScores):
     """Box accuracy at an IoU of 0.5."""
 
-    def add(self, pred: Any, truth: Any) -> None:
-        """Count the tight boxes of (P, H, W) bool masks."""
-        self.add_boxes(tight_boxes(pred), tight_boxes(truth))
-
-    def add_boxes(self, pred_xyxy: Any, truth_xyxy: Any) -> None:
+    def add(self, pred_xyxy: Any, truth_xyxy: Any) -> None:
         """Count (P, 4) boxes in pixels, integers or floats."""
         overlap, union = _box_areas(to_numpy(pred_xyxy), to_numpy(truth_xyxy))
-        self._count((overlap > 0) & (2 * overlap >= union))
+        self.add_hits((overlap > 0) & (2 * overlap >= union))
 
 
 class PointScores(HitScores):
@@ -86,24 +84,13 @@ class PointScores(HitScores):
         inside = (x >= 0) & (x < masks.shape[2]) & (y >= 0) & (y < masks.shape[1])
         hits = np.zeros(count, dtype=bool)
         hits[inside] = masks[np.flatnonzero(inside), y[inside], x[inside]]
-        self._count(hits)
+        self.add_hits(hits)
 
 
-def tight_boxes(masks: Any) -> Counts:
-    """The smallest box around each mask.
-
-    Args:
-        masks: (P, H, W) bool, numpy array or torch tensor.
-
-    Returns:
-        (P, 4) int64 (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask.
-    """
-    array = to_numpy(masks)
-    if array.dtype != bool or array.ndim != 3:
-        raise ValueError(f"masks must be (P, H, W) bool, not {array.shape} {array.dtype}")
-    x0, x1 = _span(np.any(array, axis=1))
-    y0, y1 = _span(np.any(array, axis=2))
-    return np.stack([x0, y0, x1, y1], axis=-1)  # (P, 4)
+def box_iou(pred_xyxy: Any, truth_xyxy: Any) -> NDArray[np.float64]:
+    """(P,) IoU of (P, 4) boxes pair by pair; 0 where one is empty."""
+    overlap, union = _box_areas(to_numpy(pred_xyxy), to_numpy(truth_xyxy))
+    return np.asarray(overlap / np.where(overlap > 0, union, 1), dtype=np.float64)
 
 
 def peaks(logits: Any) -> Counts:
@@ -115,14 +102,6 @@ def peaks(logits: Any) -> Counts:
     count, height, width = array.shape
     y, x = np.divmod(array.reshape(count, height * width).argmax(axis=1), width)
     return np.stack([x, y], axis=-1).astype(np.int64)  # (P, 2)
-
-
-def _span(occupied: NDArray[Any]) -> tuple[Counts, Counts]:
-    """First occupied place and the one after the last, (P,) each, of (P, n) bool."""
-    n = occupied.shape[1]
-    place = np.arange(n, dtype=np.int64)
-    end = np.where(occupied, place + 1, 0).max(axis=1, initial=0)
-    return np.minimum(np.where(occupied, place, n).min(axis=1, initial=n), end), end
 
 
 def _box_areas(first: NDArray[Any], second: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -68,9 +69,16 @@ class Grounder(nn.Module):
         refiner: Stage 4.
         pool: How the attention of a phrase's tokens becomes one, "mean" or "max".
 
+    Attributes:
+        confidence: Evidence for masks to the probability that they are right, (P,) both.
+
     Raises:
         WeightsError: The head was made for another VLM.
     """
+
+    name: ClassVar[str] = "head"
+    """What results call masks that are made in this way (`flmm_core.baselines`)."""
+    confidence: Callable[[Any], Any] | None
 
     def __init__(
         self,
@@ -89,6 +97,7 @@ class Grounder(nn.Module):
         self.text_prompts = text_prompts if refiner.uses_text else None
         self.refiner = refiner
         self.pool = pool
+        self.confidence = None
         self._check_fit()
 
     def _check_fit(self) -> None:
@@ -176,7 +185,7 @@ class Grounder(nn.Module):
             captions = [[piece for pair in pairs for piece in pair]]
 
         picture, picture_hw = self.refiner.prepare(image), (image.height, image.width)
-        builder = ResultBuilder(image, phrases)
+        builder = ResultBuilder(image, phrases, self.confidence)
         at_once = max(1, min(batch_size, PIXELS_AT_ONCE // (image.height * image.width)))
         for start in range(0, len(captions), at_once):
             samples = [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from PIL import Image, ImageChops, ImageFilter
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from flmm_core.errors import UsageError
 from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.types import Grounding
 
@@ -28,9 +30,12 @@ class Result:
         phrases: What was looked for.
         logits: (P, H, W) float32 at the picture's size.
         coarse_logits: (P, h, w) float32, the mask head's, covering exactly the picture.
-        masks: (P, H, W) bool, `logits > 0`.
+        masks: (P, H, W) bool, `logits > 0`; without a pixel where the phrase is not there.
         scores: (P,) float32, mean probability over the mask's pixels; 0 for an empty mask.
         boxes: (P, 4) int64 (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros if empty.
+        probabilities: (P,) float32, calibrated: how likely each mask is right (IoU >= 0.5); nan
+            from a head that was trained without validation data.
+        there: (P,) bool, whether the phrase was not answered with "not there" (`abstain`).
     """
 
     image: Image.Image
@@ -40,6 +45,8 @@ class Result:
     masks: Tensor
     scores: Tensor
     boxes: Tensor
+    probabilities: Tensor
+    there: Tensor
 
     def __len__(self) -> int:
         return len(self.phrases)
@@ -48,6 +55,28 @@ class Result:
     def colours(self) -> tuple[tuple[int, int, int], ...]:
         """The overlay's colour of each phrase, (red, green, blue) in 0..255."""
         return tuple(_colour(number) for number in range(len(self)))
+
+    def abstain(self, below: float) -> Result:
+        """The same with "not there" for every phrase whose probability is below a threshold.
+
+        Such a phrase keeps its logits, its score and its probability; its mask becomes empty.
+
+        Raises:
+            UsageError: There are no probabilities.
+        """
+        if self.probabilities.isnan().any():
+            raise UsageError(
+                "The head gives no probabilities, so it cannot say that a thing is not there.",
+                found="It was trained without validation data.",
+                repair="Train it with --val-data.",
+            )
+        there = self.there & (self.probabilities >= below)
+        return replace(
+            self,
+            there=there,
+            masks=self.masks & there[:, None, None],
+            boxes=self.boxes * there[:, None],
+        )
 
     def overlay(self) -> Image.Image:
         """The picture (RGB) with every mask tinted and outlined in its colour of `colours`."""
@@ -63,12 +92,13 @@ class Result:
         """One record a phrase, as JSON takes it.
 
         Keys: `phrase`, `segmentation` (compressed RLE), `bbox` (x, y, width, height in pixels),
-        `area` in pixels, `score`.
+        `area` in pixels, `score`, `probability` (null if unknown), `there`.
         """
         records = []
         for index, phrase in enumerate(self.phrases):
             encoded = coco_mask.encode(self.masks[index].numpy().astype("uint8", order="F"))
             x0, y0, x1, y1 = self.boxes[index].tolist()
+            probability = float(self.probabilities[index])
             records.append(
                 {
                     "phrase": phrase,
@@ -79,6 +109,8 @@ class Result:
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "area": int(coco_mask.area(encoded)),
                     "score": float(self.scores[index]),
+                    "probability": None if math.isnan(probability) else probability,
+                    "there": bool(self.there[index]),
                 }
             )
         return records
@@ -90,13 +122,21 @@ class ResultBuilder:
     Args:
         image: The picture.
         phrases: All phrases, in the order in which their groundings will come.
+        confidence: Evidence for masks to probabilities, (P,) both; None if there is none.
     """
 
-    def __init__(self, image: Image.Image, phrases: Sequence[str]) -> None:
+    def __init__(
+        self,
+        image: Image.Image,
+        phrases: Sequence[str],
+        confidence: Callable[[Any], Any] | None = None,
+    ) -> None:
         self._image = image
         self._phrases = tuple(phrases)
         self._logits = torch.empty(len(self._phrases), image.height, image.width)
         self._coarse: list[Tensor] = []
+        self._confidence = confidence
+        self._probabilities = torch.full((len(self._phrases),), torch.nan)
         self._filled = 0
 
     def add(self, grounding: Grounding) -> None:
@@ -104,6 +144,9 @@ class ResultBuilder:
         end = self._filled + len(grounding.logits)
         self._logits[self._filled : end] = grounding.logits
         self._coarse.append(grounding.coarse_logits.float().cpu())
+        if self._confidence is not None:
+            likely = self._confidence(grounding.evidence.cpu().numpy())
+            self._probabilities[self._filled : end] = torch.as_tensor(likely)
         self._filled = end
 
     def build(self) -> Result:
@@ -120,6 +163,8 @@ class ResultBuilder:
             masks=masks,
             scores=torch.tensor(scores),
             boxes=tight_boxes(masks),
+            probabilities=self._probabilities,
+            there=torch.ones(len(self._phrases), dtype=torch.bool),
         )
 
 

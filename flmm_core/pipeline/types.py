@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flmm_core.segment import Segment as Segment
 
@@ -137,3 +138,17 @@ class Grounding:
         probs, masks = self.logits.float().sigmoid(), self.masks
         total = (probs * masks).flatten(1).sum(1)
         return total / masks.flatten(1).sum(1).clamp(min=1).to(torch.float32)
+
+    @property
+    def evidence(self) -> Tensor:
+        """(P,) how much speaks for each mask, 0 to 1: `scores` times the coarse mask's IoU with it.
+
+        A refiner that was led astray may be sure of its mask, but then it leaves the coarse one.
+        """
+        agreement = self.scores.clone()
+        # One at a time: pictures can be huge.
+        for index, (coarse, mask) in enumerate(zip(self.coarse_logits, self.masks, strict=True)):
+            probs = coarse.float().sigmoid()[None, None]
+            rough = F.interpolate(probs, mask.shape[-2:], mode="bilinear")[0, 0] > 0.5
+            agreement[index] *= (rough & mask).sum() / (rough | mask).sum().clamp(min=1)
+        return agreement

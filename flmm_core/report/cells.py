@@ -38,13 +38,15 @@ class Columns:
 
     Attributes:
         items: The unique names.
-        pictures: (M,) the number of each row's picture, by first appearance.
+        pictures: (M,) the number of each row's picture, in the order of their names, so that no
+            figure depends on the order of the rows.
         slices: The data set's part of each row.
         tags: The further parts of each row.
         words: (M,) number of words of each phrase.
         counts: (M, 6) intersection, union, predicted, truth, coarse intersection, coarse union.
         area: (M,) pixels of the picture.
         distractors: (M,) other objects of its category.
+        ignored: (M,) pixels that do not count.
         values: (M, 5) score, probability, box IoU, point in mask, seconds.
     """
 
@@ -56,6 +58,7 @@ class Columns:
     counts: Ints
     area: Ints
     distractors: Ints
+    ignored: Ints
     values: Floats
 
     def __len__(self) -> int:
@@ -234,19 +237,23 @@ def _columns(items: Iterable[Item]) -> Columns:
                 len(item.phrase.split()),
                 item.size[0] * item.size[1],
                 -1 if item.distractors is None else item.distractors,
+                item.ignored,
             )
         )
         cells = (item.score, item.probability, item.box_iou, item.point_in_mask, item.seconds)
         values.extend(math.nan if value is None else float(value) for value in cells)
-    table = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 10)
+    table = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 11)
+    ranks = np.empty(len(places), dtype=np.int64)
+    ranks[[places[name] for name in sorted(places)]] = np.arange(len(places))
     return Columns(
         items=tuple(names),
-        pictures=table[:, 6],
+        pictures=ranks[table[:, 6]],
         slices=tuple(slices),
         tags=tuple(tags),
         words=table[:, 7],
         counts=table[:, :6],
         area=table[:, 8],
         distractors=table[:, 9],
+        ignored=table[:, 10],
         values=np.frombuffer(values, dtype=np.float64).reshape(-1, 5),
     )

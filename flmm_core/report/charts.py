@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 from markupsafe import Markup
 
 from flmm_core.report.scores import Score
@@ -232,7 +233,7 @@ def calibration(series: Sequence[tuple[Sign, str, Reliability]], name: str) -> M
     parts.append(_text("stated probability, %", WIDTH - RIGHT, height - 4, "axis", "end"))
     described = []
     for sign, label, found in series:
-        bins = [k for k in range(10) if found.counts[k]]
+        bins = np.flatnonzero(found.counts).tolist()
         places = [(place_x(found.stated[k]), place_y(found.right[k])) for k in bins]
         for (x0, y0), (x1, y1) in pairwise(places):
             parts.append(_line(f"curve {sign.colour}", x0, y0, x1, y1))

@@ -8,9 +8,11 @@ Every score is a ratio of two sums, so that one bootstrap serves all of them:
     coarse_ciou   as ciou, of the masks before the refiner
     box@0.5       share of phrases whose tight boxes have IoU >= 0.5
     point         share of phrases whose surest point lies in the true mask
-    giou          as miou, but 0/0 counts as 1 (gRefCOCO); with no_target_accuracy, the share of
-                  phrases without target that were answered with nothing, and target_accuracy, the
-                  share of the others that were not. Only where there are phrases without target.
+    giou          as miou, but 0/0 counts as 1 (gRefCOCO, ReasonSeg); only where there are phrases
+                  without target or regions to ignore
+    no_target_accuracy, target_accuracy
+                  the share of phrases without target that were answered with nothing, and of the
+                  others that were not; only where there are phrases without target
 """
 
 from __future__ import annotations
@@ -102,6 +104,7 @@ def ratio_parts(columns: Columns, rows: Ints) -> tuple[Floats, Floats]:
     has_coarse, has_box, has_point = coarse_union >= 0, ~np.isnan(box_iou), ~np.isnan(point)
     no_target = truth == 0
     some_without = no_target.any()
+    empty_is_right = some_without or (columns.ignored[rows] > 0).any()
     pairs = [
         (intersection, union),
         (iou, one),
@@ -109,7 +112,7 @@ def ratio_parts(columns: Columns, rows: Ints) -> tuple[Floats, Floats]:
         (np.where(has_coarse, coarse_intersection, 0), np.where(has_coarse, coarse_union, 0)),
         (np.where(has_box, box_iou >= 0.5, 0), has_box),
         (np.where(has_point, point, 0), has_point),
-        (np.where(union == 0, 1, iou) * some_without, one * some_without),
+        (np.where(union == 0, 1, iou) * empty_is_right, one * empty_is_right),
         (no_target & (predicted == 0), no_target),
         ((~no_target & (predicted > 0)) * some_without, ~no_target * some_without),
     ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flmm_core.metrics import CalibrationScores, is_right
 from flmm_core.report.cells import Columns, Floats, Ints
 from flmm_core.report.scores import Scores, score_rows
 
@@ -50,10 +51,10 @@ class Reliability:
     """How calibrated probabilities fare (right: IoU >= 0.5).
 
     Attributes:
-        stated: (10,) mean probability of the phrases in each tenth, nan without any.
-        right: (10,) share of them that are right.
-        counts: (10,) how many there are.
-        error: Expected calibration error: mean |stated - right|, weighted by count.
+        stated: Mean probability of the phrases in each bin of `CalibrationScores`, nan without any.
+        right: Share of them that are right.
+        counts: How many there are.
+        error: Expected calibration error.
     """
 
     stated: Floats
@@ -97,19 +98,19 @@ def slice_rows(columns: Columns) -> tuple[Slicing, ...]:
 
 
 def reliability(columns: Columns) -> Reliability | None:
-    """The calibration of the probabilities in ten equal bins, or None without any."""
+    """The calibration of the probabilities, or None without any."""
     known = ~np.isnan(columns.probability)
     if not known.any():
         return None
-    stated = columns.probability[known]
-    right = (columns.union > 0) & (2 * columns.intersection >= columns.union)
-    bins = np.minimum((stated * 10).astype(np.int64), 9)
-    counts = np.bincount(bins, minlength=10)
-    safe = np.where(counts == 0, np.nan, counts)
-    mean_stated = np.bincount(bins, stated, minlength=10) / safe
-    mean_right = np.bincount(bins, right[known], minlength=10) / safe
-    gap = np.nansum(np.abs(mean_stated - mean_right) * counts) / counts.sum()
-    return Reliability(mean_stated, mean_right, counts, float(gap))
+    scores = CalibrationScores()
+    right = is_right(columns.intersection[known], columns.union[known])
+    scores.add(columns.probability[known].tolist(), right.tolist())
+    return Reliability(
+        stated=np.array([mean for mean, _ in scores.means]),
+        right=np.array([share for _, share in scores.means]),
+        counts=np.array(scores.masks),
+        error=scores.ece,
+    )
 
 
 def _binned(

@@ -17,7 +17,8 @@ def small_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default splits, three pictures each, in a cache folder of their own."""
     monkeypatch.setenv("FLMM_CACHE", str(tmp_path / "cache"))
     few = {
-        name: draw.Split(3, plan.seed, plan.kinds, plan.sentences) for name, plan in SPLITS.items()
+        name: draw.Split(3, plan.seed, plan.kinds, plan.sentences, plan.extras)
+        for name, plan in SPLITS.items()
     }
     monkeypatch.setattr(draw, "SPLITS", few)
     return tmp_path / "cache"
@@ -52,6 +53,20 @@ def test_splits_share_no_scene_and_only_test_is_plain(small_splits: Path) -> Non
     assert SPLITS["test"].pictures >= 300
 
 
+def test_one_split_asks_for_things_that_are_not_there(small_splits: Path) -> None:
+    samples = open_source("shapes@absent", "flmm-paper")
+    for sample in samples:
+        *there, absent = sample.phrases
+        assert (absent.slice, coco_masks.area(absent.mask)) == ("absent", 0)
+        assert there
+        assert all(phrase.slice == "plain" and coco_masks.area(phrase.mask) for phrase in there)
+        said = {phrase.text.removeprefix("the ") for phrase in there}
+        assert absent.text.removeprefix("the ") not in said
+    drawn = draw_pictures(40, seed=3, extras=("absent",))
+    missing = [picture.objects[-1].sentences[0] for picture in drawn]
+    assert len(set(missing)) > 15
+
+
 def test_a_split_is_drawn_once(small_splits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ensure_shapes("test")
     monkeypatch.setattr(draw, "draw_pictures", None)  # a second drawing would fail
@@ -81,7 +96,8 @@ def test_unknown_split_and_kind_are_named() -> None:
     with pytest.raises(UsageError) as split:
         ensure_shapes("tset")
     assert str(split.value) == (
-        "Unknown split 'tset' of 'shapes'. Did you mean 'test'?\nKnown: train, val, test, hard."
+        "Unknown split 'tset' of 'shapes'. Did you mean 'test'?\n"
+        "Known: train, val, test, hard, absent."
     )
     with pytest.raises(UsageError, match=r"Unknown kind of scene 'plane'. Did you mean 'plain'"):
         next(draw_pictures(1, 0, kinds=("plane",)))

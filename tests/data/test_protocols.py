@@ -84,7 +84,7 @@ def test_standard_takes_every_sentence_alone(pictures: list[AnnotatedPicture]) -
         Path("pictures/a.jpg"),
         (4, 5),
         (Segment("three", 0), Segment(".")),
-        (Phrase("three", pictures[0].objects[1].mask, "c1", "s1"),),
+        (Phrase("three", pictures[0].objects[1].mask, "c1", "s1", distractors=0),),
     )
 
 

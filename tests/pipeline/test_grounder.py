@@ -290,10 +290,15 @@ def test_a_missing_picture_is_refused(grounder: Grounder) -> None:
 # --- the result --------------------------------------------------------------------------------
 
 
-def result_of(logits: Tensor, phrases: list[str], image: Image.Image | None = None) -> Result:
+def result_of(
+    logits: Tensor,
+    phrases: list[str],
+    image: Image.Image | None = None,
+    confidence: Any = None,
+) -> Result:
     image = image or Image.new("RGB", (logits.shape[2], logits.shape[1]), (100, 100, 100))
     maps = AttentionMaps(torch.zeros(1, 1, 2, 2), WHOLE_PICTURE)
-    builder = ResultBuilder(image, phrases)
+    builder = ResultBuilder(image, phrases, confidence)
     for each in logits:
         builder.add(Grounding(coarse_logits=each[None, ::2, ::2], logits=each[None], maps=maps))
     return builder.build()
@@ -327,6 +332,38 @@ def test_coco_records_survive_json_and_give_the_masks_back(known: Result) -> Non
     assert [r["score"] for r in records] == pytest.approx(known.scores.tolist())
     for record, mask in zip(records, known.masks, strict=True):
         assert np.array_equal(coco_mask.decode(record["segmentation"]).astype(bool), mask.numpy())
+
+
+def test_without_a_confidence_there_is_no_probability(known: Result) -> None:
+    assert known.probabilities.isnan().all()
+    assert [record["probability"] for record in known.to_coco()] == [None, None, None]
+    with pytest.raises(UsageError) as error:
+        known.abstain(0.5)
+    assert str(error.value) == (
+        "The head gives no probabilities, so it cannot say that a thing is not there.\n"
+        "It was trained without validation data.\n"
+        "Train it with --val-data."
+    )
+
+
+def test_a_mask_that_is_hardly_right_is_not_there_if_that_is_asked_for(known: Result) -> None:
+    logits = known.logits.clone()
+    logits[1, 6:, 10:] = 0.5
+    sure = result_of(logits, list(known.phrases), confidence=lambda evidence: evidence / 2)
+    assert torch.equal(sure.masks, logits > 0)
+    assert sure.there.all()
+    first, second, third = sure.probabilities.tolist()
+    assert 0.5 > first > second > third == 0
+    asked = sure.abstain(second + 1e-3)
+    assert asked.there.tolist() == [True, False, False]
+    assert asked.masks.sum((1, 2)).tolist() == [28, 0, 0]
+    assert asked.boxes.tolist() == [[3, 2, 10, 6], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert torch.equal(asked.logits, sure.logits)
+    records = asked.to_coco()
+    assert [(r["there"], r["area"]) for r in records] == [(True, 28), (False, 0), (False, 0)]
+    assert [r["probability"] for r in records] == [first, second, third]
+    assert sure.abstain(second).there.tolist() == [True, True, False]
+    assert sure.masks.sum() == 28 + 60  # the first result stays as it was
 
 
 def test_the_overlay_tints_the_masks_and_nothing_else(known: Result) -> None:

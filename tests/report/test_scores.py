@@ -10,6 +10,7 @@ import pytest
 
 from flmm_core.errors import DataError
 from flmm_core.metrics import THRESHOLDS, MaskScores
+from flmm_core.metrics.calibration import BINS
 from flmm_core.report.cells import Cell, load_benchmark, load_cell
 from flmm_core.report.scores import TITLES, score_rows
 from flmm_core.report.slices import reliability, slice_rows
@@ -156,8 +157,8 @@ def test_calibration_compares_what_is_stated_with_what_is_right(tmp_path: Path) 
     found = reliability(cell_of(tmp_path, items).columns)
     assert found is not None
     error = 0.0
-    for number in range(10):
-        rows = [i for i in items if min(int((i.probability or 0) * 10), 9) == number]
+    for number in range(BINS):
+        rows = [i for i in items if min(int((i.probability or 0) * BINS), BINS - 1) == number]
         assert found.counts[number] == len(rows)
         if rows:
             right = np.mean([i.union > 0 and 2 * i.intersection >= i.union for i in rows])
@@ -166,6 +167,15 @@ def test_calibration_compares_what_is_stated_with_what_is_right(tmp_path: Path) 
             assert found.stated[number] == pytest.approx(stated)
             error += abs(right - stated) * len(rows) / len(items)
     assert found.error == pytest.approx(error)
+
+
+def test_the_order_of_the_rows_changes_no_figure(tmp_path: Path) -> None:
+    items = list(random_items(7, 0.5, 20))
+    one = score_rows(cell_of(tmp_path / "one", items).columns)
+    other = score_rows(cell_of(tmp_path / "other", items[::-1]).columns)
+    for name in TITLES:
+        pair = [[x for x in vars(s[name]).values() if x is not None] for s in (one, other)]
+        assert pair[0] == pytest.approx(pair[1], rel=1e-12)
 
 
 def test_without_probabilities_there_is_no_calibration(tmp_path: Path) -> None:
@@ -180,6 +190,19 @@ def test_nothing_predicted_where_nothing_is_true(tmp_path: Path) -> None:
     assert (scores["ciou"].value, scores["miou"].value) == (0.0, 0.0)
     assert (scores["giou"].value, scores["no_target_accuracy"].value) == (1.0, 1.0)
     assert scores["target_accuracy"].value is None
+
+
+def test_silence_is_right_where_the_rest_is_ignored(tmp_path: Path) -> None:
+    nothing, truth = disc(0, 0, 0), disc(20, 20, 9)
+    items = [
+        make_item("a", "a", truth, nothing, ignored=5),
+        make_item("b", "b", truth, truth),
+    ]
+    scores = score_rows(cell_of(tmp_path, items).columns)
+    assert (scores["giou"].value, scores["miou"].value) == (0.5, 0.5)
+    assert scores["no_target_accuracy"].value is None
+    plain = [item.model_copy(update={"ignored": 0}) for item in items]
+    assert score_rows(cell_of(tmp_path / "plain", plain).columns)["giou"].value is None
 
 
 def test_a_cell_without_rows_has_no_scores(tmp_path: Path) -> None:
