@@ -122,7 +122,7 @@ def make_scene(
         if placed is None:
             continue
         x, y, extent = placed
-        jitter = rng.integers(-24, 25, size=3)
+        jitter = rng.integers(-12, 13, size=3)
         red, green, blue = (
             int(np.clip(base + shift, 0, 255))
             for base, shift in zip(COLOURS[colour], jitter, strict=True)
@@ -196,7 +196,7 @@ def paint(scene: Scene) -> tuple[NDArray[np.uint8], Bools, NDArray[np.int64]]:
         left, right = _span(shape.x, shape.radius, scene.width)
         distance = signed_distance(shape, *np.mgrid[top:bottom, left:right])
         fill = np.asarray(shape.rgb, dtype=np.float64)
-        light = 1 + rng.uniform(0, 0.18) * np.linspace(-1, 1, bottom - top)[:, None, None]
+        light = 1 + rng.uniform(0, 0.14) * np.linspace(-1, 1, bottom - top)[:, None, None]
         paint_here = np.broadcast_to(fill * light, (bottom - top, right - left, 3))
         if shape.textured:
             paint_here = paint_here * (0.86 + 0.14 * _stripes(rng, bottom - top, right - left))
