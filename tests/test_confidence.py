@@ -53,9 +53,9 @@ def half(level: float = 4.0, rows: slice = slice(0, 4)) -> Tensor:
 def test_evidence_falls_with_doubt_and_with_disagreement() -> None:
     sure = grounding(half()).evidence
     assert sure.shape == (1,)
-    assert 0.9 < sure.item() <= 1
+    assert 0.85 < sure.item() <= 1
     assert grounding(half(0.3)).evidence < sure
-    assert grounding(half(), half(rows=slice(2, 6))).evidence < sure / 2
+    assert grounding(half(), half(rows=slice(2, 6))).evidence < 0.6 * sure
     assert grounding(half(), half(rows=slice(4, 8))).evidence.item() < 0.2
     assert grounding(torch.full((1, 8, 8), -4.0)).evidence.item() == 0
     assert grounding(torch.zeros(0, 8, 8)).evidence.shape == (0,)

@@ -141,14 +141,16 @@ class Grounding:
 
     @property
     def evidence(self) -> Tensor:
-        """(P,) how much speaks for each mask, 0 to 1: `scores` times the coarse mask's IoU with it.
+        """(P,) how much speaks for each mask, 0 to 1: `scores` times how the two stages agree.
 
         A refiner that was led astray may be sure of its mask, but then it leaves the coarse one.
+        The agreement is the dice of both probabilities: cut off at one half first, as an IoU,
+        it tells right masks from wrong ones less well.
         """
         agreement = self.scores.clone()
         # One at a time: pictures can be huge.
-        for index, (coarse, mask) in enumerate(zip(self.coarse_logits, self.masks, strict=True)):
-            probs = coarse.float().sigmoid()[None, None]
-            rough = F.interpolate(probs, mask.shape[-2:], mode="bilinear")[0, 0] > 0.5
-            agreement[index] *= (rough & mask).sum() / (rough | mask).sum().clamp(min=1)
+        for index, (coarse, logits) in enumerate(zip(self.coarse_logits, self.logits, strict=True)):
+            probs, fine = coarse.float().sigmoid()[None, None], logits.float().sigmoid()
+            rough = F.interpolate(probs, fine.shape, mode="bilinear")[0, 0]
+            agreement[index] *= 2 * (rough * fine).sum() / (rough + fine).sum().clamp(min=1e-9)
         return agreement

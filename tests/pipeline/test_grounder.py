@@ -347,7 +347,7 @@ def test_without_a_confidence_there_is_no_probability(known: Result) -> None:
 
 
 def test_a_mask_that_is_hardly_right_is_not_there_if_that_is_asked_for(known: Result) -> None:
-    logits = known.logits.clone()
+    logits = 4 * known.logits
     logits[1, 6:, 10:] = 0.5
     sure = result_of(logits, list(known.phrases), confidence=lambda evidence: evidence / 2)
     assert torch.equal(sure.masks, logits > 0)
