@@ -318,12 +318,17 @@ def word_accuracy(processor: Any, logits: Tensor, labels: Tensor) -> Iterator[tu
         yield name, float((guess == truth)[here].float().mean())
 
 
-def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> Any:
-    """Run all stages that are left; gives the model."""
+def pretrain(
+    family: str, output: Path, seed: int = 0, every: int = 50, start: Path | None = None
+) -> Any:
+    """Run all stages that are left, from a `start` of the last one's geometry; the model."""
     output.mkdir(parents=True, exist_ok=True)
     saved, started = output / "state.pt", time.time()
     state = torch.load(saved, weights_only=True) if saved.exists() else None
     model = None
+    if start is not None and state is None:
+        model, _ = random_twin(family, seed, **STAGES[family][-1].geometry)
+        model.load_state_dict(torch.load(start, weights_only=True)["model"])
     for number, stage in enumerate(STAGES[family]):
         previous = model
         model, processor = random_twin(family, seed, **stage.geometry)
@@ -384,9 +389,10 @@ if __name__ == "__main__":
     parser.add_argument("family", choices=sorted(PARTS))
     parser.add_argument("--output", type=Path, required=True, help="checkpoint and log")
     parser.add_argument("--export", type=Path, help="write the finished twin, fp16, here")
+    parser.add_argument("--start", type=Path, help="a checkpoint to start from")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    trained = pretrain(arguments.family, arguments.output, arguments.seed)
+    trained = pretrain(arguments.family, arguments.output, arguments.seed, start=arguments.start)
     if arguments.export:
         trained.half().save_pretrained(arguments.export)
         # A processor that was never used: a tokenizer remembers how it last padded.
