@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flmm_core.data import coco_masks
 from flmm_core.errors import FlmmError, WeightsError
 from flmm_core.metrics.abstention import Abstention, choose_threshold
 from flmm_core.metrics.calibration import (
@@ -54,9 +55,12 @@ class Judgements:
     absent: list[bool] = field(default_factory=list)
 
     def add(self, groundings: Sequence[Grounding], batch: Examples) -> None:
-        """Take a batch."""
-        for grounding, truth in zip(groundings, batch.truths, strict=True):
-            both, either = intersection_union(grounding.masks.cpu(), truth)
+        """Take a batch; pixels to be ignored count for nothing, as in the scores."""
+        for grounding, truth, sample in zip(groundings, batch.truths, batch.samples, strict=True):
+            ignored, size = [phrase.ignore for phrase in sample.phrases], truth.shape[1:]
+            there = coco_masks.counted(ignored, (int(size[0]), int(size[1])))
+            found = grounding.masks.cpu().numpy() & there
+            both, either = intersection_union(found, truth.numpy() & there)
             self.evidence += grounding.evidence.tolist()
             self.intersections += both.tolist()
             self.unions += either.tolist()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from flmm_core.batches import Examples
 from flmm_core.data import coco_masks
-from flmm_core.data.sample import Mask, Phrase, Sample
+from flmm_core.data.sample import Mask, Sample
 from flmm_core.errors import RunError
 from flmm_core.metrics import box_iou, intersection_union, peaks
 from flmm_core.metrics.masks import pixels
@@ -74,9 +74,8 @@ def _rows(
             repair="Use --dtype float32, or another head.",
         )
     coarse = at_picture_size(grounding.coarse_logits, size).cpu()
-    counted = torch.from_numpy(
-        ~coco_masks.decode_all([_ignored(phrase, size) for phrase in sample.phrases], size)
-    )  # (P, H, W)
+    ignored_masks = [phrase.ignore for phrase in sample.phrases]
+    counted = torch.from_numpy(coco_masks.counted(ignored_masks, size))  # (P, H, W)
     found, truth, coarse = masks & counted, truth & counted, coarse & counted
     intersection, union = intersection_union(found, truth)
     coarse_intersection, coarse_union = intersection_union(coarse, truth)
@@ -116,10 +115,6 @@ def _rows(
             )
         )
     return tuple(rows)
-
-
-def _ignored(phrase: Phrase, size: tuple[int, int]) -> Mask:
-    return coco_masks.empty(*size) if phrase.ignore is None else phrase.ignore
 
 
 def _probability(value: float | None) -> float | None:

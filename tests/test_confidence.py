@@ -64,10 +64,14 @@ def test_evidence_falls_with_doubt_and_with_disagreement() -> None:
 def test_masks_are_judged_as_they_are_scored() -> None:
     truths = half()[0] > 0, torch.zeros(8, 8, dtype=torch.bool)
     logits = torch.cat([half(rows=slice(0, 3)), half()])
-    batch = cast(Examples, SimpleNamespace(truths=(torch.stack(truths),)))
+    corner = np.zeros((8, 8), dtype=bool)
+    corner[:2, :4] = True
+    ignore = None, coco_masks.encode(corner)
+    sample = SimpleNamespace(phrases=[SimpleNamespace(ignore=mask) for mask in ignore])
+    batch = cast(Examples, SimpleNamespace(truths=(torch.stack(truths),), samples=(sample,)))
     found = Judgements()
     found.add([grounding(logits)], batch)
-    assert (found.intersections, found.unions) == ([24, 0], [32, 32])
+    assert (found.intersections, found.unions) == ([24, 0], [32, 24])
     assert found.absent == [False, True]
     assert found.evidence == grounding(logits).evidence.tolist()
 

@@ -71,6 +71,11 @@ def decode_all(masks: Sequence[Mask], picture_hw: tuple[int, int]) -> NDArray[np
     return stack
 
 
+def counted(ignored: Sequence[Mask | None], picture_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """(P, H, W) bool, false where a phrase's pixels are to be ignored; None ignores none."""
+    return ~decode_all([mask or empty(*picture_hw) for mask in ignored], picture_hw)
+
+
 def merge(masks: Sequence[Mask]) -> Mask:
     """The union of one or more masks of one size."""
     if not masks or any(mask["size"] != masks[0]["size"] for mask in masks):
