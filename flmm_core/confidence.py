@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flmm_core.data import coco_masks
-from flmm_core.errors import FlmmError, WeightsError
+from flmm_core.errors import FlmmError, UsageError, WeightsError
 from flmm_core.metrics.abstention import Abstention, choose_threshold
 from flmm_core.metrics.calibration import (
     Calibrator,
@@ -136,6 +136,42 @@ class Confidence:
         if abstention and not 0 <= float(abstention.threshold) < 2:
             raise ValueError(f"a threshold of {abstention.threshold}")
         return cls(calibrator_from_dict(stored["calibrator"]), abstention, int(stored["masks"]))
+
+
+def chosen_threshold(confidence: Confidence | None, head: str, *, instead: str = "") -> float:
+    """The threshold for "not there" that training chose.
+
+    Args:
+        confidence: The head's.
+        head: What the user called the head.
+        instead: What else would do, where there are at least probabilities.
+
+    Raises:
+        UsageError: It chose none.
+    """
+    threshold = confidence.threshold if confidence else None
+    if threshold is None:
+        also = f", or {instead}" if confidence and instead else ""
+        raise UsageError(
+            f"The head '{head}' has no threshold for \"not there\".",
+            found="Its validation data named nothing that is absent."
+            if confidence
+            else "It was trained without validation data.",
+            repair="Train it with --val-data that has phrases without target "
+            f"(docs/confidence.md){also}.",
+        )
+    return threshold
+
+
+def check_can_abstain(methods: Sequence[str]) -> None:
+    """UsageError if masks are not made by a head: only a head's have probabilities."""
+    others = [method for method in methods if method != "head"]
+    if others:
+        raise UsageError(
+            f"The method '{others[0]}' cannot say that a thing is not there.",
+            found="Only a head's masks have probabilities.",
+            repair="Leave out --abstain, or measure the method without it by itself.",
+        )
 
 
 def write_confidence(folder: Path, confidence: Confidence) -> None:

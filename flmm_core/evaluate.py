@@ -13,6 +13,7 @@ import torch
 from flmm_core.baselines import Method, make_method
 from flmm_core.batches import ExampleDataset, Examples, fixed_batches, read_batches
 from flmm_core.checkpoint import Grounder
+from flmm_core.confidence import check_can_abstain, chosen_threshold
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source, open_sources
 from flmm_core.errors import FlmmError
@@ -52,7 +53,8 @@ class Evaluation:
         generalised: gRefCOCO's.
         reasoning: ReasonSeg's.
         recall: PNG's, of the phrases that are tagged as its subsets.
-        calibration: Of the masks' probabilities; None where there are none.
+        calibration: Of the probabilities of the masks that were given, not of those withheld by
+            "not there"; None where there are none.
         no_target: Phrases that name nothing in the picture.
         with_ignored: Phrases with pixels to ignore.
         samples: How many captions were read.
@@ -92,7 +94,7 @@ class Evaluation:
             self.boxes.add_hits([row.box_iou >= 0.5])
         if row.point_in_mask is not None:
             self.points.add_hits([row.point_in_mask])
-        if row.probability is not None:
+        if row.probability is not None and row.there:
             self.calibration = self.calibration or CalibrationScores()
             self.calibration.add([row.probability], is_right(*pair).tolist())
         no_target = row.truth == 0
@@ -142,6 +144,7 @@ def measure_batches(
     watch: Watch | None = None,
     workers: int = 0,
     calibrate: Calibrate | None = None,
+    abstain_below: float | None = None,
 ) -> Iterator[list[Measured]]:
     """Ground and score batches of samples, one after the other; nothing is kept.
 
@@ -153,6 +156,7 @@ def measure_batches(
         watch: Is shown every batch and what was made of it.
         workers: Processes that read pictures.
         calibrate: Makes a probability of each score.
+        abstain_below: Answer "not there" where the probability is below this; see `measure`.
     """
     folder: Path | None = getattr(samples, "folder", None)
     dataset = ExampleDataset(samples, grounder)
@@ -165,7 +169,10 @@ def measure_batches(
             taken = time.monotonic() - started
             if watch is not None:
                 watch(groundings, batch)
-            rows = measure(groundings, batch, seconds=taken, folder=folder, calibrate=calibrate)
+            rows = measure(
+                groundings, batch, seconds=taken, folder=folder, calibrate=calibrate,
+                abstain_below=abstain_below,
+            )  # fmt: skip
             found += map(Measured, batch.indices, rows)
         yield sorted(found, key=lambda one: one.index)
 
@@ -178,6 +185,7 @@ def evaluate(
     workers: int = 0,
     limit: int | None = None,
     flow: Method | None = None,
+    abstain_below: float | None = None,
     watch: Watch | None = None,
     on_row: Callable[[Item], object] | None = None,
     progress: Progress | None = None,
@@ -192,6 +200,7 @@ def evaluate(
         workers: Processes that read pictures.
         limit: Only the first so many samples.
         flow: What grounds a batch, by default the grounder; see `flmm_core.baselines`.
+        abstain_below: Answer "not there" where the head's probability is below this.
         watch: Is shown every batch and what was made of it.
         on_row: Is given every phrase's row as soon as it is there; none is kept.
         progress: Is told how far it is.
@@ -213,6 +222,7 @@ def evaluate(
         workers=workers,
         # Fitted on the head's masks.
         calibrate=grounder.confidence if flow in (None, grounder) else None,
+        abstain_below=abstain_below,
     )
     with (progress or Progress()).stage(name, total) as stage:
         for batch in batches:
@@ -236,6 +246,7 @@ def evaluate_run(
     method: str = "head",
     method_data: Sequence[str] = (),
     protocol: str | None = None,
+    abstain: bool = False,
     device: str = "auto",
     model: str | None = None,
     refiner_weights: Path | None = None,
@@ -252,6 +263,7 @@ def evaluate_run(
         method_data: Sources that a method without training is fitted to by a few samples; by
             default those that the head was trained on.
         protocol: By default the one that the head was trained with.
+        abstain: Answer "not there" below the threshold that the head's training chose.
         device: "auto" takes the first accelerator.
         model: Where the VLM lies here, if not where it lay in training.
         refiner_weights: SAM's own file, where the head was trained with an official SAM.
@@ -262,11 +274,18 @@ def evaluate_run(
     Returns:
         Ready for JSON: the run, its backbone, the protocol, and the scores by source, each with
         its protocol.
+
+    Raises:
+        UsageError: It is to abstain, and the head has no threshold or does not make the masks.
+        FlmmError: Weights or data are missing or broken.
     """
+    if abstain:
+        check_can_abstain([method])
     grounder = Grounder.from_pretrained(
         run, device=device, model=model, refiner_weights=refiner_weights
     )
     protocol = protocol or str(grounder.facts.get("protocol", "standard"))
+    below = chosen_threshold(grounder.confidence, str(run)) if abstain else None
     sources = {text: open_source(text, protocol) for text in data}
     flow: Method = grounder
     if method != "head":
@@ -279,6 +298,7 @@ def evaluate_run(
         "model": grounder.recipe.model,
         "refiner": grounder.recipe.refiner,
         "protocol": protocol,
+        "abstain_below": below,
         "limit": limit,
         "data": {
             text: {
@@ -287,6 +307,7 @@ def evaluate_run(
                     grounder,
                     samples,
                     flow=flow,
+                    abstain_below=below,
                     batch_size=batch_size,
                     limit=limit,
                     progress=progress,

@@ -31,6 +31,7 @@ def measure(
     seconds: float = 0.0,
     folder: Path | None = None,
     calibrate: Calibrate | None = None,
+    abstain_below: float | None = None,
 ) -> list[tuple[Item, ...]]:
     """The rows of a batch, a tuple a sample.
 
@@ -40,13 +41,17 @@ def measure(
         seconds: Wall-clock time that the flow took for the batch; shared out equally.
         folder: What the rows' `picture` is relative to; without it they are whole paths.
         calibrate: Makes a probability of each score.
+        abstain_below: Answer "not there" where the probability is below this: the final mask
+            becomes empty, and points nowhere. The coarse one stays, as no answer is made of it.
 
     Raises:
         RunError: A mask's logits are not numbers.
     """
+    if abstain_below is not None and calibrate is None:
+        raise ValueError("there is no probability to abstain by")
     share = seconds / max(1, sum(len(sample.phrases) for sample in batch.samples))
     return [
-        _rows(grounding, truth, sample, share, folder, calibrate)
+        _rows(grounding, truth, sample, share, folder, calibrate, abstain_below)
         for grounding, truth, sample in zip(groundings, batch.truths, batch.samples, strict=True)
     ]
 
@@ -64,6 +69,7 @@ def _rows(
     seconds: float,
     folder: Path | None,
     calibrate: Calibrate | None,
+    abstain_below: float | None,
 ) -> tuple[Item, ...]:
     size = (int(truth.shape[1]), int(truth.shape[2]))
     masks, logits = grounding.masks.cpu(), grounding.logits.float().cpu()
@@ -73,6 +79,13 @@ def _rows(
             found=f"{int(torch.isnan(logits).sum())} of {logits.numel()} logits are nan.",
             repair="Use --dtype float32, or another head.",
         )
+    evidence = grounding.evidence.cpu().numpy()
+    scores = [round(score, 6) for score in evidence.tolist()]
+    probabilities: list[Any] = [None] * len(scores)
+    if calibrate is not None:
+        probabilities = calibrate(evidence).tolist()
+    given = [abstain_below is None or likely >= abstain_below for likely in probabilities]
+    masks &= torch.tensor(given, dtype=torch.bool)[:, None, None]
     coarse = at_picture_size(grounding.coarse_logits, size).cpu()
     ignored_masks = [phrase.ignore for phrase in sample.phrases]
     counted = torch.from_numpy(coco_masks.counted(ignored_masks, size))  # (P, H, W)
@@ -81,9 +94,6 @@ def _rows(
     coarse_intersection, coarse_union = intersection_union(coarse, truth)
     boxes = box_iou(tight_boxes(found), tight_boxes(truth))
     points = peaks(logits.masked_fill(~counted, -torch.inf))
-    evidence = grounding.evidence.cpu().numpy()
-    scores = [round(score, 6) for score in evidence.tolist()]
-    probabilities = [None] * len(scores) if calibrate is None else calibrate(evidence).tolist()
     predicted, true, ignored = pixels(found), pixels(truth), pixels(~counted)
     rows = []
     for place, phrase in enumerate(sample.phrases):
@@ -108,8 +118,9 @@ def _rows(
                 coarse_union=int(coarse_union[place]),
                 score=scores[place],
                 probability=_probability(probabilities[place]),
+                there=given[place],
                 box_iou=float(boxes[place]) if there else None,
-                point_in_mask=bool(truth[place, y, x]) if there else None,
+                point_in_mask=given[place] and bool(truth[place, y, x]) if there else None,
                 distractors=phrase.distractors,
                 seconds=round(seconds, 6),
             )

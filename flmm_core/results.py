@@ -75,6 +75,8 @@ class Item(BaseModel):
     """The method's own, in any unit; higher is surer."""
     probability: Fraction | None = None
     """Calibrated: how likely the mask is right (IoU >= 0.5)."""
+    there: bool = True
+    """False: answered with "not there" for too low a probability, and the mask is empty."""
     box_iou: Fraction | None = None
     """Of the masks' tight boxes; null where there is no true one."""
     point_in_mask: bool | None = None

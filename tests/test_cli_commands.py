@@ -47,6 +47,7 @@ def test_eval_passes_on_what_was_given(monkeypatch: Patch, capsys: Capture) -> N
         "run": "runs/a",
         "backbone": "qwen",
         "protocol": "standard",
+        "abstain_below": None,
         "data": {
             "shapes@test": {
                 "coarse": scored(0.51239),
@@ -73,6 +74,7 @@ def test_eval_passes_on_what_was_given(monkeypatch: Patch, capsys: Capture) -> N
         "protocol": None,
         "method": "head",
         "method_data": (),
+        "abstain": False,
         "batch_size": 2,
         "limit": 9,
         "model": "x",
@@ -90,6 +92,11 @@ def test_eval_passes_on_what_was_given(monkeypatch: Patch, capsys: Capture) -> N
     assert main(["eval", "runs/a", "--method", "box+sam", "--method-data", "shapes@val"]) == 0
     assert capsys.readouterr().out.startswith("runs/a by box+sam: qwen, protocol standard\n")
     assert (seen["method"], seen["method_data"]) == ("box+sam", ("shapes@val",))
+    figures["abstain_below"] = 0.25
+    assert main(["eval", "runs/a", "--abstain"]) == 0
+    assert seen["abstain"] is True
+    title = 'runs/a: qwen, protocol standard, "not there" below a probability of 0.2500'
+    assert capsys.readouterr().out.splitlines()[0] == title
 
 
 # --- ground ----------------------------------------------------------------------------------

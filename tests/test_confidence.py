@@ -164,3 +164,39 @@ def test_an_evaluation_reports_the_calibration_error() -> None:
     without = Evaluation()
     without.add(*measure(made, cast(Examples, batch)))
     assert "calibration" not in without.to_dict()
+
+
+def test_not_there_empties_the_mask_that_is_scored() -> None:
+    truths = torch.stack([half()[0] > 0, half()[0] > 0, torch.zeros(8, 8, dtype=torch.bool)])
+    phrases = tuple(Phrase(f"ring {i}", coco_masks.encode(t.numpy())) for i, t in enumerate(truths))
+    words = tuple(Segment(phrase.text, place) for place, phrase in enumerate(phrases))
+    sample = Sample("x", Path("x.png"), (8, 8), words, phrases)
+    batch = cast(Examples, SimpleNamespace(truths=(truths,), samples=(sample,)))
+    made = [grounding(half().repeat(3, 1, 1))]
+
+    def likely(evidence: Any) -> Any:
+        return np.array([0.7, 0.5, 0.4999])  # the last two stand at the threshold and below it
+
+    (plain,) = measure(made, batch, calibrate=likely)
+    (held_back,) = measure(made, batch, calibrate=likely, abstain_below=0.5)
+    assert plain[:2] == held_back[:2]
+    kept = {"intersection": 0, "union": 0, "predicted": 0, "there": False,
+            "segmentation": held_back[2].segmentation}  # fmt: skip
+    assert held_back[2] == plain[2].model_copy(update=kept)
+    assert not coco_masks.decode(
+        {"size": [8, 8], "counts": held_back[2].segmentation.counts.encode()}
+    ).any()
+    (all_held_back,) = measure(made, batch, calibrate=likely, abstain_below=2)
+    assert (all_held_back[0].intersection, all_held_back[0].union) == (0, 32)
+    assert (all_held_back[0].box_iou, all_held_back[0].point_in_mask) == (0, False)
+    assert all_held_back[0].coarse_intersection == plain[0].coarse_intersection
+    scores = [Evaluation(), Evaluation(), Evaluation()]
+    for score, rows in zip(scores, (plain, held_back, all_held_back), strict=True):
+        score.add(rows)
+    found = [score.to_dict()["generalised"] for score in scores]
+    assert [(one["n_acc"], one["t_acc"]) for one in found] == [(0, 1), (1, 1), (1, 0)]
+    # A probability is told of the masks that are given: of those withheld nobody can say.
+    counted = [score.calibration.masks if score.calibration else None for score in scores]
+    assert [sum(masks or []) for masks in counted] == [3, 2, 0]
+    with pytest.raises(ValueError, match="no probability to abstain by"):
+        measure(made, batch, abstain_below=0.5)

@@ -33,6 +33,7 @@ class Plan(BaseModel):
         methods: What makes the masks.
         method_data: Labelled sources of which methods without training see a few samples; empty:
             what the head was trained on.
+        abstain: Answer "not there" below the threshold that each head's training chose.
         limit: Only the first so many samples of each source.
         batch_size: Samples that go through the flow together.
         training: Settings of the heads that are trained, by dotted key.
@@ -47,6 +48,7 @@ class Plan(BaseModel):
     protocol: Protocol = "standard"
     methods: tuple[Method, ...] = ("head",)
     method_data: tuple[str, ...] = ()
+    abstain: bool = False
     limit: int | None = None
     batch_size: int = 16
     training: dict[str, Any] = {}
@@ -63,6 +65,7 @@ class System:
         model: What it is loaded from.
         head: The head's folder, None where only methods without training are measured.
         head_sha256: Of its weights.
+        abstain_below: The probability below which to answer "not there"; None: never.
     """
 
     label: str
@@ -70,6 +73,7 @@ class System:
     model: str
     head: Path | None
     head_sha256: str | None
+    abstain_below: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,9 @@ def labelled_systems(found: Sequence[tuple[str, str, Path | None]]) -> Iterator[
 
 def check_plan(plan: Plan, output: Path) -> None:
     """UsageError if the folder was begun with another plan."""
-    kept = (read_benchmark(output).model_extra or {}).get("plan") or {}
+    # What an older flmm did not write down is as it is by default.
+    kept = Plan().model_dump(mode="json")
+    kept |= (read_benchmark(output).model_extra or {}).get("plan") or {}
     ours = plan.model_dump(mode="json")
     different = [name for name in ours if ours[name] != kept.get(name)]
     if different:

@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from accelerate import PartialState
 from flmm_core.baselines import Method as Flow
 from flmm_core.baselines import make_method
 from flmm_core.batches import fixed_batches
+from flmm_core.benchmark.facts import cell_facts
 from flmm_core.benchmark.plan import (
     BEGUN,
     Cell,
@@ -41,6 +43,7 @@ from flmm_core.benchmark.plan import (
 )
 from flmm_core.benchmark.rows import RowFiles, SampleRows
 from flmm_core.checkpoint import Grounder, find_head, read_recipe
+from flmm_core.confidence import check_can_abstain, chosen_threshold, read_confidence
 from flmm_core.config import RunConfig, load_config
 from flmm_core.data.protocols import PictureSamples
 from flmm_core.data.sources import open_source, open_sources
@@ -118,6 +121,8 @@ class BenchmarkRun:
             RunError: Too many samples were skipped.
             FlmmError: Data or weights are missing or broken.
         """
+        if self.plan.abstain:
+            check_can_abstain(self.plan.methods)
         sources = {text: open_source(text, self.plan.protocol) for text in self.plan.data}
         for text, samples in sources.items():
             self._check_skipped(text, [s.reason for s in samples.skipped])
@@ -173,7 +178,14 @@ class BenchmarkRun:
                 config = self._config(backbone)[0]
                 model = config.model if folder is None else read_recipe(folder)[0].model
                 found.append((backbone, model, folder))
-        return list(labelled_systems(found))
+        systems = list(labelled_systems(found))
+        return [self._abstaining(one) for one in systems] if self.plan.abstain else systems
+
+    def _abstaining(self, system: System) -> System:
+        """The same with the threshold that its head's training chose."""
+        assert system.head is not None  # without one there are only methods without training
+        below = chosen_threshold(read_confidence(system.head), str(system.head))
+        return replace(system, abstain_below=below)
 
     def _trained(self, backbone: str) -> Path | None:
         """A head that is trained in the benchmark's folder; None if no method needs one."""
@@ -245,37 +257,8 @@ class BenchmarkRun:
                 digest = grounder.backbone.weights_digest()
             if flow is None or flow[0] != cell.method:
                 flow = cell.method, self._flow(cell.method, grounder)
-            self._measure(cell, grounder, flow[1], self._facts(cell, grounder, flow[1], digest))
-
-    def _facts(self, cell: Cell, grounder: Grounder, flow: Flow, digest: str) -> CellFacts:
-        """What a cell is measured with."""
-        with_head = cell.method == "head"
-        trained = [value for value in grounder.parameters() if value.requires_grad]
-        vlm = grounder.backbone.vlm
-        return CellFacts(
-            backbone=cell.system.backbone,
-            model=cell.system.model,
-            revision=getattr(vlm.config, "_commit_hash", None),
-            weights_sha256=digest,
-            head=str(cell.system.head) if with_head else None,
-            head_sha256=cell.system.head_sha256 if with_head else None,
-            method=cell.method,
-            source=cell.source,
-            pictures=str(cell.samples.folder),
-            protocol=self.plan.protocol,
-            dtype=str(next(iter(vlm.parameters())).dtype).removeprefix("torch."),
-            device=torch.device(vlm.device).type,
-            steps=grounder.facts.get("steps") if with_head else None,
-            trainable_parameters=sum(value.numel() for value in trained) if with_head else None,
-            **{
-                "refiner": grounder.recipe.refiner,
-                "prompt": grounder.recipe.prompt,
-                "settings": getattr(flow, "settings", {}),
-                "samples": cell.total,
-                "batch_size": self.plan.batch_size,
-                "seed": 0,
-            },
-        )
+            facts = cell_facts(self.plan, cell, grounder, flow[1], digest)
+            self._measure(cell, grounder, flow[1], facts)
 
     def _measure(self, cell: Cell, grounder: Grounder, flow: Flow, facts: CellFacts) -> None:
         rows = RowFiles(cell.folder, cell.total)
@@ -297,6 +280,7 @@ class BenchmarkRun:
             flow=flow,
             workers=self.workers,
             calibrate=grounder.confidence if flow is grounder else None,
+            abstain_below=cell.system.abstain_below,
         )
         skipped = [s.reason for s in cell.samples.skipped]
         left = cell.total - rows.done

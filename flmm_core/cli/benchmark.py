@@ -61,6 +61,11 @@ OF_A_CALL = ("device", "refiner_weights", "workers")
     help="Labelled data of which such methods see a few samples; repeatable."
     "  [default: what the head was trained on]",
 )
+@click.option(
+    "--abstain",
+    is_flag=True,
+    help='Answer "not there" below the threshold that the head\'s training chose.',
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples of each.")
 @click.option(
     "--max-skipped",
@@ -92,6 +97,7 @@ def command(
     protocol: Any,
     methods: tuple[Any, ...],
     method_data: tuple[str, ...],
+    abstain: bool,
     limit: int | None,
     max_skipped: int,
     batch_size: int,
@@ -121,6 +127,7 @@ def command(
         protocol=protocol,
         methods=tuple(dict.fromkeys(methods)),
         method_data=method_data,
+        abstain=abstain,
         limit=limit,
         batch_size=batch_size,
         training={key: value for key, value in given.items() if key not in OF_A_CALL},

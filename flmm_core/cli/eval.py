@@ -41,6 +41,11 @@ from flmm_core.results import Method
     help="Labelled data of which such a method sees a few samples; repeatable."
     "  [default: what the head was trained on]",
 )
+@click.option(
+    "--abstain",
+    is_flag=True,
+    help='Answer "not there" below the threshold that the head\'s training chose.',
+)
 @config_options("device")
 @config_options("model", "refiner_weights", unset="where it lay in training")
 @click.option(
@@ -58,6 +63,7 @@ def command(
     protocol: str | None,
     method: str,
     method_data: tuple[str, ...],
+    abstain: bool,
     batch_size: int,
     limit: int | None,
     as_json: bool,
@@ -77,6 +83,7 @@ def command(
         protocol=protocol,
         method=method,
         method_data=method_data,
+        abstain=abstain,
         batch_size=batch_size,
         limit=limit,
         progress=make_progress(),
@@ -86,7 +93,10 @@ def command(
         echo_json(figures)
         return
     made_by = "" if method == "head" else f" by {method}"
-    click.echo(f"{figures['run']}{made_by}: {figures['backbone']}, protocol {figures['protocol']}")
+    below = figures["abstain_below"]
+    said = "" if below is None else f', "not there" below a probability of {below:.4f}'
+    about = f"{figures['backbone']}, protocol {figures['protocol']}{said}"
+    click.echo(f"{figures['run']}{made_by}: {about}")
     echo_table([HEADINGS, *_rows(figures["data"])])
     for name, parts in figures["data"].items():
         if more := ", ".join(_more(parts)):

@@ -14,7 +14,6 @@ from flmm_core.cli.options import config_options, given_settings
 from flmm_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from flmm_core.confidence import Confidence
     from flmm_core.pipeline.result import Result
 
 
@@ -71,7 +70,10 @@ def command(
     grounder = Grounder.from_pretrained(head, **given_settings(parameters))
     below = min_probability
     if abstain and below is None:
-        below = stored_threshold(grounder.confidence, head)
+        from flmm_core.confidence import chosen_threshold
+
+        instead = "give --min-probability"
+        below = chosen_threshold(grounder.confidence, head, instead=instead)
     result = grounder.ground(picture, phrases, together=together)
     if below is not None:
         result = result.abstain(below)
@@ -84,21 +86,6 @@ def command(
         likely = "-" if known is None else f"{known:.2f}"
         rows.append((str(output / name), record["phrase"], found, likely, str(record["area"])))
     echo_table(rows)
-
-
-def stored_threshold(confidence: Confidence | None, head: str) -> float:
-    """The threshold for "not there" that training chose; UsageError if it chose none."""
-    threshold = confidence.threshold if confidence else None
-    if threshold is None:
-        raise UsageError(
-            f"The head '{head}' has no threshold for \"not there\".",
-            found="Its validation data named nothing that is absent."
-            if confidence
-            else "It was trained without validation data.",
-            repair="Train it with --val-data that has phrases without target (docs/confidence.md)"
-            + (", or give --min-probability." if confidence else "."),
-        )
-    return threshold
 
 
 def write_result(result: Result, folder: Path, **facts: str) -> list[str]:

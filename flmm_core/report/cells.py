@@ -240,7 +240,9 @@ def _columns(items: Iterable[Item]) -> Columns:
                 item.ignored,
             )
         )
-        cells = (item.score, item.probability, item.box_iou, item.point_in_mask, item.seconds)
+        # A probability is one of the mask that was withheld, where the answer is "not there".
+        likely = item.probability if item.there else None
+        cells = (item.score, likely, item.box_iou, item.point_in_mask, item.seconds)
         values.extend(math.nan if value is None else float(value) for value in cells)
     table = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 11)
     ranks = np.empty(len(places), dtype=np.int64)
