@@ -26,6 +26,7 @@ from flmm_core.data import coco_masks
 from flmm_core.data.protocols import LazySamples
 from flmm_core.data.sample import Phrase, Sample
 from flmm_core.evaluate import Evaluation, measure_batches
+from flmm_core.pipeline.grounder import GrounderInputs
 from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Grounding
 from flmm_core.results import Item, write_items
 from flmm_core.segment import Segment
@@ -52,12 +53,15 @@ class DiscFlow:
     """Answers with another disc, from the number in the sample's name; remembers nothing."""
 
     confidence = None
+    device = torch.device("cpu")
 
-    def prepare(self, image: Image.Image, segments: Sequence[Segment], *, name: str) -> int:
-        return int(name.split()[1])
+    def prepare(
+        self, image: Image.Image, segments: Sequence[Segment], *, name: str
+    ) -> GrounderInputs:
+        return GrounderInputs(cast(Any, int(name.split()[1])), None, SIZE)
 
-    def collate(self, numbers: Sequence[int]) -> list[int]:
-        return list(numbers)
+    def collate(self, samples: Sequence[GrounderInputs]) -> list[Any]:
+        return [sample.backbone for sample in samples]
 
     def __call__(self, numbers: Sequence[int]) -> tuple[Grounding, ...]:
         maps = AttentionMaps(torch.ones(1, 1, 2, 2) / 4, WHOLE_PICTURE)

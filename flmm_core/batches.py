@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import copy
+import signal
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from flmm_core.config import Workers
 from flmm_core.data import coco_masks
 from flmm_core.data.pictures import read_picture
 from flmm_core.data.sample import Sample
-from flmm_core.errors import FlmmError
+from flmm_core.errors import FlmmError, reader_died
+from flmm_core.packing import Packed, pack
 from flmm_core.pipeline.grounder import Grounder, GrounderBatch, GrounderInputs
+from flmm_core.workers import count_workers
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,20 @@ class Examples:
     samples: tuple[Sample, ...]
     indices: tuple[int, ...] = ()
 
+    def pin_memory(self) -> Examples:
+        """The same with page-locked tensors; what a DataLoader calls."""
+        truths = tuple(truth.pin_memory() for truth in self.truths)
+        return replace(self, inputs=self.inputs.pin_memory(), truths=truths)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The picture that was read last: file and size, pixels, and what the refiner is given."""
+
+    asked: tuple[Path, tuple[int, int]]
+    image: Image.Image
+    picture: Tensor | None
+
 
 class ExampleDataset(Dataset["Example | Unusable"]):
     """Reads and prepares one sample at a time; no weights, no randomness.
@@ -66,6 +88,11 @@ class ExampleDataset(Dataset["Example | Unusable"]):
     def __init__(self, samples: Sequence[Sample], grounder: Grounder) -> None:
         self.samples = samples
         self.grounder = grounder
+        self._last: _Read | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker gets that is not forked: no weights, which may lie on an accelerator."""
+        return {**self.__dict__, "grounder": _without_weights(self.grounder), "_last": None}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -79,10 +106,19 @@ class ExampleDataset(Dataset["Example | Unusable"]):
     def example(self, index: int) -> Example:
         """One sample; raises `FlmmError` if it cannot be used."""
         sample = self.samples[index]
-        image = read_picture(sample.image_path, picture_hw=sample.picture_hw)
+        asked = sample.image_path, sample.picture_hw
+        # Sentences about one picture follow each other: it is read once, and the refiner is given
+        # one tensor, which it encodes once.
+        known = self._last if self._last is not None and self._last.asked == asked else None
+        image = known.image if known else read_picture(asked[0], picture_hw=asked[1])
+        inputs = self.grounder.prepare(image, sample.segments, name=sample.name)
+        if known:
+            inputs = replace(inputs, picture=known.picture)
+        else:
+            self._last = _Read(asked, image, inputs.picture)
         masks = [coco_masks.decode(phrase.mask) for phrase in sample.phrases]
         return Example(
-            inputs=self.grounder.prepare(image, sample.segments, name=sample.name),
+            inputs=inputs,
             truth=torch.stack([torch.from_numpy(mask) for mask in masks]).bool(),
             sample=sample,
             index=index,
@@ -108,10 +144,15 @@ class StepSampler(Sampler[list[int]]):
             for place in range(step * self.batch_size, (step + 1) * self.batch_size):
                 epoch, position = divmod(place, self.total)
                 if known[0] != epoch:
-                    chance = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-                    known = epoch, torch.randperm(self.total, generator=chance).tolist()
+                    known = epoch, self._order(epoch)
                 batch.append(known[1][position])
             yield batch
+
+    def _order(self, epoch: int) -> list[int]:
+        """All samples once, in the order of one pass."""
+        chance = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        order: list[int] = torch.randperm(self.total, generator=chance).tolist()
+        return order
 
 
 Batches = Sampler[list[int]] | Sequence[list[int]]
@@ -123,12 +164,13 @@ def load_batches(
     *,
     batch_size: int = 1,
     sampler: Batches | None = None,
-    workers: int = 0,
-) -> Iterator[Examples]:
+    workers: Workers = 0,
+) -> Generator[Examples, None, None]:
     """Batches in the order of `sampler`, or else all samples once in their own order.
 
     Raises:
         FlmmError: A sample cannot be used.
+        RunError: A worker died.
     """
     if sampler is None:
         sampler = fixed_batches(len(dataset), batch_size)
@@ -140,17 +182,56 @@ def load_batches(
 
 
 def read_batches(
-    dataset: ExampleDataset, sampler: Batches, *, workers: int = 0
-) -> Iterator[tuple[Examples | None, tuple[Unusable, ...]]]:
-    """The usable samples of each batch, None if there is none, and the others."""
+    dataset: ExampleDataset, sampler: Batches, *, workers: Workers = 0
+) -> Generator[tuple[Examples | None, tuple[Unusable, ...]], None, None]:
+    """The usable samples of each batch, None if there is none, and the others.
+
+    Workers live until the last batch, each two batches ahead, and end with this generator: close
+    it, or let go of it.
+
+    Args:
+        dataset: Reads and prepares.
+        sampler: Which samples go together, in order.
+        workers: Processes that read pictures, see `count_workers`.
+
+    Raises:
+        RunError: A worker died.
+    """
+    device = dataset.grounder.device
     loader: DataLoader[Any] = DataLoader(
         dataset,
-        num_workers=workers,
+        num_workers=count_workers(workers, device),
         collate_fn=_Collate(dataset.grounder),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
         batch_sampler=sampler,
+        worker_init_fn=_leave_signals,
     )
-    yield from loader
+    iterator = iter(loader)
+    try:
+        for found in iterator:
+            yield found.unpack() if isinstance(found, Packed) else found
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        raise reader_died(error) or error from error
+    finally:
+        # Let go of alone, they would live as long as the traceback of an error that ended this.
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C reaches workers, too: the main process decides when they end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _without_weights(module: nn.Module) -> Any:
+    """A copy that can do what needs no weights; shares all else, and is small when pickled."""
+    light = copy.copy(module)
+    light._parameters, light._buffers = {}, {}
+    light._modules = {
+        name: child and _without_weights(child) for name, child in module._modules.items()
+    }
+    return light
 
 
 def fixed_batches(total: int, batch_size: int) -> list[list[int]]:
@@ -164,7 +245,16 @@ class _Collate:
     def __init__(self, grounder: Grounder) -> None:
         self.grounder = grounder
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"grounder": _without_weights(self.grounder)}
+
     def __call__(
+        self, examples: list[Example | Unusable]
+    ) -> tuple[Examples | None, tuple[Unusable, ...]] | Packed:
+        found = self.join(examples)
+        return found if get_worker_info() is None else pack(found)
+
+    def join(
         self, examples: list[Example | Unusable]
     ) -> tuple[Examples | None, tuple[Unusable, ...]]:
         unusable = tuple(example for example in examples if isinstance(example, Unusable))

@@ -25,6 +25,16 @@ Names = Annotated[
 ]
 
 
+def _workers(given: Any) -> Any:
+    number = isinstance(given, int) and not isinstance(given, bool) and given >= 0
+    if given != "auto" and not number:
+        raise ValueError(f"must be auto or a number from 0, not {given!r}")
+    return given
+
+
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
+
+
 class Section(BaseModel):
     """A group of settings. Unknown keys are errors; every field has a line of help."""
 
@@ -119,7 +129,14 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random.")
     steps: int = Field(1000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(8, ge=1, description="Samples of one step.")
-    workers: int = Field(0, ge=0, description="Processes that read pictures; 0: the main one.")
+    bucket: bool = Field(
+        False, description="Put samples of like picture sizes and caption lengths together."
+    )
+    workers: Workers = Field(
+        "auto",
+        description="Processes that read pictures; 0: the main one. By itself 0 if the model runs"
+        " on the CPU, else by the CPUs that may be used.",
+    )
     learning_rate: float = Field(1e-4, gt=0, description="Highest learning rate of AdamW.")
     refiner_learning_rate: float | None = Field(
         None, gt=0, description="The same of SAM's trained parts; by default equal."

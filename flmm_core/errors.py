@@ -71,6 +71,22 @@ class MissingExtraError(FlmmError):
     exit_code = 3
 
 
+def reader_died(error: Exception) -> RunError | None:
+    """What to say if a process that reads pictures was killed; None if the error is another one.
+
+    PyTorch raises it where it learns of it: while a batch is waited for, or in the midst of a step.
+    """
+    signs = "exited unexpectedly", "is killed by signal"
+    killed = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    if not killed and not isinstance(error, ConnectionError | EOFError):
+        return None
+    return RunError(
+        "A process that reads pictures has died.",
+        found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+        repair="The machine may be short of memory or of /dev/shm: give fewer --workers, or 0.",
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence naming the nearest of `known` to `name`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)

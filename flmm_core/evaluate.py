@@ -14,6 +14,7 @@ from flmm_core.baselines import Method, make_method
 from flmm_core.batches import ExampleDataset, Examples, fixed_batches, read_batches
 from flmm_core.checkpoint import Grounder
 from flmm_core.confidence import check_can_abstain, chosen_threshold
+from flmm_core.config import Workers
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source, open_sources
 from flmm_core.errors import FlmmError
@@ -32,6 +33,7 @@ from flmm_core.metrics import (
 from flmm_core.pipeline.types import Grounding
 from flmm_core.progress import Progress
 from flmm_core.results import Item
+from flmm_core.throughput import Throughput
 
 Watch = Callable[[Sequence[Grounding], Examples], None]
 """Is shown every batch and what was made of it."""
@@ -142,7 +144,8 @@ def measure_batches(
     *,
     flow: Method | None = None,
     watch: Watch | None = None,
-    workers: int = 0,
+    workers: Workers = 0,
+    throughput: Throughput | None = None,
     calibrate: Calibrate | None = None,
     abstain_below: float | None = None,
 ) -> Iterator[list[Measured]]:
@@ -154,13 +157,15 @@ def measure_batches(
         batches: The samples of each batch, by their places.
         flow: What grounds a batch; by default the grounder.
         watch: Is shown every batch and what was made of it.
-        workers: Processes that read pictures.
+        workers: Processes that read pictures, see `count_workers`.
+        throughput: Counts what goes through.
         calibrate: Makes a probability of each score.
         abstain_below: Answer "not there" where the probability is below this; see `measure`.
     """
     folder: Path | None = getattr(samples, "folder", None)
-    dataset = ExampleDataset(samples, grounder)
-    for batch, unusable in read_batches(dataset, batches, workers=workers):
+    dataset, throughput = ExampleDataset(samples, grounder), throughput or Throughput()
+    reading = read_batches(dataset, batches, workers=workers)
+    for batch, unusable in throughput.waiting(reading):
         found = [Measured(one.index, (), one.error) for one in unusable]
         if batch is not None:
             started = time.monotonic()
@@ -174,6 +179,7 @@ def measure_batches(
                 abstain_below=abstain_below,
             )  # fmt: skip
             found += map(Measured, batch.indices, rows)
+            throughput.count(batch.samples)
         yield sorted(found, key=lambda one: one.index)
 
 
@@ -182,7 +188,7 @@ def evaluate(
     samples: Sequence[Sample],
     *,
     batch_size: int = 16,
-    workers: int = 0,
+    workers: Workers = 0,
     limit: int | None = None,
     flow: Method | None = None,
     abstain_below: float | None = None,
@@ -197,7 +203,7 @@ def evaluate(
         grounder: The flow; its training mode is restored afterwards.
         samples: What to ground, with the truth.
         batch_size: Samples that go through the flow together; the scores do not depend on it.
-        workers: Processes that read pictures.
+        workers: Processes that read pictures, see `count_workers`.
         limit: Only the first so many samples.
         flow: What grounds a batch, by default the grounder; see `flmm_core.baselines`.
         abstain_below: Answer "not there" where the head's probability is below this.
@@ -213,6 +219,7 @@ def evaluate(
     grounder.eval()
     total = min(limit or len(samples), len(samples))
     result, started = Evaluation(skipped=len(getattr(samples, "skipped", ()))), time.monotonic()
+    throughput = Throughput()
     batches = measure_batches(
         grounder,
         samples,
@@ -220,6 +227,7 @@ def evaluate(
         flow=flow,
         watch=watch,
         workers=workers,
+        throughput=throughput,
         # Fitted on the head's masks.
         calibrate=grounder.confidence if flow in (None, grounder) else None,
         abstain_below=abstain_below,
@@ -233,7 +241,7 @@ def evaluate(
                 if on_row is not None:
                     for row in one.rows:
                         on_row(row)
-            stage.advance(len(batch), cIoU=result.refined.ciou)
+            stage.advance(len(batch), cIoU=result.refined.ciou, **throughput.figures())
     grounder.train(was_training)
     result.seconds = time.monotonic() - started
     return result
@@ -251,6 +259,7 @@ def evaluate_run(
     model: str | None = None,
     refiner_weights: Path | None = None,
     batch_size: int = 16,
+    workers: Workers = "auto",
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -268,6 +277,7 @@ def evaluate_run(
         model: Where the VLM lies here, if not where it lay in training.
         refiner_weights: SAM's own file, where the head was trained with an official SAM.
         batch_size: Samples that go through the flow together.
+        workers: Processes that read pictures, see `count_workers`.
         limit: Only the first so many samples of each source.
         progress: Is told how far it is.
 
@@ -309,6 +319,7 @@ def evaluate_run(
                     flow=flow,
                     abstain_below=below,
                     batch_size=batch_size,
+                    workers=workers,
                     limit=limit,
                     progress=progress,
                     name=f"Evaluating {text}",

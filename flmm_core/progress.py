@@ -21,7 +21,7 @@ import rich.progress
 class Stage:
     """Counts one piece of work; this one keeps it to itself."""
 
-    def advance(self, count: int = 1, **figures: float) -> None:
+    def advance(self, count: int = 1, **figures: float | str) -> None:
         """So many more are done; `figures` (loss, cIoU, ...) are shown beside the count."""
 
 
@@ -72,7 +72,7 @@ class _LineStage(Stage):
         self.start = self.last_line = progress.clock()
         self.figures = ""
 
-    def advance(self, count: int = 1, **figures: float) -> None:
+    def advance(self, count: int = 1, **figures: float | str) -> None:
         self.done += count
         self.figures = _figures(figures)
         now = self.progress.clock()
@@ -112,12 +112,15 @@ class _BarStage(Stage):
     def __init__(self, bars: rich.progress.Progress, task: rich.progress.TaskID) -> None:
         self.bars, self.task = bars, task
 
-    def advance(self, count: int = 1, **figures: float) -> None:
+    def advance(self, count: int = 1, **figures: float | str) -> None:
         self.bars.update(self.task, advance=count, figures=_figures(figures).removeprefix(", "))
 
 
-def _figures(figures: dict[str, float]) -> str:
-    return "".join(f", {name} {value:.4g}" for name, value in figures.items())
+def _figures(figures: dict[str, float | str]) -> str:
+    shown = {
+        name: value if isinstance(value, str) else f"{value:.4g}" for name, value in figures.items()
+    }
+    return "".join(f", {name} {value}" for name, value in shown.items())
 
 
 def _duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from flmm_core.batches import (
     StepSampler,
     load_batches,
 )
+from flmm_core.buckets import BucketSampler, sample_extents
 from flmm_core.checkpoint import Grounder, Recipe
 from flmm_core.confidence import Confidence, Judgements, read_confidence, write_confidence
 from flmm_core.config import RunConfig
@@ -42,6 +44,7 @@ from flmm_core.run_folder import RunFolder, write_json
 from flmm_core.sheets import draw_sheet
 from flmm_core.signals import StopRequest
 from flmm_core.spec import BackboneSpec
+from flmm_core.throughput import Throughput
 
 
 def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = None) -> Path:
@@ -151,27 +154,34 @@ class TrainingLoop:
         first = self._resume() if config.resume else 0
         dataset = ExampleDataset(self.samples, self.grounder)
         steps = range(first, config.steps)
-        sampler = StepSampler(len(self.samples), config.batch_size, steps, config.seed)
-        batches = load_batches(dataset, sampler=sampler, workers=config.workers)
+        order = config.batch_size, steps, config.seed
+        sampler = (
+            BucketSampler(sample_extents(self.samples), *order)
+            if config.bucket
+            else StepSampler(len(self.samples), *order)
+        )
         self.grounder.train()
-        clock = _Clock()
+        throughput = Throughput()
         with (
             StopRequest() as stop,
+            closing(load_batches(dataset, sampler=sampler, workers=config.workers)) as batches,
             self.progress.stage("Training", config.steps, done=first) as stage,
         ):
-            for step, batch in zip(steps, clock.waiting(batches), strict=True):
+            for step, batch in zip(steps, throughput.waiting(batches), strict=True):
                 loss = self._step(step, batch)
                 done = step + 1
-                stage.advance(loss=loss.total.item())
+                throughput.count(batch.samples)
+                stage.advance(1, loss=loss.total.item(), **throughput.figures())
                 if done % config.log_every == 0 or done == config.steps:
-                    self.folder.log(self._figures(done, loss, clock, batch))
+                    self.folder.log(self._figures(done, loss) | throughput.lap().to_dict())
                 if stop.asked or done == config.steps or done % config.save_every == 0:
                     facts = {"steps": done, "protocol": config.protocol, "data": config.data}
                     self.folder.save(self.grounder, self.optimizer, done, facts)
                     if stop.asked:
                         raise KeyboardInterrupt(f"Step {done} of {config.steps} is saved.")
                     stop.at_once = True
-                    self._watch(done)
+                    with throughput.pause():
+                        self._watch(done)
                     stop.at_once = False
 
     def _resume(self) -> int:
@@ -203,12 +213,7 @@ class TrainingLoop:
         self.optimizer.step()
         return loss
 
-    def _figures(
-        self, done: int, loss: GroundingLoss, clock: _Clock, batch: Examples
-    ) -> dict[str, Any]:
-        phrases = sum(len(sample.phrases) for sample in batch.samples)
-        seconds, share = clock.lap()
-        pace = self.config.log_every / max(seconds, 1e-9)
+    def _figures(self, done: int, loss: GroundingLoss) -> dict[str, Any]:
         return {
             "step": done,
             "loss": loss.total.item(),
@@ -218,8 +223,6 @@ class TrainingLoop:
             "refined_cross_entropy": loss.refined_cross_entropy.item(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": self.norm.item(),
-            "phrases_per_second": round(phrases * pace, 2),
-            "share_waiting_for_data": round(share, 3),
         }
 
     def _watch(self, done: int) -> None:
@@ -245,30 +248,6 @@ def rate(step: int, config: RunConfig) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
-
-
-class _Clock:
-    """How long steps take, and how much of it is waiting for data."""
-
-    def __init__(self) -> None:
-        self.start, self.waited = time.monotonic(), 0.0
-
-    def waiting(self, batches: Any) -> Any:
-        batches = iter(batches)
-        while True:
-            before = time.monotonic()
-            batch = next(batches, None)
-            self.waited += time.monotonic() - before
-            if batch is None:
-                return
-            yield batch
-
-    def lap(self) -> tuple[float, float]:
-        """Seconds since the last lap, and the share of waiting in them."""
-        seconds = time.monotonic() - self.start
-        share = self.waited / max(seconds, 1e-9)
-        self.start, self.waited = time.monotonic(), 0.0
-        return seconds, share
 
 
 def summarise(

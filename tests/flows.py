@@ -12,6 +12,7 @@ from PIL import Image
 from flmm_core.checkpoint import Grounder
 from flmm_core.data import coco_masks
 from flmm_core.data.sample import Sample
+from flmm_core.pipeline.grounder import GrounderInputs
 from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Grounding
 from flmm_core.segment import Segment
 
@@ -22,6 +23,7 @@ class KnowingFlow:
     name = "head"
     confidence = None
     training = False
+    device = torch.device("cpu")
 
     def __init__(self, samples: Sequence[Sample], share: float = 1.0) -> None:
         self.samples = {sample.name: sample for sample in samples}
@@ -34,11 +36,13 @@ class KnowingFlow:
     def train(self, mode: bool) -> None:
         pass
 
-    def prepare(self, image: Image.Image, segments: Sequence[Segment], *, name: str) -> str:
-        return name
+    def prepare(
+        self, image: Image.Image, segments: Sequence[Segment], *, name: str
+    ) -> GrounderInputs:
+        return GrounderInputs(cast(Any, name), None, (image.height, image.width))
 
-    def collate(self, names: Sequence[str]) -> list[str]:
-        return list(names)
+    def collate(self, samples: Sequence[GrounderInputs]) -> list[Any]:
+        return [sample.backbone for sample in samples]
 
     def __call__(self, names: Any) -> tuple[Grounding, ...]:
         return tuple(self._answer(self.samples[name]) for name in names)

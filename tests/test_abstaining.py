@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
 
 from flmm_core.benchmark import BenchmarkRun, Plan
 from flmm_core.checkpoint import Grounder, Recipe
@@ -31,7 +32,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def untrained(random_twin: Path) -> Grounder:
     recipe = Recipe("qwen", str(random_twin), base_channels=4, enlarge_to=16, refiner="none")
-    return Grounder.build(recipe)
+    grounder = Grounder.build(recipe)
+    with torch.no_grad():
+        grounder.mask_head.unet.conv_seg.bias += 1  # so that no mask is empty by itself
+    return grounder
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from flmm_core.data.refcoco import write_refcoco
 from flmm_core.data.sources import open_source
 from flmm_core.errors import RunError, UsageError
 from flmm_core.evaluate import Evaluation
+from flmm_core.progress import LineProgress
 from flmm_core.results import read_cell, read_items
 
 Patch = pytest.MonkeyPatch
@@ -96,6 +97,15 @@ def test_a_finished_benchmark_is_whole(plan: Plan, tmp_path: Path, head: Path) -
         scores.add([item])
     assert more["scores"]["refined"] == scores.refined.to_dict()
     assert facts.seconds == pytest.approx(sum(item.seconds for item in items), abs=1e-3)
+
+
+def test_progress_says_how_fast_it_is(plan: Plan, tmp_path: Path) -> None:
+    lines: list[str] = []
+    BenchmarkRun(plan, tmp_path, progress=LineProgress(lines.append, every=0)).run()
+    shown = [line for line in lines if line.startswith("qwen on refcoco@train: ") and "/" in line]
+    assert shown
+    assert all(re.search(r", pictures/s .*, phrases/s .*, waiting for data \d+ %$", line)
+               for line in shown)  # fmt: skip
 
 
 def test_what_is_finished_is_not_measured_again(

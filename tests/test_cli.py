@@ -79,6 +79,7 @@ def test_the_version_is_the_distributions(capsys: Capture) -> None:
         (["trainn"], "flmm: No such command 'trainn'. Did you mean 'train'?\n`flmm --help`"),
         (["train", "--bath-size", "3"], "flmm: No such option '--bath-size'. Did you mean"),
         (["train", "--steps", "many"], "flmm: Invalid value for '--steps': 'many' is not a valid"),
+        (["train", "--workers", "x"], "flmm: Invalid value for '--workers': 'x' is neither a"),
         (["train", "--options", "x"], "flmm: Invalid value for '--options': 'x' is not of the"),
         (["ground", "a.png", "--head", "x"], "flmm: Missing argument 'PHRASE...'."),
         (["backbones", "show", "qwenn"], "flmm: Unknown backbone 'qwenn'. Did you mean 'qwen'?\n"),
@@ -123,6 +124,18 @@ def test_a_full_disk_is_named(monkeypatch: Patch, capsys: Capture) -> None:
     use_train(monkeypatch, raising(OSError(errno.ENOSPC, "No space left on device", "runs/x")))
     assert main(["train", "--backbone", "qwen"]) == 1
     assert capsys.readouterr().err == "flmm: No space left on device: runs/x.\n"
+
+
+def test_a_killed_worker_is_told_whenever_it_is_noticed(
+    monkeypatch: Patch, capsys: Capture
+) -> None:
+    said = "DataLoader worker (pid 7) is killed by signal: Killed."
+    use_train(monkeypatch, raising(RuntimeError(said)))
+    assert main(["train", "--backbone", "qwen"]) == 1
+    assert capsys.readouterr().err == (
+        f"flmm: A process that reads pictures has died.\n{said}\n"
+        "The machine may be short of memory or of /dev/shm: give fewer --workers, or 0.\n"
+    )
 
 
 @pytest.mark.parametrize("bug", [RuntimeError("bug"), FileNotFoundError(errno.ENOENT, "bug")])
@@ -199,6 +212,8 @@ def other_value(setting: Any) -> Any:
         return not setting.default
     if get_origin(setting.type) is Literal:
         return next(value for value in get_args(setting.type) if value != setting.default)
+    if setting.key == "workers":
+        return 3
     return {int: 777, float: 0.25}.get(setting.type, "some/where")
 
 

@@ -191,6 +191,18 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("given", ["many", -1, 1.5, True, None])
+def test_workers_are_a_number_or_auto(given: Any) -> None:
+    assert [load(backbone="fake", workers=good).workers for good in ("auto", 0, 4)] == [
+        "auto",
+        0,
+        4,
+    ]
+    with pytest.raises(ConfigError) as caught:
+        load(backbone="fake", workers=given)
+    assert problems(caught) == [f"  --workers: must be auto or a number from 0, not {given!r}."]
+
+
 def test_a_missing_backbone_says_how_to_give_it() -> None:
     with pytest.raises(ConfigError) as caught:
         load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError, RunError
 from flmm_core.evaluate import evaluate, evaluate_run
 from flmm_core.plugins import load_backbones
-from flmm_core.progress import Progress, Stage
+from flmm_core.progress import LineProgress, Progress, Stage
 from flmm_core.train import train
 from recipes.twins import qwen_parts
 
@@ -86,8 +87,23 @@ def test_a_run_folder_holds_what_the_docs_say(run: Train, drawn: Path) -> None:
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     assert all(row["loss"] > 0 for row in steps)
+    assert all(row["pictures_per_second"] > 0 for row in steps)
+    assert all(row["phrases_per_second"] >= row["pictures_per_second"] for row in steps)
+    assert all(0 <= row["share_waiting_for_data"] <= 1 for row in steps)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-2", "step-4"]
     assert [path.name for path in (folder / "pictures").iterdir()] == ["00.png"]
+
+
+def test_progress_says_how_fast_it_is_and_whether_it_waits(run: Train) -> None:
+    lines: list[str] = []
+    run(progress=LineProgress(lines.append, every=0), pictures=0)
+    for name in ("Training", "refcoco:"):
+        shown = [line for line in lines if line.startswith(name) and "/" in line and "left" in line]
+        assert shown
+        for line in shown:
+            assert re.search(
+                r", pictures/s [\d.e+]+, phrases/s [\d.e+]+, waiting for data \d+ %$", line
+            )
 
 
 def test_a_head_holds_neither_the_vlm_nor_the_image_encoder(run: Train) -> None:
@@ -127,11 +143,12 @@ class StopAt(Progress):
         return Counting()
 
 
-def test_ctrl_c_saves_the_step_and_a_resumed_run_is_bit_identical(run: Train) -> None:
-    whole = run("whole")
+@pytest.mark.parametrize("bucket", [False, True])
+def test_ctrl_c_saves_the_step_and_a_resumed_run_is_bit_identical(run: Train, bucket: bool) -> None:
+    whole = run("whole", bucket=bucket)
     with pytest.raises(KeyboardInterrupt, match=r"Step 3 of 4 is saved\."):
-        run("cut", progress=StopAt(3))
-    resumed = run("cut", resume=True)
+        run("cut", bucket=bucket, progress=StopAt(3))
+    resumed = run("cut", bucket=bucket, resume=True)
     assert (resumed / "last").resolve().name == "step-4"
     assert same(head_of(whole), head_of(resumed))
 

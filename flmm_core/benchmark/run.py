@@ -44,7 +44,7 @@ from flmm_core.benchmark.plan import (
 from flmm_core.benchmark.rows import RowFiles, SampleRows
 from flmm_core.checkpoint import Grounder, find_head, read_recipe
 from flmm_core.confidence import check_can_abstain, chosen_threshold, read_confidence
-from flmm_core.config import RunConfig, load_config
+from flmm_core.config import RunConfig, Workers, load_config
 from flmm_core.data.protocols import PictureSamples
 from flmm_core.data.sources import open_source, open_sources
 from flmm_core.errors import RunError, UsageError
@@ -68,6 +68,7 @@ from flmm_core.results import (
 )
 from flmm_core.run_folder import RunFolder, environment, write_json
 from flmm_core.spec import BackboneSpec
+from flmm_core.throughput import Throughput
 from flmm_core.train import build_from_config, train
 
 
@@ -81,7 +82,7 @@ class BenchmarkRun:
         max_skipped: Most samples of a source that may be left out because they cannot be scored.
         device: "auto" takes the first accelerator, several processes one each.
         refiner_weights: SAM's own file, where heads were trained with an official SAM.
-        workers: Processes that read pictures, for each process.
+        workers: Processes that read pictures, for each process; see `count_workers`.
         progress: Is told how far it is, in the first process.
     """
 
@@ -94,7 +95,7 @@ class BenchmarkRun:
         max_skipped: int = 0,
         device: str = "auto",
         refiner_weights: Path | None = None,
-        workers: int = 0,
+        workers: Workers = "auto",
         progress: Progress | None = None,
     ) -> None:
         self.plan = plan
@@ -273,12 +274,14 @@ class BenchmarkRun:
         rank, processes = self.processes.process_index, self.processes.num_processes
         missing = rows.missing(fixed_batches(cell.total, self.plan.batch_size))
         self.processes.wait_for_everyone()  # nobody writes before all have read
+        throughput = Throughput()
         batches = measure_batches(
             grounder,
             cell.samples,
             missing[rank::processes],
             flow=flow,
             workers=self.workers,
+            throughput=throughput,
             calibrate=grounder.confidence if flow is grounder else None,
             abstain_below=cell.system.abstain_below,
         )
@@ -296,7 +299,7 @@ class BenchmarkRun:
                 file.flush()
                 self._check_skipped(cell.title, skipped)
                 left -= (shown := min(left, len(new) * processes))
-                stage.advance(shown)  # as if all were as far
+                stage.advance(shown, **throughput.figures())  # as if all were as far
         self.processes.wait_for_everyone()
         if self.is_first:
             rows.scan()

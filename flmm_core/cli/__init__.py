@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from flmm_core import __version__
-from flmm_core.errors import FlmmError, did_you_mean
+from flmm_core.errors import FlmmError, did_you_mean, reader_died
 
 COMMANDS = {
     "train": "Train a mask head on a frozen model.",
@@ -94,6 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f": {error.filename}" if error.filename else ""
         click.echo(f"flmm: {error.strerror}{place}.", err=True)
         return 1
+    except RuntimeError as error:
+        died = reader_died(error)
+        if _debugging() or died is None:
+            raise
+        click.echo(f"flmm: {died}", err=True)
+        return died.exit_code
     return result if isinstance(result, int) else 0
 
 

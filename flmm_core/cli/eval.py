@@ -46,7 +46,7 @@ from flmm_core.results import Method
     is_flag=True,
     help='Answer "not there" below the threshold that the head\'s training chose.',
 )
-@config_options("device")
+@config_options("device", "workers")
 @config_options("model", "refiner_weights", unset="where it lay in training")
 @click.option(
     "--batch-size",

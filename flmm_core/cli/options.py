@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
@@ -50,6 +51,18 @@ def given_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+def _number_or_word(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> int | str | None:
+    """A whole number or "auto"."""
+    if value in (None, "auto"):
+        return value
+    try:
+        return int(str(value))
+    except ValueError:
+        raise click.BadParameter(f"'{value}' is neither a number nor auto.", ctx, param) from None
+
+
 def _pairs(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> list[tuple[str, Any]]:
@@ -75,6 +88,8 @@ def _option(setting: Setting, unset: str) -> Callable[[Command], Command]:
         details = {"multiple": True, "metavar": "TEXT"}
     elif origin is dict:
         details = {"multiple": True, "callback": _pairs, "metavar": "KEY=VALUE"}
+    elif origin in (Union, UnionType):
+        details = {"callback": _number_or_word, "metavar": "INTEGER|auto"}
     elif kind is Path:
         details = {"type": click.Path(path_type=Path)}
     else:

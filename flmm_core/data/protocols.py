@@ -54,6 +54,14 @@ class LazySamples(Sequence[Sample]):
         """The sample at `index`, 0 <= index < len(self)."""
         raise IndexError(index)
 
+    def extent(self, index: int) -> tuple[int, int, int]:
+        """Height and width of a sample's picture in pixels, and characters of its caption.
+
+        Reads no file, where `_make` may read masks.
+        """
+        sample = self[index]
+        return *sample.picture_hw, len(sample.caption)
+
     @overload
     def __getitem__(self, index: int) -> Sample: ...
 
@@ -115,18 +123,33 @@ class PictureSamples(LazySamples):
         return len(self.pictures) if self.protocol == "flmm-paper" else len(self._sentences)
 
     def _make(self, index: int) -> Sample:
-        joined = self.protocol == "flmm-paper"
-        place = (index, 0, 0) if joined else (int(i) for i in self._sentences[index])
-        number, position, sentence = place
-        picture = self.pictures[number]
+        picture, position, sentence = self._place(index)
         if picture.caption:
             return self._narrative(picture)
-        if joined:
+        if self.protocol == "flmm-paper":
             said = [(thing, thing.sentences[0]) for thing in picture.objects]
             return self._sample(picture, said, picture.file_name)
         thing = picture.objects[position]
         name = f"{picture.file_name}#{thing.name or position}/{sentence}"
         return self._sample(picture, [(thing, thing.sentences[sentence])], name)
+
+    def _place(self, index: int) -> tuple[AnnotatedPicture, int, int]:
+        """The picture of a sample, and the object and the sentence that it is about."""
+        if self.protocol == "flmm-paper":
+            return self.pictures[index], 0, 0
+        number, position, sentence = self._sentences[index].tolist()
+        return self.pictures[number], position, sentence
+
+    def extent(self, index: int) -> tuple[int, int, int]:
+        """As in `LazySamples`."""
+        picture, position, sentence = self._place(index)
+        if picture.caption:
+            characters = sum(len(piece.text) for piece in picture.caption)
+        elif self.protocol == "flmm-paper":
+            characters = sum(len(thing.sentences[0]) + 1 for thing in picture.objects)
+        else:
+            characters = len(picture.objects[position].sentences[sentence]) + 1
+        return *picture.picture_hw, characters
 
     def _sample(
         self, picture: AnnotatedPicture, said: list[tuple[GroundedObject, str]], name: str

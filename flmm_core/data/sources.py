@@ -68,8 +68,19 @@ class JoinedSamples(LazySamples):
         return self._ends[-1] if self._ends else 0
 
     def _make(self, index: int) -> Sample:
+        part, place = self._find(index)
+        return part[place]
+
+    def extent(self, index: int) -> tuple[int, int, int]:
+        """As in `LazySamples`."""
+        part, place = self._find(index)
+        if isinstance(part, LazySamples):
+            return part.extent(place)
+        return *part[place].picture_hw, len(part[place].caption)
+
+    def _find(self, index: int) -> tuple[Sequence[Sample], int]:
         part = bisect_right(self._ends, index)
-        return self.parts[part][index - (self._ends[part - 1] if part else 0)]
+        return self.parts[part], index - (self._ends[part - 1] if part else 0)
 
 
 def parse_source(text: str) -> SourceText:

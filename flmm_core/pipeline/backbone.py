@@ -356,8 +356,9 @@ class Backbone(ABC):
         if device.type == "meta":  # offloaded: accelerate's hooks move what they are given
             device = torch.device("cpu")
         return {
-            key: value.to(device, dtype if value.is_floating_point() else None)
-            for key, value in tensors.items()
+            # Page-locked ones are copied while the CPU goes on.
+            k: v.to(device, dtype if v.is_floating_point() else None, non_blocking=v.is_pinned())
+            for k, v in tensors.items()
         }
 
     # --- conversation -----------------------------------------------------------------------

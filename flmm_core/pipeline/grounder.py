@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +54,19 @@ class GrounderBatch:
 
     def __len__(self) -> int:
         return len(self.picture_hw)
+
+    def pin_memory(self) -> GrounderBatch:
+        """The same with page-locked tensors, for a DataLoader.
+
+        A picture that several samples share stays one tensor: the refiner encodes it once.
+        """
+        distinct = {id(picture): picture for picture in self.pictures if picture is not None}
+        pinned = {key: picture.pin_memory() for key, picture in distinct.items()}
+        return replace(
+            self,
+            backbone=self.backbone.pin_memory(),
+            pictures=tuple(pinned.get(id(picture)) for picture in self.pictures),
+        )
 
 
 class Grounder(nn.Module):
@@ -149,6 +162,11 @@ class Grounder(nn.Module):
             Grounding(coarse_logits=coarse_logits, logits=refined_logits, maps=sample_maps)
             for coarse_logits, refined_logits, sample_maps in zip(coarse, logits, maps, strict=True)
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head's weights are."""
+        return next(self.mask_head.parameters()).device
 
     @torch.no_grad()
     def ground(

@@ -6,7 +6,7 @@ The legend of shape letters is in `flmm_core.pipeline`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -77,6 +77,11 @@ class BackboneBatch:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def pin_memory(self) -> BackboneBatch:
+        """The same with `tensors`, which are all that goes to the VLM's device, page-locked."""
+        pinned = {key: value.pin_memory() for key, value in self.tensors.items()}
+        return replace(self, tensors=pinned)
 
 
 @dataclass(frozen=True)
