@@ -30,6 +30,7 @@ from flmm_core.errors import WeightsError
 from flmm_core.pipeline import grounder as flow
 from flmm_core.pipeline.backbone import Backbone
 from flmm_core.pipeline.mask_head import MaskHead
+from flmm_core.pipeline.model_source import choose_device
 from flmm_core.pipeline.refiner import NoRefiner, SamRefiner
 from flmm_core.pipeline.sam import build_sam
 from flmm_core.pipeline.text_prompts import TextPrompts
@@ -55,6 +56,7 @@ class Recipe:
         paper_rounding: See `MaskHead` and `SamRefiner`.
         refiner: "none" or "sam:NAME".
         mask: See `SamRefiner`; so are `box`, `text` and `multimask`.
+        channels: Which attention channels the mask head takes; empty means all.
     """
 
     backbone: str
@@ -70,6 +72,10 @@ class Recipe:
     box: bool = True
     text: bool = True
     multimask: bool = False
+    channels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))  # a list in JSON
 
 
 class Grounder(flow.Grounder):
@@ -94,9 +100,13 @@ class Grounder(flow.Grounder):
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         refiner_weights: Path | None = None,
+        stand_in: Backbone | None = None,
         **pass_through: Any,
     ) -> Self:
         """Load the frozen parts and put a head with fresh weights behind them.
+
+        The fresh weights follow from torch's random state and the recipe alone, whatever loading
+        the VLM draws and whether or not it is loaded.
 
         Args:
             recipe: What to build.
@@ -104,26 +114,35 @@ class Grounder(flow.Grounder):
             dtype: Number type of the VLM's weights, see `Backbone.load`.
             device: "auto" takes the first accelerator.
             refiner_weights: SAM's own file, see `build_sam`.
+            stand_in: Takes the place of the VLM, which is not loaded, and neither is SAM's image
+                encoder: such a flow can only `decide`.
             pass_through: For transformers' `from_pretrained`.
 
         Raises:
             UsageError: Backbone, model or refiner is unknown.
             WeightsError: Weights are missing or do not fit.
         """
-        spec = spec or load_backbones().get(recipe.backbone)
-        backbone = load_class(spec).load(
-            spec,
-            recipe.model,
-            dtype=dtype,
-            device=device,
-            prompt=recipe.prompt,
-            options=recipe.options,
-            **pass_through,
-        )
+        if stand_in is None:
+            spec = spec or load_backbones().get(recipe.backbone)
+            with torch.random.fork_rng(devices=[]):
+                backbone: Backbone = load_class(spec).load(
+                    spec,
+                    recipe.model,
+                    dtype=dtype,
+                    device=device,
+                    prompt=recipe.prompt,
+                    options=recipe.options,
+                    **pass_through,
+                )
+            place = backbone.vlm.device
+        else:
+            backbone, place = stand_in, choose_device(device)
         refiner: SamRefiner | NoRefiner = NoRefiner()
         if recipe.refiner != "none":
             refiner = SamRefiner(
-                build_sam(recipe.refiner.removeprefix("sam:"), refiner_weights),
+                build_sam(
+                    recipe.refiner.removeprefix("sam:"), refiner_weights, encoder=stand_in is None
+                ),
                 use_mask=recipe.mask,
                 use_box=recipe.box,
                 use_text=recipe.text,
@@ -136,9 +155,10 @@ class Grounder(flow.Grounder):
             _text_prompts(backbone, refiner),
             refiner,
             pool=recipe.pool,
+            channels=recipe.channels,
         )
         grounder.recipe, grounder.facts = recipe, {}
-        return grounder.to(backbone.vlm.device).eval()
+        return grounder.to(place).eval()
 
     @classmethod
     def from_pretrained(
@@ -227,7 +247,7 @@ class Grounder(flow.Grounder):
 
 def _mask_head(backbone: Backbone, recipe: Recipe) -> MaskHead:
     return MaskHead(
-        backbone.attention_channels,
+        len(recipe.channels) or backbone.attention_channels,
         recipe.base_channels,
         recipe.enlarge_to,
         recipe.paper_rounding,

@@ -19,7 +19,14 @@ from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.pipeline.refiner import NoRefiner, SamRefiner
 from flmm_core.pipeline.result import Result, ResultBuilder
 from flmm_core.pipeline.text_prompts import TextPrompts
-from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, Grounding
+from flmm_core.pipeline.types import (
+    AttentionMaps,
+    BackboneBatch,
+    BackboneInputs,
+    EncodedPicture,
+    Features,
+    Grounding,
+)
 from flmm_core.segment import Segment
 
 FROZEN = "refiner.image_encoder."
@@ -49,7 +56,7 @@ class GrounderBatch:
     """Samples that go through the flow together; attributes as in `GrounderInputs`."""
 
     backbone: BackboneBatch
-    pictures: tuple[Tensor | None, ...]
+    pictures: tuple[Tensor | EncodedPicture | None, ...]
     picture_hw: tuple[tuple[int, int], ...]
 
     def __len__(self) -> int:
@@ -81,8 +88,11 @@ class Grounder(nn.Module):
         text_prompts: Beside stage 3; None if the refiner reads no text.
         refiner: Stage 4.
         pool: How the attention of a phrase's tokens becomes one, "mean" or "max".
+        channels: Which attention channels the mask head takes, in this order; empty means all.
 
     Attributes:
+        one_by_one: Whether the frozen parts run sample by sample. What they say of a sample then
+            does not depend on its companions, whose padding changes the last bits of sums.
         confidence: Evidence for masks to the probability that they are right, (P,) both.
 
     Raises:
@@ -101,6 +111,7 @@ class Grounder(nn.Module):
         refiner: SamRefiner | NoRefiner,
         *,
         pool: Pool = "mean",
+        channels: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if refiner.uses_text and text_prompts is None:
@@ -110,12 +121,17 @@ class Grounder(nn.Module):
         self.text_prompts = text_prompts if refiner.uses_text else None
         self.refiner = refiner
         self.pool = pool
+        self.channels = tuple(channels)
+        self.one_by_one = False
         self.confidence = None
         self._check_fit()
 
     def _check_fit(self) -> None:
         ours = {"attention channels": self.mask_head.in_channels}
         theirs = {"attention channels": self.backbone.attention_channels}
+        if self.channels:
+            # The head sees a choice of them, which must be there.
+            ours["attention channels"] = max(theirs["attention channels"], max(self.channels) + 1)
         if self.text_prompts is not None:
             ours["layers"] = len(self.text_prompts.layer_weights)
             theirs["layers"] = self.backbone.num_layers
@@ -153,11 +169,30 @@ class Grounder(nn.Module):
 
     def forward(self, batch: GrounderBatch) -> tuple[Grounding, ...]:
         """One `Grounding` a sample."""
+        return self.decide(self.observe(batch))
+
+    @torch.no_grad()
+    def observe(self, batch: GrounderBatch) -> tuple[Features, ...]:
+        """The frozen half of the flow: what the VLM and SAM's image encoder say of each sample."""
+        if self.one_by_one and len(batch) > 1:
+            parts = zip(batch.backbone.samples, batch.pictures, batch.picture_hw, strict=True)
+            singles = (GrounderBatch(self.backbone.collate([x]), (y,), (z,)) for x, y, z in parts)
+            return tuple(features for single in singles for features in self.observe(single))
         traces = self.backbone.trace(batch.backbone, pool=self.pool)
-        maps = [attention_maps(trace) for trace in traces]
+        maps = [self._chosen(attention_maps(trace)) for trace in traces]
+        pictures = self.refiner.read(batch.pictures)
+        return tuple(
+            Features(sample_maps, trace.hidden, trace.row_phrase, picture, trace.picture_hw)
+            for sample_maps, trace, picture in zip(maps, traces, pictures, strict=True)
+        )
+
+    def decide(self, features: Sequence[Features]) -> tuple[Grounding, ...]:
+        """The trained half of the flow: from what was observed to one `Grounding` a sample."""
+        maps = [each.maps for each in features]
         coarse = self.mask_head(maps)
-        prompts = () if self.text_prompts is None else self.text_prompts(traces)
-        logits = self.refiner(batch.pictures, coarse, prompts, batch.picture_hw)
+        prompts = () if self.text_prompts is None else self.text_prompts(features)
+        pictures, sizes = zip(*((x.picture, x.picture_hw) for x in features), strict=True)
+        logits = self.refiner(pictures, coarse, prompts, sizes)
         return tuple(
             Grounding(coarse_logits=coarse_logits, logits=refined_logits, maps=sample_maps)
             for coarse_logits, refined_logits, sample_maps in zip(coarse, logits, maps, strict=True)
@@ -167,6 +202,11 @@ class Grounder(nn.Module):
     def device(self) -> torch.device:
         """Where the head's weights are."""
         return next(self.mask_head.parameters()).device
+
+    def _chosen(self, maps: AttentionMaps) -> AttentionMaps:
+        if not self.channels:
+            return maps
+        return AttentionMaps(maps.maps[:, list(self.channels)], maps.picture_box)  # (P, K, h, w)
 
     @torch.no_grad()
     def ground(

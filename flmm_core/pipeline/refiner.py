@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.sam import SamParts
+from flmm_core.pipeline.types import EncodedPicture
 
 if TYPE_CHECKING:
     from segment_anything.modeling import MaskDecoder, PromptEncoder
@@ -33,9 +34,13 @@ class NoRefiner(nn.Module):
         """Nothing of the picture is needed."""
         return None
 
+    def read(self, pictures: Sequence[Tensor | EncodedPicture | None]) -> tuple[None, ...]:
+        """Nothing of the pictures is needed."""
+        return (None,) * len(pictures)
+
     def forward(
         self,
-        pictures: Sequence[Tensor | None],
+        pictures: Sequence[Tensor | EncodedPicture | None],
         coarse: Sequence[Tensor],
         prompts: Sequence[Sequence[Tensor]],
         picture_hw: Sequence[tuple[int, int]],
@@ -130,6 +135,15 @@ class SamRefiner(nn.Module):
         place = {key: row for row, key in enumerate(distinct)}
         return embeddings[[place[id(picture)] for picture in pictures]]  # (B, E, g, g)
 
+    def read(self, pictures: Sequence[Tensor | EncodedPicture]) -> tuple[EncodedPicture, ...]:
+        """The frozen half: prepared pictures are encoded, encoded ones stay as they are."""
+        prepared = [picture for picture in pictures if isinstance(picture, Tensor)]
+        fresh = iter(self.encode(prepared) if prepared else ())
+        return tuple(
+            EncodedPicture(next(fresh), _hw(picture)) if isinstance(picture, Tensor) else picture
+            for picture in pictures
+        )
+
     def _square(self, picture: Tensor) -> Tensor:
         """(3, h, w) uint8 -> (3, S, S) normalised, zeros right and below."""
         pixels = (picture.to(self.pixel_mean.device).float() - self.pixel_mean) / self.pixel_std
@@ -138,7 +152,7 @@ class SamRefiner(nn.Module):
 
     def forward(
         self,
-        pictures: Sequence[Tensor],
+        pictures: Sequence[Tensor | EncodedPicture],
         coarse: Sequence[Tensor],
         prompts: Sequence[Sequence[Tensor]],
         picture_hw: Sequence[tuple[int, int]],
@@ -146,7 +160,7 @@ class SamRefiner(nn.Module):
         """Refine all masks of a batch together.
 
         Args:
-            pictures: Per sample, what `prepare` gave.
+            pictures: Per sample, what `prepare` or `read` gave.
             coarse: Per sample, (P, h, w) logits covering exactly the picture.
             prompts: Per sample and phrase, (T_p, E) text tokens; not read without `use_text`.
             picture_hw: Per sample, height and width of the picture in pixels.
@@ -157,15 +171,18 @@ class SamRefiner(nn.Module):
         counts = [len(logits) for logits in coarse]
         if not sum(counts):
             return tuple(_resize(x, hw) for x, hw in zip(coarse, picture_hw, strict=True))
-        inputs_hw = [_hw(picture) for picture in pictures]
+        encoded = self.read(pictures)
+        inputs_hw = [picture.input_hw for picture in encoded]
         masks = [self._mask_prompts(x, hw) for x, hw in zip(coarse, inputs_hw, strict=True)]
         boxes = [
             self._box_prompts(x, input_hw, hw)
             for x, input_hw, hw in zip(coarse, inputs_hw, picture_hw, strict=True)
         ]
         texts = [text for sample in prompts for text in sample] if self.uses_text else None
-        embeddings = self.encode(pictures).repeat_interleave(
-            torch.tensor(counts, device=self.pixel_mean.device), dim=0
+        device = self.pixel_mean.device
+        embeddings = torch.stack([each.embedding.to(device).float() for each in encoded])
+        embeddings = embeddings.repeat_interleave(
+            torch.tensor(counts, device=device), dim=0
         )  # (N, E, g, g), N masks of all samples
         candidates = self._decode(embeddings, torch.cat(masks), torch.cat(boxes), texts)
         per_sample = zip(torch.split(candidates, counts), masks, inputs_hw, strict=True)

@@ -128,20 +128,29 @@ class SamParts:
         return self.shape.image_size
 
 
-def build_sam(name: str = "tiny", weights: Path | None = None) -> SamParts:
+class NoEncoder(nn.Module):
+    """Stands where the image encoder was left out."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Raises `RuntimeError`."""
+        raise RuntimeError("SAM's image encoder was not loaded")
+
+
+def build_sam(name: str = "tiny", weights: Path | None = None, *, encoder: bool = True) -> SamParts:
     """Build a trained SAM.
 
     Args:
         name: "tiny", "vit_b", "vit_l" or "vit_h".
         weights: Meta's .pth file for the official sizes; for "tiny" a folder with `config.json`
             and `model.safetensors`, by default the one in this package.
+        encoder: Whether with the image encoder; without it, only encoded pictures can be refined.
 
     Raises:
         UsageError: The name is unknown.
         WeightsError: The weights are missing, truncated or of something else.
     """
     if name == "tiny":
-        return load_sam(weights or TINY_FOLDER)
+        return load_sam(weights or TINY_FOLDER, encoder=encoder)
     if name not in OFFICIAL:
         known = ("tiny", *OFFICIAL)
         raise UsageError(
@@ -156,8 +165,7 @@ def build_sam(name: str = "tiny", weights: Path | None = None) -> SamParts:
         prompt_encoder, mask_decoder = _build_prompt_parts(official.shape)
         image_encoder = _build_timm_encoder(official.shape)
     parts = SamParts(name, official.shape, image_encoder, prompt_encoder, mask_decoder)
-    _fill(parts, state, str(weights))
-    return parts
+    return _fill(parts, state, str(weights), encoder)
 
 
 def build_untrained_sam(shape: SamShape, name: str = "tiny") -> SamParts:
@@ -180,8 +188,12 @@ def build_untrained_sam(shape: SamShape, name: str = "tiny") -> SamParts:
     return SamParts(name, shape, image_encoder, prompt_encoder, mask_decoder)
 
 
-def load_sam(folder: Path, name: str = "tiny") -> SamParts:
-    """Read what `save_sam` wrote; raises `WeightsError` where that fails."""
+def load_sam(folder: Path, name: str = "tiny", *, encoder: bool = True) -> SamParts:
+    """Read what `save_sam` wrote; raises `WeightsError` where that fails.
+
+    Random weights are drawn for all parts whether or not `encoder` is wanted, so that what is
+    drawn after them is the same.
+    """
     asked = f"The SAM in '{folder}' cannot be read."
     repair = "Give a folder that save_sam wrote, or leave the weights out to use the tiny SAM."
     if folder == TINY_FOLDER:
@@ -197,8 +209,7 @@ def load_sam(folder: Path, name: str = "tiny") -> SamParts:
     except (ValueError, TypeError, AttributeError, ArithmeticError, SafetensorError) as error:
         found = f"config.json or model.safetensors is broken or of something else ({error})."
         raise WeightsError(asked, found=found, repair=repair) from error
-    _fill(parts, state, str(folder))
-    return parts
+    return _fill(parts, state, str(folder), encoder)
 
 
 def save_sam(folder: Path, parts: SamParts, dtype: torch.dtype = torch.float32) -> None:
@@ -310,7 +321,9 @@ def _is_sam_state(state: Any) -> bool:
     )
 
 
-def _fill(parts: SamParts, state: Mapping[str, Tensor], source: str) -> None:
+def _fill(
+    parts: SamParts, state: Mapping[str, Tensor], source: str, encoder: bool = True
+) -> SamParts:
     """Give every part its weights in float32, insisting on all names and shapes."""
     given = {part: _under(f"{part}.", state) for part in PARTS}
     if parts.name in OFFICIAL:
@@ -331,11 +344,15 @@ def _fill(parts: SamParts, state: Mapping[str, Tensor], source: str) -> None:
             if parts.name in OFFICIAL
             else "Use config.json and model.safetensors of the same SAM.",
         )
+    if not encoder:
+        parts = dataclasses.replace(parts, image_encoder=NoEncoder())
+        del given["image_encoder"]
     for part, tensors in given.items():
         module = getattr(parts, part)
         module.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
         module.eval()
     logger.info("SAM '%s' read from %s", parts.name, source)
+    return parts
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from flmm_core.pipeline.types import Trace
+
+class PhraseStates(Protocol):
+    """What is read of a sample: a `Trace`, or `Features`."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """(L, T, D)."""
+        ...
+
+    @property
+    def row_phrase(self) -> Tensor:
+        """(T,) int64, ascending."""
+        ...
+
+    @property
+    def phrases(self) -> int:
+        """P."""
+        ...
 
 
 class TextPrompts(nn.Module):
@@ -29,14 +47,14 @@ class TextPrompts(nn.Module):
         hidden = hidden.to(self.layer_weights.device).float()
         return torch.einsum("l,ltd->td", self.layer_weights.softmax(0), hidden)
 
-    def forward(self, traces: Sequence[Trace]) -> tuple[tuple[Tensor, ...], ...]:
+    def forward(self, traces: Sequence[PhraseStates]) -> tuple[tuple[Tensor, ...], ...]:
         """Per sample and phrase, (T_p, E) float32: a prompt token for each of its tokens."""
         return tuple(
             torch.split(tokens, _tokens_per_phrase(trace))
             for trace, tokens in zip(traces, self._project(traces), strict=True)
         )
 
-    def _project(self, traces: Sequence[Trace]) -> Sequence[Tensor]:
+    def _project(self, traces: Sequence[PhraseStates]) -> Sequence[Tensor]:
         """(T, E) for each sample."""
         mixed = [self.mix(trace.hidden) for trace in traces]
         if not mixed:
@@ -44,7 +62,6 @@ class TextPrompts(nn.Module):
         return torch.split(self.proj(torch.cat(mixed)).float(), [len(tokens) for tokens in mixed])
 
 
-def _tokens_per_phrase(trace: Trace) -> list[int]:
+def _tokens_per_phrase(trace: PhraseStates) -> list[int]:
     """T_p of each phrase; `row_phrase` is ascending, so a phrase's rows stand together."""
-    phrases = trace.attention.shape[2]
-    return trace.row_phrase.bincount(minlength=phrases).tolist()
+    return trace.row_phrase.bincount(minlength=trace.phrases).tolist()

@@ -104,6 +104,11 @@ class Trace:
     views: tuple[ImageView, ...]
     picture_hw: tuple[int, int]
 
+    @property
+    def phrases(self) -> int:
+        """P."""
+        return self.attention.shape[2]
+
 
 @dataclass(frozen=True)
 class AttentionMaps:
@@ -116,6 +121,43 @@ class AttentionMaps:
 
     maps: Tensor
     picture_box: Box
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """What SAM's frozen image encoder says of a picture.
+
+    Attributes:
+        embedding: (E, g, g).
+        input_hw: Height and width of the part of SAM's square that the picture fills, in pixels.
+    """
+
+    embedding: Tensor
+    input_hw: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the frozen parts say of one sample: all that the trained parts read.
+
+    Attributes:
+        maps: The attention maps, of the channels that the head takes.
+        hidden: (L, T, D) as in `Trace`; (0, T, 0) where a stored one was kept without.
+        row_phrase: (T,) int64 as in `Trace`.
+        picture: For the refiner, or None where it needs none.
+        picture_hw: Height and width of the picture in pixels.
+    """
+
+    maps: AttentionMaps
+    hidden: Tensor
+    row_phrase: Tensor
+    picture: EncodedPicture | None
+    picture_hw: tuple[int, int]
+
+    @property
+    def phrases(self) -> int:
+        """P."""
+        return len(self.maps.maps)
 
 
 @dataclass(frozen=True)
