@@ -7,7 +7,7 @@ import signal
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -74,6 +74,15 @@ class _Read:
     picture: Tensor | None
 
 
+@runtime_checkable
+class StoredInputs(Protocol):
+    """A flow that has kept what it needs of each sample, so that no picture is read."""
+
+    def stored(self, sample: Sample) -> Any:
+        """For the flow's `collate`."""
+        ...
+
+
 class ExampleDataset(Dataset["Example | Unusable"]):
     """Reads and prepares one sample at a time; no weights, no randomness.
 
@@ -106,6 +115,18 @@ class ExampleDataset(Dataset["Example | Unusable"]):
     def example(self, index: int) -> Example:
         """One sample; raises `FlmmError` if it cannot be used."""
         sample = self.samples[index]
+        inputs = self._inputs(sample)
+        masks = [coco_masks.decode(phrase.mask) for phrase in sample.phrases]
+        return Example(
+            inputs=inputs,
+            truth=torch.stack([torch.from_numpy(mask) for mask in masks]).bool(),
+            sample=sample,
+            index=index,
+        )
+
+    def _inputs(self, sample: Sample) -> Any:
+        if isinstance(self.grounder, StoredInputs):
+            return self.grounder.stored(sample)
         asked = sample.image_path, sample.picture_hw
         # Sentences about one picture follow each other: it is read once, and the refiner is given
         # one tensor, which it encodes once.
@@ -116,13 +137,7 @@ class ExampleDataset(Dataset["Example | Unusable"]):
             inputs = replace(inputs, picture=known.picture)
         else:
             self._last = _Read(asked, image, inputs.picture)
-        masks = [coco_masks.decode(phrase.mask) for phrase in sample.phrases]
-        return Example(
-            inputs=inputs,
-            truth=torch.stack([torch.from_numpy(mask) for mask in masks]).bool(),
-            sample=sample,
-            index=index,
-        )
+        return inputs
 
 
 class StepSampler(Sampler[list[int]]):

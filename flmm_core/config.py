@@ -132,6 +132,14 @@ class RunConfig(Section):
     bucket: bool = Field(
         False, description="Put samples of like picture sizes and caption lengths together."
     )
+    cache: UserPath | None = Field(
+        None, description="Read features from here (flmm cache build) instead of making them."
+    )
+    exact: bool = Field(
+        False,
+        description="Run the frozen parts sample by sample, as a cache is built: the same head,"
+        " bit for bit.",
+    )
     workers: Workers = Field(
         "auto",
         description="Processes that read pictures; 0: the main one. By itself 0 if the model runs"

@@ -30,6 +30,8 @@ from flmm_core.batches import (
     load_batches,
 )
 from flmm_core.buckets import BucketSampler, sample_extents
+from flmm_core.cache.flow import CachedGrounder, check_made_with, open_cached
+from flmm_core.cache.key import frozen_facts
 from flmm_core.checkpoint import Grounder, Recipe
 from flmm_core.confidence import Confidence, Judgements, read_confidence, write_confidence
 from flmm_core.config import RunConfig
@@ -60,16 +62,25 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
     folder = RunFolder(config.output, config.save_every)
     folder.check(resume=config.resume)
     _seed(config.seed)
-    progress.say(f"Loading {config.backbone}, model {config.model}")
-    grounder = build_from_config(config, spec)
+    if config.cache is None:
+        progress.say(f"Loading {config.backbone}, model {config.model}")
+        grounder = build_from_config(config, spec)
+    else:
+        progress.say(f"Opening the cache {config.cache}")
+        grounder = open_from_config(config, spec)
     progress.say(f"Reading {', '.join(config.data)} (drawn scenes are drawn at the first use)")
     samples = open_sources(config.data, config.train_protocol)
     held_out = {text: open_source(text, config.protocol) for text in config.eval_data}
     watched = open_sources(config.val_data, config.protocol) if config.val_data else ()
+    if isinstance(grounder, CachedGrounder):
+        grounder.expect([*samples, *watched], progress)
     before = grounder.backbone.weights_digest()
     folder.start(config)
     loop = TrainingLoop(config, grounder, samples, watched, folder, progress)
     loop.run()
+    if isinstance(grounder, CachedGrounder) and held_out:
+        progress.say(f"Loading {config.backbone}, model {config.model}, to measure the head")
+        grounder = whole_from_cached(config, spec, grounder)
     if (best := folder.best()) is not None:
         grounder.load_head(best)
         grounder.confidence = read_confidence(best)
@@ -97,7 +108,49 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
 
 def build_from_config(config: RunConfig, spec: BackboneSpec) -> Grounder:
     """The flow that a configuration describes, with a fresh head."""
-    recipe = Recipe(
+    return _build(config, spec, recipe_of(config))
+
+
+def open_from_config(config: RunConfig, spec: BackboneSpec) -> CachedGrounder:
+    """The same without its frozen parts: a cache is read in their place.
+
+    Raises:
+        UsageError: There is no cache, or it was made for something else.
+    """
+    assert config.cache is not None
+    recipe = recipe_of(config)
+    facts = facts_of(config, spec)
+    return open_cached(
+        config.cache,
+        recipe,
+        facts,
+        device=config.device,
+        refiner_weights=config.refiner_weights,
+    )
+
+
+def whole_from_cached(config: RunConfig, spec: BackboneSpec, trained: CachedGrounder) -> Grounder:
+    """The flow with its frozen parts and the head that was trained without them."""
+    whole = _build(config, spec, trained.recipe)
+    check_made_with(trained.store.manifest, whole)
+    whole.load_trainable_state(trained.trainable_state())
+    return whole
+
+
+def facts_of(config: RunConfig, spec: BackboneSpec) -> dict[str, Any]:
+    """What a cache for a configuration depends on."""
+    return frozen_facts(
+        recipe_of(config),
+        spec,
+        dtype=config.dtype,
+        device=config.device,
+        refiner_weights=config.refiner_weights,
+    )
+
+
+def recipe_of(config: RunConfig) -> Recipe:
+    """How a configuration's flow is built."""
+    return Recipe(
         backbone=config.backbone,
         model=config.model,
         options=config.options,
@@ -106,13 +159,18 @@ def build_from_config(config: RunConfig, spec: BackboneSpec) -> Grounder:
         **config.head.model_dump(),
         **config.sam.model_dump(),
     )
-    return Grounder.build(
+
+
+def _build(config: RunConfig, spec: BackboneSpec, recipe: Recipe) -> Grounder:
+    grounder = Grounder.build(
         recipe,
         spec=spec,
         dtype=config.dtype,
         device=config.device,
         refiner_weights=config.refiner_weights,
     )
+    grounder.one_by_one = config.exact
+    return grounder
 
 
 def _seed(seed: int) -> None:
@@ -176,6 +234,8 @@ class TrainingLoop:
                     self.folder.log(self._figures(done, loss) | throughput.lap().to_dict())
                 if stop.asked or done == config.steps or done % config.save_every == 0:
                     facts = {"steps": done, "protocol": config.protocol, "data": config.data}
+                    if isinstance(self.grounder, CachedGrounder):
+                        facts |= self.grounder.cache_facts
                     self.folder.save(self.grounder, self.optimizer, done, facts)
                     if stop.asked:
                         raise KeyboardInterrupt(f"Step {done} of {config.steps} is saved.")

@@ -180,7 +180,8 @@ class Grounder(nn.Module):
             return tuple(features for single in singles for features in self.observe(single))
         traces = self.backbone.trace(batch.backbone, pool=self.pool)
         maps = [self._chosen(attention_maps(trace)) for trace in traces]
-        pictures = self.refiner.read(batch.pictures)
+        prepared: Sequence[Any] = batch.pictures  # None only where the refiner needs none
+        pictures = self.refiner.read(prepared)
         return tuple(
             Features(sample_maps, trace.hidden, trace.row_phrase, picture, trace.picture_hw)
             for sample_maps, trace, picture in zip(maps, traces, pictures, strict=True)

@@ -322,7 +322,7 @@ def _is_sam_state(state: Any) -> bool:
 
 
 def _fill(
-    parts: SamParts, state: Mapping[str, Tensor], source: str, encoder: bool = True
+    parts: SamParts, state: Mapping[str, Tensor], source: str, with_encoder: bool
 ) -> SamParts:
     """Give every part its weights in float32, insisting on all names and shapes."""
     given = {part: _under(f"{part}.", state) for part in PARTS}
@@ -344,7 +344,7 @@ def _fill(
             if parts.name in OFFICIAL
             else "Use config.json and model.safetensors of the same SAM.",
         )
-    if not encoder:
+    if not with_encoder:
         parts = dataclasses.replace(parts, image_encoder=NoEncoder())
         del given["image_encoder"]
     for part, tensors in given.items():
