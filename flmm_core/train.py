@@ -118,12 +118,11 @@ def open_from_config(config: RunConfig, spec: BackboneSpec) -> CachedGrounder:
         UsageError: There is no cache, or it was made for something else.
     """
     assert config.cache is not None
-    recipe = recipe_of(config)
-    facts = facts_of(config, spec)
     return open_cached(
         config.cache,
-        recipe,
-        facts,
+        recipe_of(config),
+        facts_of(config, spec),
+        exact=config.exact,
         device=config.device,
         refiner_weights=config.refiner_weights,
     )

@@ -28,7 +28,6 @@ from flmm_core.cache.store import (
     ShardWriter,
     Store,
     VlmFacts,
-    size_on_disk,
     sweep,
 )
 from flmm_core.checkpoint import Grounder
@@ -290,7 +289,6 @@ def _fill(
     progress: Progress,
 ) -> None:
     writer, since, kept = ShardWriter(request.folder), time.monotonic(), 0
-    known: dict[str, EncodedPicture] = {}
     batches = load_batches(
         ExampleDataset(samples, grounder),
         sampler=[[place] for place in missing],
@@ -298,7 +296,7 @@ def _fill(
     )
     with StopRequest() as stop, progress.stage("Building", len(missing)) as stage:
         for done, batch in enumerate(batches, start=1):
-            _observe(batch, keys, manifest, grounder, writer, pictures, known)
+            _observe(batch, keys, manifest, grounder, writer, pictures)
             full = writer.bytes >= SHARD_BYTES or time.monotonic() - since > SHARD_SECONDS
             if full or stop.asked or done == len(missing):
                 _flush(writer, kept)
@@ -318,7 +316,6 @@ def _observe(
     grounder: Grounder,
     writer: ShardWriter,
     pictures: set[str],
-    known: dict[str, EncodedPicture],
 ) -> None:
     """Run the frozen parts on one sample; a picture is encoded at its first one only."""
     key = keys[batch.indices[0]]
@@ -357,6 +354,3 @@ def show_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
-
-
-__all__ = ["BuildRequest", "Forecast", "Manifest", "build_cache", "size_on_disk"]

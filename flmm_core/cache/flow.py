@@ -12,7 +12,7 @@ from flmm_core.cache.key import SampleKey, differences, sample_key, sample_keys
 from flmm_core.cache.store import Manifest, Store, VlmFacts
 from flmm_core.checkpoint import Grounder, Recipe
 from flmm_core.data.sample import Sample
-from flmm_core.errors import DataError, WeightsError
+from flmm_core.errors import DataError, UsageError, WeightsError
 from flmm_core.pipeline.backbone import Backbone
 from flmm_core.pipeline.types import Features, Grounding
 from flmm_core.progress import Progress
@@ -122,6 +122,7 @@ def open_cached(
     recipe: Recipe,
     facts: Mapping[str, Any],
     *,
+    exact: bool = False,
     device: str = "auto",
     refiner_weights: Path | None = None,
 ) -> CachedGrounder:
@@ -133,6 +134,7 @@ def open_cached(
         folder: Of the cache.
         recipe: What to build; the channels are the cache's.
         facts: From `frozen_facts`, of the run.
+        exact: Refuse a cache whose maps are not float32.
         device: "auto" takes the first accelerator.
         refiner_weights: SAM's own file.
 
@@ -145,6 +147,12 @@ def open_cached(
         wanted["hidden rows"] = True
     if other := differences({**store.manifest.key, "hidden rows": store.manifest.hidden}, wanted):
         raise other_cache(folder, other)
+    if exact and not store.manifest.packing.is_exact:
+        raise UsageError(
+            f"The cache in '{folder}' is not exact.",
+            found=f"Its maps are stored as {store.manifest.maps}.",
+            repair="Leave out --exact, or build a cache with --maps float32.",
+        )
     grounder = CachedGrounder.build(
         replace(recipe, channels=store.manifest.channels),
         device=device,
