@@ -2,7 +2,7 @@
 
 python -m bench.cached_epochs                    # a medium Qwen2.5-VL with random weights
 python -m bench.cached_epochs --size tiny        # seconds
-python -m bench.cached_epochs --tokens 1521 --pictures 16 --rounds 5
+python -m bench.cached_epochs --tokens 676 --pictures 16 --rounds 5
 
 Both ways run the same loop (`flmm_core.train.TrainingLoop`) over the same drawn scenes, in turns in
 one process; the medians are compared. Building the cache is timed beside them: after how many
@@ -146,9 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description="Time epochs from a cache and without one.")
     parser.add_argument("--size", choices=tuple(SIZES), default="medium")
-    parser.add_argument("--tokens", type=int, default=676, help="image tokens of a picture")
+    parser.add_argument("--tokens", type=int, default=1521, help="image tokens of a picture")
     parser.add_argument("--pictures", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--maps", choices=("float32", "float16", "uint8"), default="float32")
     parser.add_argument("--device", default="cpu")

@@ -168,7 +168,9 @@ def _opened(request: BuildRequest) -> Store | None:
     store = Store(request.folder)
     made, wanted = store.manifest, request
     found = {**made.key, "maps": made.maps, "channels": len(made.channels) or None}
-    asked = {**wanted.key, "maps": wanted.maps, "channels": wanted.channels}
+    # There may be fewer channels than were asked for.
+    channels = wanted.channels and min(wanted.channels, made.vlm.channels)
+    asked = {**wanted.key, "maps": wanted.maps, "channels": channels}
     asked |= {"hidden rows": True} if wanted.hidden else {}
     if other := differences(found | {"hidden rows": made.hidden}, asked):
         raise other_cache(request.folder, other)

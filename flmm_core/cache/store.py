@@ -46,6 +46,11 @@ class VlmFacts:
     views: tuple[str, ...]
     sha256: str
 
+    @property
+    def channels(self) -> int:
+        """C, the attention channels that there are."""
+        return len(self.views) * self.layers * self.heads
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -19,7 +19,7 @@ COMMANDS = {
     "eval": "Measure a trained head on data sets.",
     "benchmark": "Measure backbones on data sets, all on all, and write the report.",
     "report": "Show a benchmark as a page and tables, or compare two.",
-    "cache": "Keep what the frozen parts say, so that training does without them.",
+    "cache": "Keep what the frozen parts say, to train without running them.",
     "ground": "Find phrases in a picture.",
     "backbones": "List the installed backbones, or show one.",
     "data": "Draw, check and convert data sets.",

@@ -26,7 +26,7 @@ SETTINGS = (
 
 @click.group("cache")
 def command() -> None:
-    """Keep what the frozen parts say, so that training does without them."""
+    """Keep what the frozen parts say, to train without running them."""
 
 
 @command.command("build")

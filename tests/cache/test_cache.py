@@ -31,7 +31,7 @@ from flmm_core.plugins import load_backbones
 from flmm_core.progress import Progress
 from flmm_core.train import build_from_config, facts_of, train
 
-DiskUsage = namedtuple("DiskUsage", "total used free")  # noqa: PYI024
+DiskUsage = namedtuple("DiskUsage", "total used free")
 
 
 class Runs:
@@ -209,7 +209,7 @@ def test_nothing_frozen_is_in_memory_during_training(runs: Runs) -> None:
     assert isinstance(grounder, CachedGrounder)
     assert not hasattr(grounder.backbone, "vlm")
     assert not list(grounder.refiner.image_encoder.parameters())
-    with pytest.raises(RuntimeError, match="the image encoder was not loaded|was not loaded"):
+    with pytest.raises(RuntimeError, match="SAM's image encoder was not loaded"):
         grounder.refiner.image_encoder(torch.zeros(1))
 
 
@@ -236,6 +236,12 @@ def test_channels_are_chosen_on_the_training_data_and_stay_with_the_head(
     assert result.logits.shape == (1, picture.height, picture.width)
     runs.build(channels=5)
     assert Store(runs.cache).manifest.channels == manifest.channels
+
+
+def test_more_channels_than_there_are_is_all_of_them(runs: Runs) -> None:
+    runs.build(channels=10_000)
+    assert runs.build(channels=10_000).samples == 0
+    assert len(Store(runs.cache).manifest.channels) == Store(runs.cache).manifest.vlm.channels
 
 
 @pytest.mark.parametrize(("maps", "share"), [("float16", 0.75), ("uint8", 0.45)])
