@@ -73,7 +73,8 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
     held_out = {text: open_source(text, config.protocol) for text in config.eval_data}
     watched = open_sources(config.val_data, config.protocol) if config.val_data else ()
     if isinstance(grounder, CachedGrounder):
-        grounder.expect([*samples, *watched], progress)
+        grounder.expect(samples, progress)
+        grounder.expect(watched, progress)
     before = grounder.backbone.weights_digest()
     folder.start(config)
     loop = TrainingLoop(config, grounder, samples, watched, folder, progress)

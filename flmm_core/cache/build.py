@@ -32,6 +32,7 @@ from flmm_core.cache.store import (
 )
 from flmm_core.checkpoint import Grounder
 from flmm_core.data.sample import Sample
+from flmm_core.data.sources import JoinedSamples
 from flmm_core.errors import RunError, UsageError
 from flmm_core.pipeline.backbone import Backbone
 from flmm_core.pipeline.refiner import SamRefiner
@@ -129,7 +130,7 @@ def build_cache(
     """
     progress = progress or Progress()
     store = _opened(request)
-    samples = [*training, *others]
+    samples = JoinedSamples([training, others])  # made when asked for: there may be very many
     keys = sample_keys(samples, progress, "Reading pictures")
     missing = _missing(keys, store)
     if not missing:
@@ -156,13 +157,17 @@ def build_cache(
             )
             manifest = replace(manifest, channels=channels, measure=measure)
         manifest.write(request.folder)
+    else:
+        sweep(request.folder)
+        for path in store.broken:
+            path.unlink()
     grounder.channels = manifest.channels
     _fill(request, manifest, grounder, samples, keys, missing, pictures, progress)
     return forecast
 
 
 def _opened(request: BuildRequest) -> Store | None:
-    """The cache to go on with, rid of what a stop left; None if there is none yet."""
+    """The cache to go on with; None if there is none yet."""
     if not (request.folder / MANIFEST).is_file():
         return None
     store = Store(request.folder)
@@ -174,9 +179,6 @@ def _opened(request: BuildRequest) -> Store | None:
     asked |= {"hidden rows": True} if wanted.hidden else {}
     if other := differences(found | {"hidden rows": made.hidden}, asked):
         raise other_cache(request.folder, other)
-    sweep(request.folder)
-    for path in store.broken:
-        path.unlink()
     return store
 
 

@@ -74,13 +74,11 @@ class CachedGrounder(Grounder):
         Raises:
             DataError: Some are not, or files of the cache are broken.
         """
-        keys = sample_keys(samples, progress, "Checking the cache")
-        self.pictures |= {
-            sample.image_path: key.picture for sample, key in zip(samples, keys, strict=True)
-        }
-        missing = [
-            sample.name for sample, key in zip(samples, keys, strict=True) if not self._holds(key)
-        ]
+        keys, missing = sample_keys(samples, progress, "Checking the cache"), []
+        for sample, key in zip(samples, keys, strict=True):
+            self.pictures[sample.image_path] = key.picture
+            if not self._holds(key):
+                missing.append(sample.name)
         if missing:
             found = f"{len(missing)} of {len(samples)}, the first: '{missing[0]}'."
             if self.store.broken:
