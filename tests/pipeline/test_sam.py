@@ -247,3 +247,24 @@ def test_a_folder_that_is_no_sam_is_said_to_be_none(tmp_path: Path) -> None:
     state = load_file(weights)
     save_file({**state, "head.weight": torch.zeros(1)}, weights)
     assert "1 differences: unexpected head.weight." in failure("tiny", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tiny", "vit_b"])
+def test_without_its_image_encoder_all_else_is_the_same(
+    reduced: None, meta_file: Path, name: str
+) -> None:
+    weights = meta_file if name == "vit_b" else None
+    drawn, parts = [], []
+    for encoder in (True, False):
+        torch.manual_seed(0)
+        parts.append(build_sam(name, weights, encoder=encoder))
+        drawn.append(torch.rand(1))  # a head's fresh weights come next
+    whole, without = parts
+    assert torch.equal(*drawn)
+    for part in ("prompt_encoder", "mask_decoder"):
+        state = getattr(without, part).state_dict()
+        for key, value in getattr(whole, part).state_dict().items():
+            assert torch.equal(state[key], value), key
+    assert not list(without.image_encoder.parameters())
+    with pytest.raises(RuntimeError, match="SAM's image encoder was not loaded"):
+        without.image_encoder(torch.zeros(1))
