@@ -20,8 +20,8 @@ import torch
 
 from flmm_core.batches import ExampleDataset, Examples, load_batches
 from flmm_core.cache.channels import choose_channels
+from flmm_core.cache.codec import MapType, Packing, SampleFacts, pack
 from flmm_core.cache.key import SampleKey, differences, sample_keys
-from flmm_core.cache.packing import MapType, Packing, SampleFacts, pack
 from flmm_core.cache.store import (
     MANIFEST,
     Manifest,
@@ -31,6 +31,7 @@ from flmm_core.cache.store import (
     sweep,
 )
 from flmm_core.checkpoint import Grounder
+from flmm_core.config import Workers
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import JoinedSamples
 from flmm_core.errors import RunError, UsageError
@@ -101,7 +102,7 @@ class BuildRequest:
     maps: MapType = "float32"
     channels: int | None = None
     hidden: bool = True
-    workers: int = 0
+    workers: Workers = 0
 
 
 def build_cache(

@@ -16,6 +16,7 @@ import torch
 from flmm_core.baselines import object_shares
 from flmm_core.batches import ExampleDataset, load_batches
 from flmm_core.checkpoint import Grounder
+from flmm_core.config import Workers
 from flmm_core.data.sample import Sample
 from flmm_core.errors import UsageError
 from flmm_core.pipeline.types import AttentionMaps
@@ -31,7 +32,7 @@ def choose_channels(
     samples: Sequence[Sample],
     count: int,
     *,
-    workers: int = 0,
+    workers: Workers = 0,
     progress: Progress | None = None,
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """The most useful channels, ascending, and how they were chosen, ready for JSON.

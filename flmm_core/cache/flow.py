@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,11 +58,25 @@ class AbsentBackbone(Backbone):
         raise RuntimeError("the model was not loaded: a cache is read in its place")
 
 
+@dataclass(frozen=True)
+class StoredBatch:
+    """The features of samples that go through the trained half together."""
+
+    features: tuple[Features, ...]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def pin_memory(self) -> StoredBatch:
+        """The same with page-locked tensors; what a DataLoader calls."""
+        return StoredBatch(tuple(each.pin_memory() for each in self.features))
+
+
 class CachedGrounder(Grounder):
     """A head that is trained on a cache.
 
-    Samples are asked for by their contents (`stored`), and a batch is a tuple of features.
-    Made by `open_cached`.
+    Samples are asked for by their contents (`stored`), and a batch is a `StoredBatch`. Made by
+    `open_cached`.
     """
 
     store: Store
@@ -108,11 +122,11 @@ class CachedGrounder(Grounder):
 
     def collate(self, samples: Sequence[Any]) -> Any:
         """Features stay by sample."""
-        return tuple(samples)
+        return StoredBatch(tuple(samples))
 
     def forward(self, batch: Any) -> tuple[Grounding, ...]:
-        """One `Grounding` for each of a tuple of `Features`."""
-        return self.decide(batch)
+        """One `Grounding` for each sample of a `StoredBatch`."""
+        return self.decide(batch.features)
 
 
 def open_cached(

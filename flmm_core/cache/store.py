@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flmm_core.cache.packing import MapType, Packing, SampleFacts, unpack
+from flmm_core.cache.codec import MapType, Packing, SampleFacts, unpack
 from flmm_core.errors import DataError, UsageError
 from flmm_core.pipeline.types import EncodedPicture, Features
 from flmm_core.run_folder import write_json

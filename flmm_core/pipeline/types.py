@@ -135,6 +135,10 @@ class EncodedPicture:
     embedding: Tensor
     input_hw: tuple[int, int]
 
+    def pin_memory(self) -> EncodedPicture:
+        """The same, page-locked."""
+        return replace(self, embedding=self.embedding.pin_memory())
+
 
 @dataclass(frozen=True)
 class Features:
@@ -158,6 +162,15 @@ class Features:
     def phrases(self) -> int:
         """P."""
         return len(self.maps.maps)
+
+    def pin_memory(self) -> Features:
+        """The same with page-locked tensors, for a DataLoader."""
+        return replace(
+            self,
+            maps=replace(self.maps, maps=self.maps.maps.pin_memory()),
+            hidden=self.hidden.pin_memory(),
+            picture=self.picture and self.picture.pin_memory(),
+        )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from flmm_core import Grounder, UsageError, WeightsError
 from flmm_core.cache import build as building
 from flmm_core.cache.build import BuildRequest, Forecast, build_cache
-from flmm_core.cache.flow import CachedGrounder
+from flmm_core.cache.flow import CachedGrounder, StoredBatch
 from flmm_core.cache.store import MANIFEST, Store, clear, shards, size_on_disk
 from flmm_core.config import load_config
 from flmm_core.data.pictures import read_picture
@@ -211,6 +211,24 @@ def test_nothing_frozen_is_in_memory_during_training(runs: Runs) -> None:
     assert not list(grounder.refiner.image_encoder.parameters())
     with pytest.raises(RuntimeError, match="SAM's image encoder was not loaded"):
         grounder.refiner.image_encoder(torch.zeros(1))
+
+
+@pytest.mark.multiprocess
+def test_workers_read_the_same_from_a_cache(runs: Runs) -> None:
+    runs.build(workers=2)
+    one, two = (runs.train(f"run-{n}", cache=runs.cache, workers=n) for n in (0, 2))
+    assert weights(one) == weights(two)
+
+
+def test_a_stored_batch_is_pinned_whole(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.build()
+    store, pinned = Store(runs.cache), []
+    batch = StoredBatch(tuple(store.features(key) for key in list(store.samples)[:2]))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    same = batch.pin_memory()
+    assert len(same) == 2
+    assert len(pinned) == 2 * 3  # maps, hidden rows, embedding
+    assert torch.equal(same.features[1].maps.maps, batch.features[1].maps.maps)
 
 
 # --- smaller caches ----------------------------------------------------------------------------

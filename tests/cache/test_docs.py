@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from flmm_core.cache.packing import MapType, Packing
+from flmm_core.cache.codec import MapType, Packing
 from flmm_core.cli import flmm
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cache.md").read_text()

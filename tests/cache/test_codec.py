@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flmm_core.cache.packing import MapType, Packing, SampleFacts, pack, unpack
+from flmm_core.cache.codec import MapType, Packing, SampleFacts, pack, unpack
 from flmm_core.cache.store import Manifest, ShardWriter, Store, VlmFacts
 from flmm_core.pipeline.types import AttentionMaps, EncodedPicture, Features
 
