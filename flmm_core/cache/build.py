@@ -20,7 +20,7 @@ import torch
 
 from flmm_core.batches import ExampleDataset, Examples, load_batches
 from flmm_core.cache.channels import choose_channels
-from flmm_core.cache.codec import MapType, Packing, SampleFacts, pack
+from flmm_core.cache.codec import MapType, SampleFacts, pack
 from flmm_core.cache.key import SampleKey, differences, sample_keys
 from flmm_core.cache.store import (
     MANIFEST,
@@ -146,7 +146,7 @@ def build_cache(
         pictures -= set(store.pictures) if store else set()
     else:
         pictures = set()
-    forecast = _forecast(grounder, samples, missing, len(pictures), request)
+    forecast = _forecast(grounder, samples, missing, len(pictures), manifest, request.channels)
     progress.say(f"The cache needs {forecast}")
     if forecast_only:
         return forecast
@@ -238,15 +238,16 @@ def _forecast(
     samples: Sequence[Sample],
     missing: Sequence[int],
     pictures: int,
-    request: BuildRequest,
+    manifest: Manifest,
+    wanted: int | None,
 ) -> Forecast:
     """Counted on samples that are prepared on the CPU, without running anything."""
     few = np.unique(np.linspace(0, len(missing) - 1, min(LOOKED_AT, len(missing))).round())
     looked_at = [missing[int(place)] for place in few]
-    backbone, packing = grounder.backbone, Packing(request.maps, request.hidden)
-    channels = min(request.channels or backbone.attention_channels, backbone.attention_channels)
+    backbone, packing = grounder.backbone, manifest.packing
+    channels = min(wanted or backbone.attention_channels, backbone.attention_channels)
     row = backbone.num_layers * backbone.hidden_size
-    row *= packing.hidden_type(backbone.vlm.dtype).itemsize if request.hidden else 0
+    row *= packing.hidden_type(backbone.vlm.dtype).itemsize if packing.hidden else 0
     maps = hidden = 0
     dataset = ExampleDataset(samples, grounder)
     for place in looked_at:
