@@ -67,11 +67,11 @@ class Examples:
 
 @dataclass(frozen=True)
 class _Read:
-    """The picture that was read last: file and size, pixels, and what the refiner is given."""
+    """The picture that was read last: file and size, pixels, and a sample of it."""
 
     asked: tuple[Path, tuple[int, int]]
     image: Image.Image
-    picture: Tensor | None
+    inputs: GrounderInputs
 
 
 @runtime_checkable
@@ -128,15 +128,14 @@ class ExampleDataset(Dataset["Example | Unusable"]):
         if isinstance(self.grounder, StoredInputs):
             return self.grounder.stored(sample)
         asked = sample.image_path, sample.picture_hw
-        # Sentences about one picture follow each other: it is read once, and the refiner is given
-        # one tensor, which it encodes once.
+        # Sentences about one picture follow each other: it is read once, and what was made of it
+        # is taken over, so that VLM and refiner run it once.
         known = self._last if self._last is not None and self._last.asked == asked else None
         image = known.image if known else read_picture(asked[0], picture_hw=asked[1])
-        inputs = self.grounder.prepare(image, sample.segments, name=sample.name)
-        if known:
-            inputs = replace(inputs, picture=known.picture)
-        else:
-            self._last = _Read(asked, image, inputs.picture)
+        like = known.inputs if known else None
+        inputs = self.grounder.prepare(image, sample.segments, name=sample.name, like=like)
+        if not known:
+            self._last = _Read(asked, image, inputs)
         return inputs
 
 

@@ -6,14 +6,15 @@ VLM's weights can reach neither an optimizer nor a checkpoint.
     load      alias, hub id or folder -> frozen VLM + processor     (model_source.py finds it)
     prepare   picture + segments -> BackboneInputs, on the CPU      (prompt.py, caption.py)
     collate   several of them -> one padded BackboneBatch           (batching.py pads)
-    trace     one forward of the VLM -> a Trace a sample            (attention_recorder.py reads)
+    trace     one forward of the VLM -> a Trace a sample            (attention_recorder.py reads;
+              samples about one picture share its part of it         prefix.py)
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from PIL import Image
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from flmm_core.pipeline.attention_recorder import AttentionRecorder, Pool
 from flmm_core.pipeline.attention_rows import Precision
-from flmm_core.pipeline.batching import pad_tokens, place_rows, stack_padded
+from flmm_core.pipeline.batching import Side, collate, place_rows, prompt_of, stack_padded
 from flmm_core.pipeline.caption import fit_to_limit, tokenise_caption
 from flmm_core.pipeline.model_source import (
     check_model_type,
@@ -33,6 +34,7 @@ from flmm_core.pipeline.model_source import (
     load_errors,
     parse_options,
 )
+from flmm_core.pipeline.prefix import PrefixCache, keeps_every_key
 from flmm_core.pipeline.prompt import control_strings, defuse, encode_prompt
 from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, ImageView, Trace
 from flmm_core.pipeline.view_check import check_views, find_image_tokens, naming_sample
@@ -53,6 +55,8 @@ class Backbone(ABC):
     Attributes:
         view_names: The views of a picture, in channel order.
         model_types: The `model_type`s of config.json that this class can load.
+        shares_prompts: Whether samples about one picture share one pass of their common prompt.
+            A subclass whose VLM cannot go on from a KV cache sets it to False.
         spec: The facts that the plugin registered.
         model: The alias, hub id or folder that was asked for.
         source: The folder or hub id that was loaded.
@@ -65,6 +69,7 @@ class Backbone(ABC):
 
     view_names: ClassVar[tuple[str, ...]] = ("image",)
     model_types: ClassVar[tuple[str, ...]] = ()
+    shares_prompts: bool = True
 
     # --- a plugin implements these ----------------------------------------------------------
 
@@ -230,7 +235,12 @@ class Backbone(ABC):
     # --- one sample -------------------------------------------------------------------------
 
     def prepare(
-        self, image: Image.Image, segments: Sequence[Segment], *, name: str = ""
+        self,
+        image: Image.Image,
+        segments: Sequence[Segment],
+        *,
+        name: str = "",
+        like: BackboneInputs | None = None,
     ) -> BackboneInputs:
         """One sample, ready for the VLM: on the CPU, without weights, without randomness.
 
@@ -238,13 +248,15 @@ class Backbone(ABC):
             image: The picture.
             segments: The caption in pieces; their phrases are numbered 0..P-1.
             name: Names the sample in messages.
+            like: A sample of the same picture and prompt, whose reading of them is taken over:
+                it is not made again, and in a batch the VLM runs it once for both.
 
         Raises:
             UsageError: A phrase is empty, has no tokens or lies beyond the length limit; the
                 phrases are not numbered 0..P-1; there is no picture.
             DataError: The picture cannot be used, or its image tokens do not fit its grid.
         """
-        tensors = self._encode(image, self.prompt, name)
+        tensors = prompt_of(like) if like else self._encode(image, self.prompt, name)
         prompt_length = len(tensors["input_ids"])
         pieces = [Segment(defuse(piece.text, self._controls), piece.phrase) for piece in segments]
         caption = tokenise_caption(self.tokenizer, pieces, prompt_length, name)
@@ -289,34 +301,18 @@ class Backbone(ABC):
 
     # --- a batch ----------------------------------------------------------------------------
 
-    def collate(
-        self, samples: Sequence[BackboneInputs], *, side: Literal["right", "left"] = "right"
-    ) -> BackboneBatch:
+    def collate(self, samples: Sequence[BackboneInputs], *, side: Side = "right") -> BackboneBatch:
         """Samples padded together; sequences and grids of different sizes may meet.
 
         Args:
-            samples: At least one.
-            side: Where the padding tokens go.
+            samples: At least one. Those that were prepared `like` another share its prompt.
+            side: Where the padding tokens go; with shared prompts always before a prompt and
+                behind a caption.
         """
-        tokenizer = self.tokenizer
-        pad_id = next(
-            (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0
-        )
-        lengths = [len(sample.tensors["input_ids"]) for sample in samples]
-        tensors = {}
-        for key, first in samples[0].tensors.items():
-            values = [sample.tensors[key] for sample in samples]
-            if first.shape == samples[0].tensors["input_ids"].shape:
-                fill = pad_id if key == "input_ids" else 0
-                tensors[key] = pad_tokens(values, fill, side)  # (B, S)
-            else:
-                tensors[key] = self._join(key, values)
-        tensors["attention_mask"] = pad_tokens(
-            [torch.ones(length, dtype=torch.int64) for length in lengths], 0, side
-        )
-        longest = max(lengths)
-        offsets = tuple(longest - length if side == "left" else 0 for length in lengths)
-        return BackboneBatch(tensors=tensors, samples=tuple(samples), offsets=offsets)
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        pad_id = next(i for i in ids if i is not None)
+        share = self.shares_prompts and keeps_every_key(self.text_config)
+        return collate(samples, pad_id=pad_id, side=side, join=self._join, share=share)
 
     @torch.no_grad()  # not inference_mode: its tensors cannot feed a trained head
     def trace(
@@ -330,6 +326,9 @@ class Backbone(ABC):
             precision: "fp32" never rounds; "model" rounds where eager attention would.
         """
         placed = place_rows(batch)
+        tensors, captions, prefix = self._to_vlm(batch.tensors), batch.captions, None
+        if captions is not None:
+            prefix = PrefixCache(self.vlm, tensors)
         with self._recorder.record(
             rows=placed.rows,
             columns=placed.columns,
@@ -338,7 +337,10 @@ class Backbone(ABC):
             pool=pool,
             precision=precision,
         ) as recording:
-            self.vlm.model(**self._to_vlm(batch.tensors), use_cache=False)
+            if captions is None or prefix is None:
+                self.vlm.model(**tensors, use_cache=False)
+            else:
+                prefix.read(**self._to_vlm(vars(captions)))
         return tuple(
             Trace(
                 attention=recording.attention[b],  # (L, N, P, M)

@@ -150,12 +150,26 @@ class Grounder(nn.Module):
             )
 
     def prepare(
-        self, image: Image.Image, segments: Sequence[Segment], *, name: str = ""
+        self,
+        image: Image.Image,
+        segments: Sequence[Segment],
+        *,
+        name: str = "",
+        like: GrounderInputs | None = None,
     ) -> GrounderInputs:
-        """One sample, ready for the flow; needs no weights and runs in DataLoader workers."""
+        """One sample, ready for the flow; needs no weights and runs in DataLoader workers.
+
+        Args:
+            image: The picture.
+            segments: The caption in pieces.
+            name: Names the sample in messages.
+            like: A sample of the same picture and prompt, which is then read and encoded once
+                for both.
+        """
+        known = None if like is None else like.backbone
         return GrounderInputs(
-            backbone=self.backbone.prepare(image, segments, name=name),
-            picture=self.refiner.prepare(image),
+            backbone=self.backbone.prepare(image, segments, name=name, like=known),
+            picture=self.refiner.prepare(image) if like is None else like.picture,
             picture_hw=(image.height, image.width),
         )
 
@@ -233,24 +247,25 @@ class Grounder(nn.Module):
             UsageError: A phrase is empty, or there is no picture.
         """
         phrases = _checked_phrases(image, phrases)
-        backbone = self.backbone
+        reader = self
         if prompt is not None:
             # Only for `prepare`, which reads the prompt; the shared backbone stays as it is.
-            backbone = copy.copy(backbone)
-            backbone.prompt = prompt
+            reader = copy.copy(self)
+            reader.backbone = copy.copy(self.backbone)
+            reader.backbone.prompt = prompt
         captions = [[Segment(phrase, 0), Segment(".")] for phrase in phrases]
         if together and phrases:
             pairs = [(Segment(phrase, i), Segment(".")) for i, phrase in enumerate(phrases)]
             captions = [[piece for pair in pairs for piece in pair]]
 
-        picture, picture_hw = self.refiner.prepare(image), (image.height, image.width)
+        first: GrounderInputs | None = None
         builder = ResultBuilder(image, phrases, self.confidence)
         at_once = max(1, min(batch_size, PIXELS_AT_ONCE // (image.height * image.width)))
         for start in range(0, len(captions), at_once):
-            samples = [
-                GrounderInputs(backbone.prepare(image, caption), picture, picture_hw)
-                for caption in captions[start : start + at_once]
-            ]
+            samples = []
+            for caption in captions[start : start + at_once]:
+                samples.append(reader.prepare(image, caption, like=first))
+                first = first or samples[0]
             for grounding in self(self.collate(samples)):
                 builder.add(grounding)
         return builder.build()

@@ -62,26 +62,50 @@ class BackboneInputs:
 
 
 @dataclass(frozen=True)
+class Captions:
+    """The captions of samples, apart from their prompts.
+
+    Attributes:
+        prompt: (B,) int64, which of the batch's prompts each caption follows.
+        input_ids: (B, S_caption), padded on the right.
+        attention_mask: (B, S_caption), 0 at padding.
+    """
+
+    prompt: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+
+    def pin_memory(self) -> Captions:
+        """The same, page-locked."""
+        tensors = (self.prompt, self.input_ids, self.attention_mask)
+        return Captions(*(value.pin_memory() for value in tensors))
+
+
+@dataclass(frozen=True)
 class BackboneBatch:
     """Samples padded together.
 
     Attributes:
-        tensors: What the VLM's forward takes, with `input_ids` and `attention_mask` (B, S).
+        tensors: What the VLM's forward takes, with `input_ids` and `attention_mask` (B, S); with
+            `captions`, each different prompt once: (U, S_prompt).
         samples: The samples it was made of, in order.
         offsets: Per sample, how many padding tokens stand before its first token.
+        captions: Where samples share a picture, what follows the prompts.
     """
 
     tensors: Mapping[str, Tensor]
     samples: tuple[BackboneInputs, ...]
     offsets: tuple[int, ...]
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def pin_memory(self) -> BackboneBatch:
-        """The same with `tensors`, which are all that goes to the VLM's device, page-locked."""
+        """The same with what goes to the VLM's device page-locked."""
         pinned = {key: value.pin_memory() for key, value in self.tensors.items()}
-        return replace(self, tensors=pinned)
+        captions = None if self.captions is None else self.captions.pin_memory()
+        return replace(self, tensors=pinned, captions=captions)
 
 
 @dataclass(frozen=True)

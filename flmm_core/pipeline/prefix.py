@@ -1,0 +1,68 @@
+"""Sentences about one picture: their common prompt runs through the VLM once.
+
+Protocol `standard` asks every sentence alone, and `ground` every phrase; picture and prompt, nearly
+all of the sequence, are the same each time. Attention is causal, so nothing of the prompt depends
+on the sentence behind it: it runs once, and each sentence behind a copy of its KV cache.
+
+Prompts are padded on the left, so that every caption follows its prompt at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def keeps_every_key(text_config: Any) -> bool:
+    """Whether all layers attend to all earlier tokens, so that a KV cache drops none."""
+    kinds = getattr(text_config, "layer_types", None) or ()
+    window = getattr(text_config, "sliding_window", None)
+    return all(kind == "full_attention" for kind in kinds) and (bool(kinds) or window is None)
+
+
+class PrefixCache:
+    """What the VLM has read of U prompts.
+
+    Args:
+        vlm: A transformers image-text-to-text model.
+        tensors: What its forward takes, with `input_ids` and `attention_mask` (U, S).
+    """
+
+    def __init__(self, vlm: Any, tensors: Mapping[str, Tensor]) -> None:
+        self._decoder, self._embed = vlm.get_decoder(), vlm.get_input_embeddings()
+        self._mask = tensors["attention_mask"]
+        # renamed in transformers 5; the old name is to go
+        takes = inspect.signature(self._decoder.forward).parameters
+        self._keyword = "cache" if "cache" in takes else "past_key_values"
+        self._positions: Tensor | None = None
+        hook = self._decoder.register_forward_pre_hook(self._see_positions, with_kwargs=True)
+        try:
+            self._cache = vlm.model(**tensors, use_cache=True).past_key_values
+        finally:
+            hook.remove()
+
+    def _see_positions(self, decoder: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Some models give each token a place in several dimensions: (..., U, S)."""
+        self._positions = kwargs.get("position_ids")
+
+    def read(self, prompt: Tensor, input_ids: Tensor, attention_mask: Tensor) -> None:
+        """Run captions (B, S_caption), each behind its prompt (B,). Can be done once."""
+        where = prompt.to(input_ids.device)
+        self._cache.batch_select_indices(where)
+        positions = None
+        if self._positions is not None:
+            # a prompt ends in text, whose places go on one by one in every dimension
+            last = self._positions.expand(*self._positions.shape[:-2], len(self._mask), -1)
+            last = last[..., where.to(last.device), -1:]  # (..., B, 1)
+            positions = last + 1 + torch.arange(input_ids.shape[1], device=last.device)
+        self._decoder(
+            inputs_embeds=self._embed(input_ids),
+            attention_mask=torch.cat([self._mask[where], attention_mask], 1),
+            position_ids=positions,
+            use_cache=True,
+            **{self._keyword: self._cache},
+        )
