@@ -1,0 +1,82 @@
+"""The flow as F-LMM runs it, written anew from what it computes: what the ratios compare with.
+
+Eager attention, every layer's attention and hidden states kept, one sample at a time, one mask at
+a time. Where there is a choice it is made in its favour: no KV cache is kept, rows are chosen
+before columns, so that no (S, M) slice is copied, and a picture is encoded once for all its masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flmm_core.pipeline.attention_maps import attention_maps
+from flmm_core.pipeline.backbone import Backbone
+from flmm_core.pipeline.batching import place_rows
+from flmm_core.pipeline.grounder import Grounder, GrounderInputs
+from flmm_core.pipeline.refiner import SamRefiner
+from flmm_core.pipeline.types import BackboneInputs, Grounding, Trace
+
+
+@torch.no_grad()
+def trace(backbone: Backbone, sample: BackboneInputs) -> Trace:
+    """What `Backbone.trace` gives of one sample. The VLM must run eager attention."""
+    batch = backbone.collate([sample])
+    placed = place_rows(batch)
+    rows, columns, groups = placed.rows[0], placed.columns[0], placed.groups[0]
+    output = backbone.vlm(
+        **backbone._to_vlm(batch.tensors),
+        use_cache=False,
+        output_attentions=True,
+        output_hidden_states=True,
+    )
+    device = output.hidden_states[0].device
+    rows, columns, groups = rows.to(device), columns.to(device), groups.to(device)
+    attention = []
+    for layer in output.attentions:
+        chosen = layer[0][:, rows][..., columns].float()  # (N, T, M)
+        phrases = [chosen[:, groups == p].mean(1) for p in range(len(sample.phrase_rows))]
+        attention.append(torch.stack(phrases, dim=1))  # (N, P, M)
+    return Trace(
+        attention=torch.stack(attention),
+        hidden=torch.stack([layer[0, rows].float() for layer in output.hidden_states[1:]]),
+        row_phrase=groups,
+        views=sample.views,
+        picture_hw=sample.picture_hw,
+    )
+
+
+def refine(
+    refiner: SamRefiner,
+    picture: Tensor,
+    coarse: Tensor,
+    prompts: Sequence[Tensor],
+    picture_hw: tuple[int, int],
+) -> Tensor:
+    """(P, H, W) logits, the picture encoded once and one mask after the other decoded."""
+    inputs_hw = (picture.shape[-2], picture.shape[-1])
+    embedding = refiner.encode([picture])
+    masks = []
+    for index, logits in enumerate(coarse):
+        mask = refiner._mask_prompts(logits[None], inputs_hw)
+        box = refiner._box_prompts(logits[None], inputs_hw, picture_hw)
+        text = [prompts[index]] if refiner.uses_text else None
+        candidates = refiner._decode(embedding, mask, box, text)
+        masks.append(refiner._to_picture(candidates[:, 0], inputs_hw, picture_hw)[0])
+    return torch.stack(masks)
+
+
+def ground(grounder: Grounder, sample: GrounderInputs) -> Grounding:
+    """What the flow gives for one sample, with gradients for the head."""
+    traced = trace(grounder.backbone, sample.backbone)
+    maps = attention_maps(traced)
+    (coarse,) = grounder.mask_head([maps])
+    prompts: Sequence[Tensor] = ()
+    if grounder.text_prompts is not None:
+        (prompts,) = grounder.text_prompts([traced])
+    refiner = grounder.refiner
+    assert isinstance(refiner, SamRefiner) and sample.picture is not None
+    logits = refine(refiner, sample.picture, coarse, prompts, sample.picture_hw)
+    return Grounding(coarse_logits=coarse, logits=logits, maps=maps)

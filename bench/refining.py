@@ -1,0 +1,64 @@
+"""Masks of one picture through SAM: all at once, one decoded at a time, one picture a mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from bench import original_way
+from bench.cases import ORIGINAL, OURS, CaseSpec
+from bench.inputs import picture, random_sam
+from flmm_core.pipeline.refiner import SamRefiner
+from flmm_core.pipeline.sam import OFFICIAL, build_sam
+
+ALONE = "one call a mask"
+WAYS = (OURS, ORIGINAL, ALONE)
+PICTURE_HW = (480, 640)
+
+
+class RefiningCase:
+    """16 coarse masks of one picture, each with a prompt of one to four words.
+
+    `original-way` encodes the picture once and decodes one mask at a time; `one call a mask` asks
+    for each mask alone, which encodes the picture anew.
+    """
+
+    def __init__(self, spec: CaseSpec) -> None:
+        self.spec = spec
+        torch.manual_seed(0)
+        sam = random_sam(spec.model) if spec.model in OFFICIAL else build_sam(spec.model)
+        self.refiner = SamRefiner(sam).to(spec.device).eval()
+        self.picture = self.refiner.prepare(picture(PICTURE_HW[1], PICTURE_HW[0]))
+        blobs = torch.randn(spec.phrases, 1, 4, 5) * 4
+        self.coarse = F.interpolate(blobs, (48, 64), mode="bicubic")[:, 0].to(spec.device)
+        width = self.refiner.prompt_width
+        words = [torch.randn(1 + index % 4, width) for index in range(spec.phrases)]
+        self.words = [word.to(spec.device) for word in words]
+
+    def prepare(self, way: str) -> None:
+        """Nothing: the ways share all they need."""
+
+    @torch.no_grad()
+    def run(self, way: str) -> dict[str, Any]:
+        """All masks once."""
+        refiner, picture, coarse, words = self.refiner, self.picture, self.coarse, self.words
+        if way == OURS:
+            (logits,) = refiner([picture], [coarse], [words], [PICTURE_HW])
+        elif way == ORIGINAL:
+            logits = original_way.refine(refiner, picture, coarse, words, PICTURE_HW)
+        else:
+            singles = [
+                refiner([picture], [coarse[i : i + 1]], [words[i : i + 1]], [PICTURE_HW])[0]
+                for i in range(len(coarse))
+            ]
+            logits = torch.cat(singles)
+        # the same whichever way, but for rounding
+        return {"masks": len(logits), "pixels": int((logits > 0).sum())}
+
+
+def specs(size: str) -> list[CaseSpec]:
+    """The cases of a size: "tiny", or "medium" with SAM's ViT-B, or "large" with its ViT-L."""
+    names = {"tiny": ["tiny"], "medium": ["tiny", "vit_b"], "large": ["vit_b", "vit_l"]}
+    return [CaseSpec("refining", name, phrases=16) for name in names[size]]
