@@ -77,6 +77,7 @@ def ground(grounder: Grounder, sample: GrounderInputs) -> Grounding:
     if grounder.text_prompts is not None:
         (prompts,) = grounder.text_prompts([traced])
     refiner = grounder.refiner
-    assert isinstance(refiner, SamRefiner) and sample.picture is not None
+    assert isinstance(refiner, SamRefiner)
+    assert sample.picture is not None
     logits = refine(refiner, sample.picture, coarse, prompts, sample.picture_hw)
     return Grounding(coarse_logits=coarse, logits=logits, maps=maps)

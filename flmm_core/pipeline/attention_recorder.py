@@ -5,6 +5,9 @@ shows queries and keys, as they are after rotary positions and the KV cache, to 
 and then returns sdpa's output untouched. The recording computes the few rows that it wants anew:
 no eager attention, no S x S of it, and one code for every architecture.
 
+What is wanted is worked out on the CPU and goes to each device once a forward: no layer waits for
+the device. A layer keeps nothing but its rows' probabilities and, of them, what is returned.
+
 Rows and columns are absolute places in the padded sequence. Where a forward's first token stands
 is read off the KV cache, so prefill, chunked prefill, decoding and a static cache share one path,
 and a layer that gradient checkpointing runs again adds nothing. The last token that `generate`
@@ -20,11 +23,10 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flmm_core.errors import RunError, UsageError
-from flmm_core.pipeline.attention_rows import Precision, attention_rows
+from flmm_core.pipeline.attention_rows import Precision, attention_rows, pool_rows
 
 Pool = Literal["mean", "max"]
 
@@ -66,14 +68,52 @@ class _Wanted:
     name: str
     rows: Tensor  # (T,) places of the queries
     columns: Tensor  # (M,) places of the keys
-    reach: int  # the place after the last of them
     groups: Tensor  # (T,) the phrase that each row is pooled into
+    phrases: int  # P
     weights: Tensor  # (T,) 1 / number of the phrase's rows
-    seen: Tensor  # (L, T) bool, which rows each layer has run
+    seen: Tensor  # (L, T) bool, which rows' attention each layer has run
+    mixed: Tensor  # (L, T) bool, which rows' hidden states are in the weighted sum
 
     def within(self, start: int, count: int) -> Tensor:
         """(t,) which rows are among `count` tokens from `start` on."""
         return ((self.rows >= start) & (self.rows < start + count)).nonzero().flatten()
+
+
+@dataclass
+class _Share:
+    """Those of a sample's wanted rows that one forward runs, on the device that runs them.
+
+    `slots` alone is on the CPU; a layer on another device has its own share.
+    """
+
+    slots: Tensor  # (t,) which of the rows
+    places: Tensor  # (t,) of the queries among the keys
+    local: Tensor  # (t,) of the queries among this forward's tokens
+    kept: Tensor  # (t,) `slots` again
+    groups: Tensor  # (t,) the phrase of each
+    mean: Tensor  # (P, t) float32, what pools the rows of a phrase by their mean
+    columns: Tensor  # (M,) places of the keys that there are
+    columns_at: Tensor | None  # (M,) where they go in the result, None: everywhere in order
+
+    @classmethod
+    def of(
+        cls, want: _Wanted, slots: Tensor, start: int, keys: int, device: torch.device
+    ) -> _Share:
+        groups = want.groups[slots]
+        mean = torch.zeros(want.phrases, len(slots))
+        mean[groups, torch.arange(len(slots))] = want.weights[slots]
+        # in chunked prefill an image token may lie beyond the keys so far: it gets nothing
+        there = (want.columns < keys).nonzero().flatten()
+        return cls(
+            slots=slots,
+            places=want.rows[slots].to(device),
+            local=(want.rows[slots] - start).to(device),
+            kept=slots.to(device),
+            groups=groups.to(device),
+            mean=mean.to(device),
+            columns=want.columns[there].to(device),
+            columns_at=None if len(there) == len(want.columns) else there.to(device),
+        )
 
 
 class Recording:
@@ -83,32 +123,63 @@ class Recording:
         attention: Per sample, (L, N, P, M) float32 probabilities pooled by phrase, or
             (L, N, T, M) by row without groups.
         hidden: Per sample, (L, T, D) float32, without gradient; the last is after the final norm.
+            With weights for the layers, (1, T, D): their weighted sum.
     """
 
-    def __init__(self, wanted: list[_Wanted], pool: Pool, precision: Precision) -> None:
+    def __init__(
+        self,
+        wanted: list[_Wanted],
+        pool: Pool,
+        precision: Precision,
+        layer_weights: Sequence[float] | None,
+    ) -> None:
         self.attention: list[Tensor] = []
         self.hidden: list[Tensor] = []
         self._wanted = wanted
         self._pool = pool
         self._precision = precision
+        self._layer_weights = layer_weights
         self._start = 0
+        self._shares: dict[tuple[int, int, int, torch.device], _Share] = {}
 
     def _begin(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before layer 0: the place of this forward's first token."""
         given = (*args, *kwargs.values())
         past = next((value for value in given if hasattr(value, "get_seq_length")), None)
         self._start = 0 if past is None else int(past.get_seq_length())
+        self._shares.clear()
 
+    def _share(self, b: int, count: int, keys: int, device: torch.device) -> _Share:
+        """What this forward of `count` tokens runs of sample b, the same for every layer."""
+        key = (b, count, keys, device)
+        if key not in self._shares:
+            want = self._wanted[b]
+            slots = want.within(self._start, count)
+            self._shares[key] = _Share.of(want, slots, self._start, keys, device)
+        return self._shares[key]
+
+    @torch.no_grad()
     def _see_hidden(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
         """After a layer or the final norm: keep the wanted rows of (B, q, D)."""
         states: Tensor = output[0] if isinstance(output, tuple) else output
+        mixed = self._layer_weights is not None
         if not self.hidden:
-            size = states.shape[2]
-            self.hidden = [states.new_zeros(*w.seen.shape, size).float() for w in self._wanted]
-        for want, kept, sample in zip(self._wanted, self.hidden, states.detach(), strict=True):
-            slots = want.within(self._start, len(sample))
-            rows = sample[(want.rows[slots] - self._start).to(sample.device)]  # (t, D)
-            kept[index, slots.to(kept.device)] = rows.to(kept)
+            sizes = [((1 if mixed else len(w.seen)), len(w.rows)) for w in self._wanted]
+            self.hidden = [states.new_zeros(*n, states.shape[2]).float() for n in sizes]
+        for b, (want, kept, sample) in enumerate(
+            zip(self._wanted, self.hidden, states, strict=True)
+        ):
+            share = self._share(b, len(sample), self._start + len(sample), sample.device)
+            rows = sample[share.local].to(kept)  # (t, D)
+            slots = share.kept.to(kept.device)
+            if self._layer_weights is None:
+                kept[index, slots] = rows
+                continue
+            fresh = ~want.mixed[index, share.slots]
+            want.mixed[index, share.slots] = True
+            if not fresh.all():  # this layer runs again
+                rows, slots = rows[fresh], slots[fresh]
+            kept[0].index_add_(0, slots, rows, alpha=self._layer_weights[index])
 
     @torch.no_grad()
     def _see_attention(
@@ -127,32 +198,36 @@ class Recording:
         if not self.attention:
             self.attention = [
                 torch.zeros(
-                    *(len(w.seen), query.shape[1], len(w.groups.unique()), len(w.columns)),
-                    device=query.device,
+                    *(len(w.seen), query.shape[1], w.phrases, len(w.columns)), device=query.device
                 )
                 for w in self._wanted
             ]
+        keys = key.shape[2]
         for b, (want, total) in enumerate(zip(self._wanted, self.attention, strict=True)):
-            slots = want.within(self._start, query.shape[2])
-            slots = slots[~want.seen[index, slots]]
-            if not len(slots):
+            share = self._share(b, query.shape[2], keys, query.device)
+            seen = want.seen[index, share.slots]
+            if seen.any():  # this layer runs again; rarely only some of its rows do
+                left = share.slots[~seen]
+                share = _Share.of(want, left, self._start, keys, query.device)
+            if not len(share.slots):
                 continue
-            want.seen[index, slots] = True
-            places = want.rows[slots].to(query.device)
-            local = places - self._start
-            bias = None if mask is None else mask[b % len(mask)][:, local, : key.shape[2]]
+            want.seen[index, share.slots] = True
+            bias = None if mask is None else mask[b % len(mask)][:, share.local, :keys]
             probs = attention_rows(
-                query[b][:, local], key[b], bias, places, scale, self._precision
+                query[b][:, share.local], key[b], bias, share.places, scale, self._precision
             )  # (N, t, K)
-            # in chunked prefill an image token may lie beyond the keys so far: it gets nothing
-            probs = F.pad(probs, (0, max(0, want.reach - key.shape[2])))
-            rows = probs[..., want.columns.to(probs.device)].to(total.device)  # (N, t, M)
-            groups = want.groups[slots].to(total.device)
             if self._pool == "mean":
-                rows = rows * want.weights[slots].to(total.device)[:, None]
-                total[index].index_add_(1, groups, rows)
+                # pooled over all keys first: copying columns of P rows is cheaper than of t
+                rows = pool_rows(share.mean, probs)[..., share.columns].to(
+                    total.device
+                )  # (N, P, M)
+                _add(total[index], rows, share.columns_at)
             else:
-                groups = groups[None, :, None].expand_as(rows)
+                rows = probs[..., share.columns].to(total.device)  # (N, t, M)
+                if share.columns_at is not None:
+                    spread = rows.new_zeros(*rows.shape[:2], len(want.columns))
+                    rows = spread.index_copy_(2, share.columns_at.to(rows.device), rows)
+                groups = share.groups.to(total.device)[None, :, None].expand_as(rows)
                 total[index].scatter_reduce_(1, groups, rows, "amax")
 
     def _finish(self) -> None:
@@ -200,6 +275,7 @@ class AttentionRecorder:
         names: Sequence[str] | None = None,
         pool: Pool | None = "mean",
         precision: Precision = "fp32",
+        layer_weights: Sequence[float] | None = None,
     ) -> Iterator[Recording]:
         """Record what the model computes within the block.
 
@@ -210,6 +286,8 @@ class AttentionRecorder:
             names: Per sample, its name in messages.
             pool: "mean" or "max" over the rows of a phrase; None keeps rows apart.
             precision: "fp32" never rounds; "model" rounds where eager attention would.
+            layer_weights: L numbers: hidden states are summed with them while the model runs,
+                instead of kept.
 
         Raises:
             RunError: A row was never reached, the batch has another size, or the KV cache has
@@ -228,14 +306,15 @@ class AttentionRecorder:
                 name=name,
                 rows=r.cpu(),
                 columns=c.cpu(),
-                reach=max(c.tolist(), default=-1) + 1,
                 groups=g.cpu(),
+                phrases=len(g.unique()),
                 weights=1 / g.cpu().bincount()[g.cpu()],
                 seen=torch.zeros(len(layers), len(r), dtype=torch.bool),
+                mixed=torch.zeros(len(layers), len(r), dtype=torch.bool),
             )
             for name, r, c, g in zip(names, rows, columns, groups, strict=True)
         ]
-        recording = Recording(wanted, pool or "mean", precision)
+        recording = Recording(wanted, pool or "mean", precision, layer_weights)
         see_attention = torch.compiler.disable(recording._see_attention)
         with ExitStack() as undo:
             undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
@@ -250,6 +329,14 @@ class AttentionRecorder:
                 undo.callback(hook.remove)
             yield recording
         recording._finish()
+
+
+def _add(total: Tensor, rows: Tensor, columns: Tensor | None) -> None:
+    """Add rows (N, P, m) to (N, P, M) in place, at some columns or at all."""
+    if columns is None:
+        total.add_(rows)
+    else:
+        total.index_add_(2, columns.to(total.device), rows)
 
 
 def _refuse(

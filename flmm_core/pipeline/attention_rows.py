@@ -33,14 +33,21 @@ def attention_rows(
     dtype = torch.float32 if precision == "fp32" else query.dtype
     with torch.autocast(query.device.type, enabled=False):
         grouped = query.to(dtype).reshape(len(key), -1, width)  # (N_kv, N / N_kv * t, d)
-        logits = torch.matmul(grouped, key.to(dtype).transpose(1, 2)) * scaling
+        # in place from here on: the logits are the largest thing that recording makes
+        logits = torch.matmul(grouped, key.to(dtype).transpose(1, 2)).mul_(scaling)
         logits = logits.view(heads, count, -1)  # (N, t, K)
         if mask is None:
             mask = torch.arange(logits.shape[2], device=logits.device) <= places[:, None]
         if mask.dtype == torch.bool:
             # not -inf: a row without any key must not become nan
-            logits = logits.masked_fill(~mask, torch.finfo(dtype).min)
+            logits.masked_fill_(~mask, torch.finfo(dtype).min)
         else:
-            logits = logits + mask.to(dtype)
+            logits.add_(mask.to(dtype))
         probs = F.softmax(logits, dim=-1, dtype=torch.float32)
     return probs.to(dtype).float()
+
+
+def pool_rows(weights: Tensor, probs: Tensor) -> Tensor:
+    """Sums of rows with weights (P, t): (N, t, K) -> (N, P, K), float32 under autocast too."""
+    with torch.autocast(probs.device.type, enabled=False):
+        return torch.matmul(weights, probs)

@@ -316,7 +316,12 @@ class Backbone(ABC):
 
     @torch.no_grad()  # not inference_mode: its tensors cannot feed a trained head
     def trace(
-        self, batch: BackboneBatch, *, pool: Pool = "mean", precision: Precision = "fp32"
+        self,
+        batch: BackboneBatch,
+        *,
+        pool: Pool = "mean",
+        precision: Precision = "fp32",
+        layer_weights: Sequence[float] | None = None,
     ) -> tuple[Trace, ...]:
         """One forward of the VLM, without its language-model head; one `Trace` a sample.
 
@@ -324,6 +329,8 @@ class Backbone(ABC):
             batch: What `collate` gave.
             pool: How the attention of a phrase's tokens becomes one: "mean" or "max".
             precision: "fp32" never rounds; "model" rounds where eager attention would.
+            layer_weights: L numbers; the hidden states of all layers are then summed with them
+                while the model runs, and a trace's `hidden` is (1, T, D).
         """
         placed = place_rows(batch)
         tensors, captions, prefix = self._to_vlm(batch.tensors), batch.captions, None
@@ -336,6 +343,7 @@ class Backbone(ABC):
             names=[sample.name for sample in batch.samples],
             pool=pool,
             precision=precision,
+            layer_weights=layer_weights,
         ) as recording:
             if captions is None or prefix is None:
                 self.vlm.model(**tensors, use_cache=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -183,16 +184,24 @@ class Grounder(nn.Module):
 
     def forward(self, batch: GrounderBatch) -> tuple[Grounding, ...]:
         """One `Grounding` a sample."""
-        return self.decide(self.observe(batch))
+        return self.decide(self.observe(batch, layer_weights=self._layer_weights()))
 
     @torch.no_grad()
-    def observe(self, batch: GrounderBatch) -> tuple[Features, ...]:
-        """The frozen half of the flow: what the VLM and SAM's image encoder say of each sample."""
+    def observe(
+        self, batch: GrounderBatch, *, layer_weights: Sequence[float] | None = None
+    ) -> tuple[Features, ...]:
+        """The frozen half of the flow: what the VLM and SAM's image encoder say of each sample.
+
+        Args:
+            batch: From `collate`.
+            layer_weights: See `Backbone.trace`.
+        """
         if self.one_by_one and len(batch) > 1:
+            look = partial(self.observe, layer_weights=layer_weights)
             parts = zip(batch.backbone.samples, batch.pictures, batch.picture_hw, strict=True)
             singles = (GrounderBatch(self.backbone.collate([x]), (y,), (z,)) for x, y, z in parts)
-            return tuple(features for single in singles for features in self.observe(single))
-        traces = self.backbone.trace(batch.backbone, pool=self.pool)
+            return tuple(features for single in singles for features in look(single))
+        traces = self.backbone.trace(batch.backbone, pool=self.pool, layer_weights=layer_weights)
         maps = [self._chosen(attention_maps(trace)) for trace in traces]
         prepared: Sequence[Any] = batch.pictures  # None only where the refiner needs none
         pictures = self.refiner.read(prepared)
@@ -222,6 +231,12 @@ class Grounder(nn.Module):
         if not self.channels:
             return maps
         return AttentionMaps(maps.maps[:, list(self.channels)], maps.picture_box)  # (P, K, h, w)
+
+    def _layer_weights(self) -> list[float] | None:
+        """What the VLM's layers count in the text prompts, unless that is being trained."""
+        if self.text_prompts is None or torch.is_grad_enabled():
+            return None
+        return self.text_prompts.fixed_weights()
 
     @torch.no_grad()
     def ground(

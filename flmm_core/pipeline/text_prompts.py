@@ -42,9 +42,19 @@ class TextPrompts(nn.Module):
         self.layer_weights = nn.Parameter(torch.ones(num_layers))
         self.proj = nn.Linear(hidden_size, prompt_width)
 
+    def fixed_weights(self) -> list[float]:
+        """L numbers, softmax(`layer_weights`): for summing layers while the VLM runs."""
+        shares: list[float] = self.layer_weights.detach().float().softmax(0).tolist()
+        return shares
+
     def mix(self, hidden: Tensor) -> Tensor:
-        """(L, T, D) hidden states -> (T, D), weighted by softmax(`layer_weights`)."""
+        """(L, T, D) hidden states -> (T, D), weighted by softmax(`layer_weights`).
+
+        (1, T, D) are the sum already.
+        """
         hidden = hidden.to(self.layer_weights.device).float()
+        if len(hidden) == 1:
+            return hidden[0]
         return torch.einsum("l,ltd->td", self.layer_weights.softmax(0), hidden)
 
     def forward(self, traces: Sequence[PhraseStates]) -> tuple[tuple[Tensor, ...], ...]:

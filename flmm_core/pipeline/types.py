@@ -116,7 +116,7 @@ class Trace:
         attention: (L, N, P, M) float32 probabilities: each phrase's attention, pooled over its
             tokens, onto the M image tokens: the cells of all views, row-major, view after view.
         hidden: (L, T, D) the wanted rows' hidden states after each layer (the last one after the
-            final norm), without gradient.
+            final norm), without gradient; (1, T, D) where they were summed by weights.
         row_phrase: (T,) int64, the phrase that each row of `hidden` belongs to, ascending.
         views: As in the inputs.
         picture_hw: Height and width of the picture in pixels.

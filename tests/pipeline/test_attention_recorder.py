@@ -12,8 +12,8 @@ import transformers
 from torch import Tensor
 
 from flmm_core.errors import RunError, UsageError
-from flmm_core.pipeline.attention_recorder import NAME, AttentionRecorder
-from flmm_core.pipeline.attention_rows import attention_rows
+from flmm_core.pipeline.attention_recorder import NAME, AttentionRecorder, _Share
+from flmm_core.pipeline.attention_rows import attention_rows, pool_rows
 from tests.models import FAMILIES, HEADS, LAYERS, build, samples
 
 EXACT = {"atol": 1e-5, "rtol": 0.0}
@@ -346,3 +346,55 @@ class TestRefusals:
     def test_a_model_without_layers(self) -> None:
         with pytest.raises(UsageError, match="layers without self-attention"):
             AttentionRecorder(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("family", ["qwen", "llava_next"])
+def test_layers_are_summed_while_the_model_runs(family: str) -> None:
+    backbone = shared(family)
+    batch = backbone.collate(samples(backbone))
+    weights = [0.5, 0.2, 0.3]
+    kept = backbone.trace(batch)
+    summed = backbone.trace(batch, layer_weights=weights)
+    for one, other in zip(kept, summed, strict=True):
+        expected = torch.einsum("l,ltd->td", torch.tensor(weights), one.hidden)
+        assert other.hidden.shape == (1, *expected.shape)
+        torch.testing.assert_close(other.hidden[0], expected, **EXACT)
+        assert torch.equal(one.attention, other.attention)
+
+
+def test_a_layer_that_runs_again_is_not_summed_twice() -> None:
+    backbone = build("llava_next")
+    tensors = backbone.collate(samples(backbone)).tensors
+    rows, columns = wanted(tensors["attention_mask"])
+    recorder = AttentionRecorder(backbone.vlm.get_decoder())
+    weights = [1.0] * LAYERS
+    with torch.no_grad(), recorder.record(rows, columns, layer_weights=weights) as once:
+        backbone.vlm.model(**tensors, use_cache=False)
+    with torch.no_grad(), recorder.record(rows, columns, layer_weights=weights) as twice:
+        for _ in range(2):
+            backbone.vlm.model(**tensors, use_cache=False)
+    for b in range(2):
+        torch.testing.assert_close(twice.hidden[b], once.hidden[b], **EXACT)
+
+
+def test_no_layer_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a layer needs is on its device: only the first one sends it there."""
+    backbone = shared("qwen")
+    batch = backbone.collate(samples(backbone))
+    sent: list[int] = []
+    made = _Share.of
+
+    def of(*arguments: Any) -> _Share:
+        sent.append(1)
+        return made(*arguments)
+
+    monkeypatch.setattr(_Share, "of", of)
+    backbone.trace(batch)
+    assert len(sent) == len(batch)
+
+
+def test_autocast_does_not_round_what_is_pooled() -> None:
+    probs, weights = torch.rand(HEADS, 3, 40), torch.rand(2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = pool_rows(weights, probs)
+    assert torch.equal(pooled, torch.matmul(weights, probs))
