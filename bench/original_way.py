@@ -1,8 +1,9 @@
 """The flow as F-LMM runs it, written anew from what it computes: what the ratios compare with.
 
 Eager attention, every layer's attention and hidden states kept, one sample at a time, one mask at
-a time. Where there is a choice it is made in its favour: no KV cache is kept, rows are chosen
-before columns, so that no (S, M) slice is copied, and a picture is encoded once for all its masks.
+a time. Where there is a choice it is made in its favour: no language-model head, no KV cache, rows
+are chosen before columns, so that no (S, M) slice is copied, and a picture is encoded once for all
+its masks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def trace(backbone: Backbone, sample: BackboneInputs) -> Trace:
     batch = backbone.collate([sample])
     placed = place_rows(batch)
     rows, columns, groups = placed.rows[0], placed.columns[0], placed.groups[0]
-    output = backbone.vlm(
+    output = backbone.vlm.model(
         **backbone._to_vlm(batch.tensors),
         use_cache=False,
         output_attentions=True,

@@ -22,7 +22,14 @@ from torch import Tensor
 
 from flmm_core.pipeline.attention_recorder import AttentionRecorder, Pool
 from flmm_core.pipeline.attention_rows import Precision
-from flmm_core.pipeline.batching import Side, collate, place_rows, prompt_of, stack_padded
+from flmm_core.pipeline.batching import (
+    Side,
+    collate,
+    make_traces,
+    place_rows,
+    prompt_of,
+    stack_padded,
+)
 from flmm_core.pipeline.caption import fit_to_limit, tokenise_caption
 from flmm_core.pipeline.model_source import (
     check_model_type,
@@ -333,40 +340,27 @@ class Backbone(ABC):
                 while the model runs, and a trace's `hidden` is (1, T, D).
         """
         placed = place_rows(batch)
-        tensors, captions, prefix = self._to_vlm(batch.tensors), batch.captions, None
-        if captions is not None:
-            prefix = PrefixCache(self.vlm, tensors)
+        tensors, captions = self._to_vlm(batch.tensors), batch.captions
+        prefix = PrefixCache(self.vlm, tensors) if captions else None
         with self._recorder.record(
-            rows=placed.rows,
-            columns=placed.columns,
-            groups=placed.groups,
+            **vars(placed),
             names=[sample.name for sample in batch.samples],
             pool=pool,
             precision=precision,
             layer_weights=layer_weights,
         ) as recording:
-            if captions is None or prefix is None:
-                self.vlm.model(**tensors, use_cache=False)
-            else:
+            if captions and prefix:
                 prefix.read(**self._to_vlm(vars(captions)))
-        return tuple(
-            Trace(
-                attention=recording.attention[b],  # (L, N, P, M)
-                hidden=recording.hidden[b],  # (L, T, D)
-                row_phrase=placed.groups[b].to(recording.hidden[b].device),
-                views=sample.views,
-                picture_hw=sample.picture_hw,
-            )
-            for b, sample in enumerate(batch.samples)
-        )
+            else:
+                self.vlm.model(**tensors, use_cache=False)
+        return make_traces(batch, placed, recording.attention, recording.hidden)
 
     def _to_vlm(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """On the VLM's device, pixels in its dtype."""
         device, dtype = self.vlm.device, self.vlm.dtype
         if device.type == "meta":  # offloaded: accelerate's hooks move what they are given
             device = torch.device("cpu")
-        return {
-            # Page-locked ones are copied while the CPU goes on.
+        return {  # page-locked ones are copied while the CPU goes on
             k: v.to(device, dtype if v.is_floating_point() else None, non_blocking=v.is_pinned())
             for k, v in tensors.items()
         }

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, Captions
+from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, Captions, Trace
 
 Side = Literal["right", "left"]
 
@@ -41,6 +41,25 @@ def place_rows(batch: BackboneBatch) -> PlacedRows:
         cells = [view.token_index.flatten() for view in sample.views]
         columns.append(torch.cat([nothing, *cells]) + offset)  # (M,)
     return PlacedRows(tuple(rows), tuple(columns), tuple(groups))
+
+
+def make_traces(
+    batch: BackboneBatch,
+    placed: PlacedRows,
+    attention: Sequence[Tensor],
+    hidden: Sequence[Tensor],
+) -> tuple[Trace, ...]:
+    """What was recorded of each sample: (L, N, P, M) attention, (L, T, D) hidden states."""
+    return tuple(
+        Trace(
+            attention=attention[b],
+            hidden=hidden[b],
+            row_phrase=placed.groups[b].to(hidden[b].device),
+            views=sample.views,
+            picture_hw=sample.picture_hw,
+        )
+        for b, sample in enumerate(batch.samples)
+    )
 
 
 def collate(

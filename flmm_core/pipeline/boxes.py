@@ -15,8 +15,13 @@ def tight_boxes(masks: Tensor) -> Tensor:
     Returns:
         (P, 4) int64 (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask.
     """
-    x0, x1 = _span(masks.any(dim=1))
-    y0, y1 = _span(masks.any(dim=2))
+    return boxes_around(masks.any(dim=1), masks.any(dim=2))
+
+
+def boxes_around(columns: Tensor, rows: Tensor) -> Tensor:
+    """As `tight_boxes`, from (P, W) and (P, H) bool: which columns and rows a mask occupies."""
+    x0, x1 = _span(columns)
+    y0, y1 = _span(rows)
     return torch.stack([x0, y0, x1, y1], dim=-1)  # (P, 4)
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flmm_core.pipeline.boxes import tight_boxes
+from flmm_core.pipeline.boxes import boxes_around
 from flmm_core.pipeline.sam import SamParts
+from flmm_core.pipeline.sam_attention import fuse_attention, padded_prompts
 from flmm_core.pipeline.types import EncodedPicture
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class SamRefiner(nn.Module):
         mean, std = torch.tensor(sam.pixel_mean), torch.tensor(sam.pixel_std)
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
+        for part in (self.image_encoder, self.mask_decoder):
+            fuse_attention(part)
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:
@@ -211,7 +214,9 @@ class SamRefiner(nn.Module):
         """(P, 4) (x0, y0, x1, y1) in SAM's pixels; an empty mask gets the whole picture."""
         boxes = coarse.new_zeros(len(coarse), 4)
         for index, probs in enumerate(coarse.sigmoid()):  # one at a time: pictures can be huge
-            boxes[index] = tight_boxes(_resize(probs[None], picture_hw) > 0.5)[0]
+            large = _resize(probs[None], picture_hw)
+            # the largest of a line says whether any is above, much faster than asking each
+            boxes[index] = boxes_around(large.amax(dim=1) > 0.5, large.amax(dim=2) > 0.5)[0]
         (input_h, input_w), (h, w) = input_hw, picture_hw
         empty = boxes[:, 2:].amax(dim=1, keepdim=True) == 0
         boxes = torch.where(empty, boxes.new_tensor([0.0, 0.0, w, h]), boxes)
@@ -222,7 +227,7 @@ class SamRefiner(nn.Module):
     ) -> Tensor:
         """Candidates (N, K, 4g, 4g) for N masks, K = 3 with `multimask` and 1 without.
 
-        Masks with equally many text tokens are decoded together, so that no token is padding.
+        Phrases of different lengths are decoded together: what pads a shorter one has no weight.
         """
         with torch.autocast(masks.device.type, enabled=False):  # places must not be rounded
             sparse, dense = self.prompt_encoder(
@@ -236,26 +241,20 @@ class SamRefiner(nn.Module):
         # one call decodes masks of different pictures, and no embedding is repeated.
         dense = dense + embeddings
 
-        buckets: dict[int, list[int]] = {}
-        for index in range(len(masks)):
-            buckets.setdefault(len(texts[index]) if texts is not None else 0, []).append(index)
-        decoded: dict[int, Tensor] = {}
-        for members in buckets.values():
-            for start in range(0, len(members), DECODE_CHUNK):
-                chunk = members[start : start + DECODE_CHUNK]
-                tokens = sparse[chunk]
-                if texts is not None:
-                    words = torch.stack([texts[index] for index in chunk])
-                    tokens = torch.cat([tokens, words.to(tokens)], dim=1)
+        tokens, real = _join_prompts(sparse, texts)
+        decoded = []
+        for start in range(0, len(masks), DECODE_CHUNK):
+            chunk = slice(start, start + DECODE_CHUNK)
+            with padded_prompts(self.mask_decoder, None if real is None else real[chunk]):
                 logits, _ = self.mask_decoder(
                     image_embeddings=dense.new_zeros(1, dense.shape[1], 1, 1),
                     image_pe=position,
-                    sparse_prompt_embeddings=tokens,
+                    sparse_prompt_embeddings=tokens[chunk],
                     dense_prompt_embeddings=dense[chunk],
                     multimask_output=self.multimask,
                 )
-                decoded.update(zip(chunk, logits, strict=True))
-        return torch.stack([decoded[index] for index in range(len(masks))])
+            decoded.append(logits)
+        return torch.cat(decoded)
 
     def _to_picture(
         self, low_res: Tensor, input_hw: tuple[int, int], picture_hw: tuple[int, int]
@@ -263,6 +262,25 @@ class SamRefiner(nn.Module):
         """(P, 4g, 4g) on SAM's square -> (P, H, W) float32, as segment-anything does it."""
         square = _resize(low_res.float(), (self.image_size, self.image_size))
         return _resize(square[:, : input_hw[0], : input_hw[1]], picture_hw)
+
+
+def _join_prompts(sparse: Tensor, texts: Sequence[Tensor] | None) -> tuple[Tensor, Tensor | None]:
+    """Tokens (N, K, E) of each mask's prompt, and (N, K) bool which are real, None if all are.
+
+    Args:
+        sparse: (N, k, E), which every mask has.
+        texts: Per mask, (T_p, E), which follow.
+    """
+    if texts is None:
+        return sparse, None
+    lengths = torch.tensor([len(text) for text in texts])
+    words = nn.utils.rnn.pad_sequence(list(texts), batch_first=True).to(sparse)  # (N, T, E)
+    tokens = torch.cat([sparse, words], dim=1)
+    if (lengths == lengths[0]).all():
+        return tokens, None
+    lengths = lengths + sparse.shape[1]
+    real = torch.arange(tokens.shape[1]) < lengths[:, None]
+    return tokens, real.to(tokens.device)
 
 
 def _best(candidates: Tensor, prompt: Tensor, input_hw: tuple[int, int], side: int) -> Tensor:

@@ -41,7 +41,7 @@ class Recorded:
     def __init__(self, numbers: dict[str, Tensor]) -> None:
         self.numbers = numbers
 
-    def trace(self, batch: Any, *, pool: Any) -> tuple[Trace, ...]:
+    def trace(self, batch: Any, *, pool: Any, layer_weights: Any = None) -> tuple[Trace, ...]:
         assert pool == "mean"
         rows, row_phrase = wanted_rows(self.numbers)
         rows = rows - self.numbers["caption_start"]

@@ -1,0 +1,102 @@
+"""segment-anything's attention through PyTorch's fused kernels, and with padded prompts.
+
+The modules keep their weights and names; only how they attend is exchanged. What the softmax gives
+is not kept, and a prompt may be padded: padding has exactly no weight. (What relative positions
+add is one number a pair of patches, and has to be written out for these kernels.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from segment_anything.modeling.image_encoder import Attention as EncoderAttention
+from segment_anything.modeling.image_encoder import get_rel_pos
+from segment_anything.modeling.transformer import Attention as DecoderAttention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import MaskDecoder
+
+
+class FusedEncoderAttention(EncoderAttention):  # type: ignore[misc]
+    """Attention between the patches of a picture or of a window."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        b, h, w, c = x.shape
+        qkv = self.qkv(x).view(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # (B, N, h * w, d)
+        bias = self._bias(q, h, w) if self.use_rel_pos else None
+        attended = F.scaled_dot_product_attention(q, k, v, bias, scale=self.scale)
+        out: Tensor = self.proj(attended.transpose(1, 2).reshape(b, h, w, c))
+        return out
+
+    def _bias(self, q: Tensor, h: int, w: int) -> Tensor:
+        """(B, N, h * w, h * w), what relative positions add to the logits."""
+        rows = get_rel_pos(h, h, self.rel_pos_h)  # (h, h, d)
+        columns = get_rel_pos(w, w, self.rel_pos_w)  # (w, w, d)
+        grid = q.unflatten(2, (h, w))  # (B, N, h, w, d)
+        along_h = torch.einsum("bnhwc,hkc->bnhwk", grid, rows)
+        along_w = torch.einsum("bnhwc,wkc->bnhwk", grid, columns)
+        bias = along_h[..., :, None] + along_w[..., None, :]  # (B, N, h, w, h, w)
+        return bias.flatten(4).flatten(2, 3)
+
+
+class FusedDecoderAttention(DecoderAttention):  # type: ignore[misc]
+    """Attention between prompt tokens and the picture.
+
+    Attributes:
+        real_keys: (B, K) bool, false where a key is padding; None if none is.
+    """
+
+    real_keys: Tensor | None = None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, Q, E), (B, K, E), (B, K, E) -> (B, Q, E)."""
+        projected = (self.q_proj(q), self.k_proj(k), self.v_proj(v))
+        query, key, value = (
+            x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in projected
+        )
+        mask = None if self.real_keys is None else self.real_keys[:, None, None]
+        attended = F.scaled_dot_product_attention(query, key, value, mask)  # (B, N, Q, d)
+        out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+def fuse_attention(part: nn.Module) -> None:
+    """Exchange how all of segment-anything's attention modules in `part` attend."""
+    fused: dict[type[nn.Module], type[nn.Module]] = {
+        EncoderAttention: FusedEncoderAttention,
+        DecoderAttention: FusedDecoderAttention,
+    }
+    for module in part.modules():
+        if type(module) in fused:
+            module.__class__ = fused[type(module)]
+
+
+@contextmanager
+def padded_prompts(decoder: MaskDecoder, real: Tensor | None) -> Iterator[None]:
+    """Let a fused decoder leave out tokens of its prompts.
+
+    Args:
+        decoder: After `fuse_attention`.
+        real: (B, K) bool, false where a sparse prompt token is padding; None if none is.
+    """
+    own = 1 + decoder.num_mask_tokens  # the decoder's own tokens stand before the prompt's
+    keys = None if real is None else F.pad(real, (own, 0), value=True)
+    over_tokens = [
+        attention
+        for layer in decoder.transformer.layers
+        for attention in (layer.self_attn, layer.cross_attn_image_to_token)
+    ]
+    for attention in over_tokens:
+        attention.real_keys = keys
+    try:
+        yield
+    finally:
+        for attention in over_tokens:
+            attention.real_keys = None
