@@ -3,7 +3,8 @@
 python -m bench recording                    # what recording costs beside a bare forward
 python -m bench training --repeats 1         # a step of training
 python -m bench refining                     # the masks of one picture through SAM
-python -m bench sentences|cache|loading      # what other parts bring
+python -m bench sentences                    # three sentences about a picture against one
+python -m bench cache|loading                # training from a cache; reading pictures
 python -m bench gpu                          # real sizes; needs CUDA
 python -m bench all --docs docs/performance.md
 """
@@ -11,7 +12,6 @@ python -m bench all --docs docs/performance.md
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -21,15 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from bench import real_models, recording, refining, report, tables, training
+from bench import real_models, recording, refining, report, sentences, tables, training
 from bench.cases import ORIGINAL, CaseSpec
 from bench.side_by_side import side_by_side
 
-OTHERS = {
-    "sentences": "bench.sentences",
-    "cache": "bench.cached_epochs",
-    "loading": "bench.loading",
-}
+OTHERS = {"cache": "bench.cached_epochs", "loading": "bench.loading"}
 """Measurements that are programs of their own and print JSON."""
 
 SLOW = 2000
@@ -51,6 +47,7 @@ KINDS = {
     "recording": Kind(recording, tables.recording),
     "training": Kind(training, tables.training),
     "refining": Kind(refining, tables.refining),
+    "sentences": Kind(sentences, tables.sentences),
 }
 
 
@@ -68,7 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.what == "gpu" and (refusal := real_models.refusal()):
         print(refusal, file=sys.stderr)
         return 3
+    if options.docs and not options.docs.is_file():
+        print(f"'{options.docs}' is no file whose tables could be rewritten.", file=sys.stderr)
+        return 2
     names = [*KINDS, *OTHERS] if options.what == "all" else [options.what]
+    missed = False
     for name in names:
         started = time.monotonic()
         if name in OTHERS:
@@ -79,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{text}\n\n{name}: {time.monotonic() - started:.0f} s", flush=True)
         if options.docs and not report.rewrite(options.docs, name, text):
             print(f"{options.docs} has no place for '{name}'", file=sys.stderr)
-    return 0
+            missed = True
+    return 2 if missed else 0
 
 
 def _measure(name: str, size: str | None, repeats: int) -> tuple[dict[str, object], str]:
@@ -113,10 +115,8 @@ def _rounds(ways: Sequence[str], spec: CaseSpec, repeats: int) -> dict[str, int]
 
 
 def _other(name: str, size: str | None) -> tuple[dict[str, object], str]:
-    module = OTHERS[name]
-    if importlib.util.find_spec(module) is None:
-        return {}, f"{module} is not here."
-    command = [sys.executable, "-m", module, *(["--size", size] if size else [])]
+    sized = ["--size", size] if size and name == "cache" else []
+    command = [sys.executable, "-m", OTHERS[name], *sized]
     printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     text = f"{report.where(report.environment())}\n\n```json\n{printed.strip()}\n```"
     return {"result": json.loads(printed)}, text

@@ -18,7 +18,7 @@ class CaseSpec:
     """One case.
 
     Attributes:
-        kind: "recording", "training" or "refining".
+        kind: "recording", "training", "refining" or "sentences".
         model: "medium", the name of a backbone plugin (its tiny twin), or a real size of
             `bench.real_models`; for refining a SAM.
         tokens: S, the length of the sequence; 0 for the twins, whose pictures set it.
@@ -52,12 +52,13 @@ class Case(Protocol):
 
 def build(values: Mapping[str, Any]) -> Case:
     """The case that the values of a `CaseSpec` describe."""
-    from bench import recording, refining, training
+    from bench import recording, refining, sentences, training
 
     spec = CaseSpec(**values)
     kinds = {
         "recording": recording.RecordingCase,
         "training": training.TrainingCase,
         "refining": refining.RefiningCase,
+        "sentences": sentences.SentencesCase,
     }
     return kinds[spec.kind](spec)

@@ -12,6 +12,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
+from bench import real_models
 from flmm_core.pipeline.backbone import Backbone
 from flmm_core.pipeline.sam import (
     OFFICIAL,
@@ -111,6 +112,14 @@ def medium_backbone(tokens: int, dtype: torch.dtype, device: str = "cpu") -> Bac
     return load_class(spec)(spec, vlm, processor, model="medium")
 
 
+def real_backbone(name: str, dtype: torch.dtype, device: str) -> Backbone:
+    """A model of a real size behind its family's plugin."""
+    config, processor = real_models.parts(name)
+    spec = load_backbones().get(real_models.FAMILIES[name])
+    vlm = build_from_config(config, dtype, device)
+    return load_class(spec)(spec, vlm, processor, model=name)
+
+
 def tiny_backbone(family: str, dtype: torch.dtype, device: str = "cpu") -> Backbone:
     """A shipped twin."""
     spec = load_backbones().get(family)
@@ -134,10 +143,10 @@ def filled_caption(
     return caption(phrases, max(0, missing))
 
 
-def sequence(backbone: Backbone, tokens: int, phrases: int, seed: int = 0) -> BackboneInputs:
-    """One sample of `tokens` tokens for the medium model."""
+def sequence(backbone: Backbone, tokens: int, phrases: int, cell: int = CELL) -> BackboneInputs:
+    """One sample of `tokens` tokens; an image token stands for `cell` × `cell` pixels."""
     h, w = grid_for(tokens)
-    image = picture(w * CELL, h * CELL, seed)
+    image = picture(w * cell, h * cell)
     return backbone.prepare(image, filled_caption(backbone, image, phrases, tokens))
 
 

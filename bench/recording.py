@@ -6,9 +6,16 @@ from typing import Any
 
 import torch
 
-from bench import original_way
+from bench import original_way, real_models
 from bench.cases import BARE, ORIGINAL, OURS, CaseSpec
-from bench.inputs import caption, medium_backbone, picture, sequence, tiny_backbone
+from bench.inputs import (
+    caption,
+    medium_backbone,
+    picture,
+    real_backbone,
+    sequence,
+    tiny_backbone,
+)
 from flmm_core.pipeline.backbone import Backbone
 from flmm_core.pipeline.types import BackboneInputs, Trace
 
@@ -66,6 +73,12 @@ def backbone_and_sample(spec: CaseSpec) -> tuple[Backbone, BackboneInputs]:
     if spec.model == "medium":
         backbone = medium_backbone(spec.tokens, dtype, spec.device)
         return backbone, sequence(backbone, spec.tokens, spec.phrases)
+    if family := real_models.FAMILIES.get(spec.model):
+        backbone = real_backbone(spec.model, dtype, spec.device)
+        cell = real_models.CELLS[family]
+        if not spec.tokens:  # four tiles
+            return backbone, backbone.prepare(picture(672, 672), caption(spec.phrases))
+        return backbone, sequence(backbone, spec.tokens, spec.phrases, cell)
     backbone = tiny_backbone(spec.model, dtype, spec.device)
     return backbone, backbone.prepare(picture(160, 120), caption(spec.phrases))
 

@@ -9,6 +9,7 @@ from typing import Any
 from bench import arithmetic
 from bench.cases import BARE, ORIGINAL, OURS, CaseSpec
 from bench.report import mib, seconds, table
+from bench.sentences import APART, ONE, SEVERAL, VLM_ONE, VLM_SEVERAL
 from bench.side_by_side import Measured
 
 
@@ -54,10 +55,12 @@ def recording(rows: Sequence[Row]) -> str:
             row.time(ORIGINAL),
             row.ratio(OURS, BARE),
             row.ratio(ORIGINAL, OURS),
+            f"{row.spec.phrases / row.found[OURS].median:.2f}",
         ]
         for row in rows
     ]
     first = ["model", "S", "bare, s", "ours, s", "original-way, s", "ours / bare", "times as fast"]
+    first.append("ours, phrases/s")
     memory, must = [], []
     for row in rows:
         said = row.found[OURS].said
@@ -147,6 +150,26 @@ def training(rows: Sequence[Row]) -> str:
     ]
     names = ["model", "S", "pictures × phrases", "ours, s", "original-way, s", "times as fast"]
     return table([*names, "ours, MiB", "original-way, MiB"], lines)
+
+
+def sentences(rows: Sequence[Row]) -> str:
+    """Time of several sentences about a picture."""
+    lines = [
+        [
+            row.name,
+            str(row.found[SEVERAL].said["tokens"]),
+            str(row.spec.phrases),
+            row.time(ONE),
+            row.time(SEVERAL),
+            row.time(APART),
+            row.ratio(SEVERAL, ONE),
+            row.ratio(VLM_SEVERAL, VLM_ONE),
+            row.ratio(APART, SEVERAL),
+        ]
+        for row in rows
+    ]
+    names = ["model", "S", "sentences", "one, s", "several, s", "each with its prompt, s"]
+    return table([*names, "several / one", "the same, VLM alone", "times as fast"], lines)
 
 
 def refining(rows: Sequence[Row]) -> str:

@@ -55,7 +55,7 @@ class Recipe:
         enlarge_to: See `MaskHead`.
         paper_rounding: See `MaskHead` and `SamRefiner`.
         refiner: "none" or "sam:NAME".
-        mask: See `SamRefiner`; so are `box`, `text` and `multimask`.
+        mask: See `SamRefiner`; so are `box`, `text`, `multimask` and `half`.
         channels: Which attention channels the mask head takes; empty means all.
     """
 
@@ -72,6 +72,7 @@ class Recipe:
     box: bool = True
     text: bool = True
     multimask: bool = False
+    half: bool = False
     channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -147,6 +148,7 @@ class Grounder(flow.Grounder):
                 use_box=recipe.box,
                 use_text=recipe.text,
                 multimask=recipe.multimask,
+                half=recipe.half,
                 paper_rounding=recipe.paper_rounding,
             )
         grounder = cls(

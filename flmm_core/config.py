@@ -60,6 +60,7 @@ class SamConfig(Section):
     mask: bool = Field(True, description="Prompt SAM with the coarse mask.")
     box: bool = Field(True, description="Prompt SAM with the coarse mask's box.")
     text: bool = Field(True, description="Prompt SAM with the phrase's hidden states.")
+    half: bool = Field(False, description="Encode pictures for SAM in bfloat16.")
     multimask: bool = Field(
         False, description="Let SAM draw three masks and keep the one nearest to the coarse mask."
     )

@@ -79,6 +79,7 @@ def frozen_facts(
     if recipe.refiner != "none":
         facts |= {
             "refiner": recipe.refiner,
+            "half": recipe.half,
             "refiner weights": _files_digest(_refiner_files(refiner_weights)),
             "timm": _version("timm"),
         }

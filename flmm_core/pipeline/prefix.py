@@ -35,13 +35,14 @@ class PrefixCache:
     def __init__(self, vlm: Any, tensors: Mapping[str, Tensor]) -> None:
         self._decoder, self._embed = vlm.get_decoder(), vlm.get_input_embeddings()
         self._mask = tensors["attention_mask"]
-        # renamed in transformers 5; the old name is to go
+        # the cache was renamed in transformers 5; its old name is to go
         takes = inspect.signature(self._decoder.forward).parameters
         self._keyword = "cache" if "cache" in takes else "past_key_values"
         self._positions: Tensor | None = None
         hook = self._decoder.register_forward_pre_hook(self._see_positions, with_kwargs=True)
         try:
-            self._cache = vlm.model(**tensors, use_cache=True).past_key_values
+            output = vlm.model(**tensors, use_cache=True)
+            self._cache = output["cache" if "cache" in output else "past_key_values"]
         finally:
             hook.remove()
 

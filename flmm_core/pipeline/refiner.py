@@ -60,6 +60,7 @@ class SamRefiner(nn.Module):
         use_mask: Prompt with the coarse logits.
         use_box: Prompt with the tight box around the coarse mask.
         use_text: Prompt with the text tokens.
+        half: Encode pictures in bfloat16; decoding stays in float32.
         multimask: Let SAM offer three candidates and take the one with the highest IoU against
             the coarse mask.
         paper_rounding: Pad mask prompts by the smallest logit of all masks of a sample, as the
@@ -74,6 +75,7 @@ class SamRefiner(nn.Module):
         use_box: bool = True,
         use_text: bool = True,
         multimask: bool = False,
+        half: bool = False,
         paper_rounding: bool = False,
     ) -> None:
         super().__init__()
@@ -87,6 +89,7 @@ class SamRefiner(nn.Module):
         self.use_box = use_box
         self.uses_text = use_text
         self.multimask = multimask
+        self.half_precision = half
         self.paper_rounding = paper_rounding
         self.image_encoder = sam.image_encoder.requires_grad_(False).eval()
         self.prompt_encoder: PromptEncoder = sam.prompt_encoder.requires_grad_(True)
@@ -132,9 +135,9 @@ class SamRefiner(nn.Module):
         distinct = {id(picture): picture for picture in pictures}
         squares = torch.stack([self._square(picture) for picture in distinct.values()])
         at_a_time = max(1, ENCODED_PIXELS // self.image_size**2)
-        embeddings = torch.cat(
-            [self.image_encoder(part) for part in torch.split(squares, at_a_time)]
-        )
+        with torch.autocast(squares.device.type, torch.bfloat16, enabled=self.half_precision):
+            parts = [self.image_encoder(part) for part in torch.split(squares, at_a_time)]
+        embeddings = torch.cat(parts).float()
         place = {key: row for row, key in enumerate(distinct)}
         return embeddings[[place[id(picture)] for picture in pictures]]  # (B, E, g, g)
 

@@ -112,3 +112,11 @@ def test_what_pads_a_prompt_is_never_read(pictures: Tensor) -> None:
         unmasked, _ = decoder(sparse_prompt_embeddings=wild, **shared)
     near(masked, expected, 1e-4)
     assert (unmasked - expected).abs().max() > 0.01
+
+
+def test_half_precision_encodes_in_bfloat16_and_gives_float32(pictures: Tensor) -> None:
+    whole, half = (SamRefiner(build_sam("tiny"), half=half) for half in (False, True))
+    expected, found = whole.encode([pictures]), half.encode([pictures])
+    assert found.dtype == torch.float32
+    error = (found - expected).norm() / expected.norm()
+    assert 1e-5 < error < 0.02
