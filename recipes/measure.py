@@ -21,6 +21,7 @@ from flmm_core.pipeline.backbone import Backbone
 from flmm_core.pipeline.resample import resample
 from flmm_core.pipeline.types import WHOLE_PICTURE
 from flmm_core.plugins import load_backbones, load_class
+from flmm_core.segment import Segment
 
 SEED = 90
 NAMED = re.compile(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
@@ -78,6 +79,36 @@ def focus(backbone: Backbone, scenes: int) -> dict[str, Any]:
     }
 
 
+def told_apart(backbone: Backbone, scenes: int) -> dict[str, Any]:
+    """Where a thing shares its colour: how often a head attends to it more densely than to others.
+
+    What the last word of "the red ring" attends to, by the head that is right most often.
+    """
+    right: list[Tensor] = []
+    for index in range(scenes):
+        scene = make_scene((SEED + 2, index), "plain", shared=0.75)
+        pixels, masks, _ = paint(scene)
+        image, truth = Image.fromarray(pixels), torch.from_numpy(masks).float()
+        for number, thing in enumerate(scene.shapes):
+            others = [
+                place
+                for place, other in enumerate(scene.shapes)
+                if place != number and other.colour == thing.colour
+            ]
+            if not others:
+                continue
+            words = (Segment(f"the {thing.colour}"), Segment(f" {thing.name}", 0), Segment("."))
+            (trace,) = backbone.trace(backbone.collate([backbone.prepare(image, words)]))
+            maps = attention_maps(trace)
+            size = (scene.height, scene.width)
+            (found,) = resample(maps.maps, maps.picture_box, WHOLE_PICTURE, size)  # (C, H, W)
+            mass = torch.einsum("chw,phw->cp", found, truth)
+            density = mass / truth.sum((1, 2)).clamp(min=1)
+            right.append(density[:, number] > density[:, others].amax(1))
+    shares = torch.stack(right).float().mean(0)
+    return {"sharing_a_colour": len(right), "told_apart": round(float(shares.max()), 4)}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure a twin.")
     parser.add_argument("backbone")
@@ -87,4 +118,5 @@ if __name__ == "__main__":
     spec = load_backbones().get(arguments.backbone)
     loaded = load_class(spec).load(spec, arguments.model)
     figures = captions(loaded, arguments.scenes) | focus(loaded, arguments.scenes)
+    figures |= told_apart(loaded, arguments.scenes // 2)
     print(json.dumps({"backbone": arguments.backbone, "model": arguments.model, **figures}))

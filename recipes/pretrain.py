@@ -1,8 +1,8 @@
 """Teach a tiny twin to caption drawn scenes, by next-token prediction and never on a mask.
 
     OMP_NUM_THREADS=1 nohup python -m recipes.pretrain qwen --output DIR &
-    python -m recipes.pretrain qwen --output DIR --export plugins/qwen/flmm_qwen/tiny
 
+It is finished by `recipes.aligning`, which starts from its checkpoint.
 Run the same line again after a stop: it goes on from its last checkpoint. Muon trains the
 matrices and AdamW the rest; under AdamW alone all three families stay for long on a plateau where
 they know a colour and guess a shape.
@@ -15,7 +15,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,8 +44,6 @@ class Stage:
     `shared` is how likely a thing takes its colour or shape from another of the scene. Where a
     colour alone seldom tells which thing is named, the shape's word has to look at the thing.
     `absent` is how many things are named of which the caption then says that they are not there.
-    `keywords` is the share of captions that are lists with the shape before the colour, `blind`
-    of those in which only the last word of a name can see the picture (`blindfold`).
     The learning rates fall to 0 over `horizon` steps, also where the stage ends before; without
     it they stay as they are.
     """
@@ -57,8 +54,6 @@ class Stage:
     geometry: dict[str, Any] = field(default_factory=dict)
     shared: float = 0.4
     absent: int = 0
-    keywords: float = 0.0
-    blind: float = 0.0
     horizon: int = 0
     muon: float = 0.01
     adam: float = 1e-3
@@ -68,43 +63,30 @@ QWEN, DEEPSEEK_VL = {"pixels": 176}, {"pixels": 112}
 STAGES = {
     "qwen": (
         Stage(1000, 32, "several", {"pixels": 112}),
-        Stage(400, 20, "all", QWEN, horizon=1700),
-        Stage(600, 20, "all", QWEN, shared=0.75, horizon=1300),
-        Stage(400, 20, "all", QWEN, shared=0.75, absent=2, horizon=1200),
-        Stage(200, 20, "all", QWEN, shared=0.75, absent=2, keywords=0.4, horizon=800),
-        Stage(600, 20, "all", QWEN, 0.75, absent=2, keywords=0.15, blind=0.5, horizon=600),
+        Stage(1000, 20, "all", QWEN, shared=0.75, absent=2, horizon=1000),
     ),
     "deepseek_vl": (
         Stage(800, 64, "one", {"pixels": 56}),
         Stage(600, 32, "several", DEEPSEEK_VL),
-        Stage(600, 24, "all", DEEPSEEK_VL, shared=0.75, absent=2, horizon=1300),
-        Stage(400, 24, "all", DEEPSEEK_VL, shared=0.75, absent=2, keywords=0.4, horizon=800),
-        Stage(600, 24, "all", DEEPSEEK_VL, 0.75, absent=2, keywords=0.15, blind=0.5, horizon=600),
+        Stage(1000, 24, "all", DEEPSEEK_VL, shared=0.75, absent=2, horizon=1000),
     ),
     "llava_next": (
         Stage(700, 32, "one", {"grids": ((1, 1),)}),
         Stage(800, 20, "several"),
-        Stage(600, 20, "all", shared=0.75, absent=2, horizon=1400),
-        Stage(400, 20, "all", shared=0.75, absent=2, keywords=0.4, horizon=800),
-        Stage(600, 20, "all", shared=0.75, absent=2, keywords=0.15, blind=0.5, horizon=600),
+        Stage(1000, 20, "all", shared=0.75, absent=2, horizon=1000),
     ),
 }
 # Families whose vision towers know shapes late; the other learns them without.
 MUON_PATCHES = ("deepseek_vl", "llava_next")
 KINDS = ("plain", *HARD_KINDS)
-BLIND, LAST = 1, 2
 SHARES = (0.55, 0.1, 0.09, 0.09, 0.09, 0.08)
 
 
 class Words(NamedTuple):
-    """A piece of a caption; what nothing foretells is read, but not `learned`.
-
-    Only the last token of a `blind` piece can see the picture.
-    """
+    """A piece of a caption; what nothing foretells is read, but not `learned`."""
 
     text: str
     learned: bool = True
-    blind: bool = False
 
 
 def draw_scene(mixture: str, seed: tuple[int, ...], shared: float = 0.4) -> Scene:
@@ -118,27 +100,18 @@ def draw_scene(mixture: str, seed: tuple[int, ...], shared: float = 0.4) -> Scen
 
 
 def caption(scene: Scene, rng: np.random.Generator, stage: Stage) -> tuple[list[Words], bool]:
-    """A caption in pieces, and whether it is a whole answer: a narration, expressions, keywords.
+    """A caption in pieces, and whether it is a whole answer: a narration or expressions.
 
-    What follows a name at once depends on the thing: where it is, or that it is not there. Yet
-    a colour's word can gather all that is to be said of the things of its colour, and the shape's
-    word then reads it there instead of looking itself; so in some captions it has to look.
+    What follows a name at once depends on the thing: where it is, or that it is not there.
     """
     order = [scene.shapes[int(index)] for index in rng.permutation(len(scene.shapes))]
-    if rng.random() < stage.keywords:
-        lists = [f" {shape.name} {shape.colour} {place_words(scene, shape)}" for shape in order]
-        return [Words(",".join(lists) + ".")], False
-    blind = rng.random() < stage.blind
     statements: list[list[Words]] = []
-    if blind or rng.random() < 0.5:
-        for shape in order:
-            if words := expressions(scene, shape, rng):
-                name = Words(words[0], learned=not blind, blind=blind)
-                statements.append([name, Words(f" {place_words(scene, shape)}.")])
+    if rng.random() < 0.5:
+        named = [(expressions(scene, shape, rng), place_words(scene, shape)) for shape in order]
+        statements = [[Words(f"{words[0]} {place}.")] for words, place in named if words]
     if statements:
-        for text in absent_names(scene, rng)[: stage.absent]:
-            name = Words(text, learned=False, blind=blind)
-            statements.append([name, Words(" is not there.")])
+        absent = absent_names(scene, rng)[: stage.absent]
+        statements += [[Words(n, learned=False), Words(" is not there.")] for n in absent]
         return [w for i in rng.permutation(len(statements)) for w in statements[i]], False
     pieces = []
     for position, shape in enumerate(order):
@@ -159,6 +132,15 @@ def absent_names(scene: Scene, rng: np.random.Generator) -> list[str]:
     return [("the " if rng.random() < 0.5 else "") + " ".join(kind) for kind in shuffled]
 
 
+class Batch(NamedTuple):
+    """Prompts padded on the left and captions on the right, which start at the same column."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor  # (B, S), -100 where nothing is learned
+    start: int  # the column of the captions
+    scenes: list[Scene]
+
+
 class Batches:
     """Endless batches: the batch of a step depends on the seed and the step alone."""
 
@@ -169,27 +151,21 @@ class Batches:
         ]
         self.prompt = processor.apply_chat_template(message, add_generation_prompt=True)
 
-    def batch(self, step: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """(inputs, labels (B, S) with -100 where nothing is learned, sight (B, S))."""
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
         tokenizer = self.processor.tokenizer
-        pictures, answers, learned, blind = [], [], [], []
+        scenes, answers, learned = [], [], []
         for index in range(self.stage.batch):
             seed = (self.seed, step, index)
             scene = draw_scene(self.stage.scenes, seed, self.stage.shared)
+            scenes.append(scene)
             rng = np.random.default_rng((2, *seed))
             pieces, whole = caption(scene, rng, self.stage)
             parts = [tokenizer(p.text, add_special_tokens=False)["input_ids"] for p in pieces]
             answers.append([i for ids in parts for i in ids] + [tokenizer.eos_token_id] * whole)
             said = [p.learned for p, ids in zip(pieces, parts, strict=True) for _ in ids]
             learned.append(said + [True] * whole)
-            sight = [
-                (BLIND if i + 1 < len(ids) else LAST) if p.blind else 0
-                for p, ids in zip(pieces, parts, strict=True)
-                for i in range(len(ids))
-            ]
-            blind.append(sight)
-            pictures.append(Image.fromarray(paint(scene)[0]))
-        # The prompts are padded on the left, so that every answer starts at the same column.
+        pictures = [Image.fromarray(paint(scene)[0]) for scene in scenes]
         inputs = dict(
             self.processor(
                 text=[self.prompt] * len(pictures),
@@ -200,11 +176,10 @@ class Batches:
         )
         longest = max(map(len, answers))
         tail = torch.full((len(answers), longest), tokenizer.pad_token_id)
-        known, sight = torch.zeros_like(tail).bool(), torch.zeros_like(tail)
+        known = torch.zeros_like(tail).bool()
         for row, ids in enumerate(answers):
             tail[row, : len(ids)] = torch.tensor(ids)
             known[row, : len(ids)] = torch.tensor(learned[row])
-            sight[row, : len(blind[row])] = torch.tensor(blind[row])
         lengths = torch.tensor([len(ids) for ids in answers])
         used = torch.arange(longest) < lengths[:, None]
         labels = torch.where(known, tail, -100)
@@ -214,37 +189,7 @@ class Batches:
         if "mm_token_type_ids" in inputs:
             zeros = torch.zeros_like(tail)
             inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], zeros], 1)
-        sight = torch.cat([torch.zeros_like(labels[:, :-longest]), sight], 1)
-        return inputs, labels, sight
-
-
-@contextmanager
-def blindfold(model: Any, inputs: dict[str, Tensor], sight: Tensor) -> Iterator[None]:
-    """While the model runs, the words of names attend to nothing that has seen the picture.
-
-    Args:
-        model: A twin.
-        inputs: Its inputs.
-        sight: (B, S); BLIND tokens see words only, LAST ones also the picture itself, but not
-            what other words have seen of it; 0 elsewhere.
-    """
-    ids, there = inputs["input_ids"], inputs["attention_mask"].bool()
-    picture = ids == model.config.image_token_id
-    before = picture.cumsum(1) == 0
-    causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
-    words = (before | (sight == BLIND))[:, None]  # (B, 1, S) keys that have seen nothing
-    sees = words | (picture[:, None] & (sight == LAST)[:, :, None])  # (B, S, S)
-    allowed = causal & there[:, None] & (sees | (sight == 0)[:, :, None])
-    allowed |= torch.eye(ids.shape[1], dtype=torch.bool)  # padding too must attend to something
-
-    def cover(decoder: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "attention_mask": allowed[:, None]}
-
-    hook = model.get_decoder().register_forward_pre_hook(cover, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
+        return Batch(inputs, labels, labels.shape[1] - longest, scenes)
 
 
 def carry_over(old: torch.nn.Module, new: torch.nn.Module) -> None:
@@ -309,26 +254,21 @@ def rate(step: int, stage: Stage, warmup: int = 60) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (stage.horizon - warmup)))
 
 
-def word_accuracy(processor: Any, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, float]]:
+def word_accuracy(tokenizer: Any, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, float]]:
     """Share of colour words and of shape words that are foretold right."""
     guess, truth = logits[:, :-1].argmax(-1), labels[:, 1:]
     for name, words in (("colour", tuple(COLOURS)), ("shape", SHAPES)):
-        ids = processor.tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in words])
+        ids = tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in words])
         here = torch.isin(truth, torch.tensor(ids))
         yield name, float((guess == truth)[here].float().mean())
 
 
-def pretrain(
-    family: str, output: Path, seed: int = 0, every: int = 50, start: Path | None = None
-) -> Any:
-    """Run all stages that are left, from a `start` of the last one's geometry; the model."""
+def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> Any:
+    """Run all stages that are left; gives the model."""
     output.mkdir(parents=True, exist_ok=True)
     saved, started = output / "state.pt", time.time()
     state = torch.load(saved, weights_only=True) if saved.exists() else None
     model = None
-    if start is not None and state is None:
-        model, _ = random_twin(family, seed, **STAGES[family][-1].geometry)
-        model.load_state_dict(torch.load(start, weights_only=True)["model"])
     for number, stage in enumerate(STAGES[family]):
         previous = model
         model, processor = random_twin(family, seed, **stage.geometry)
@@ -349,11 +289,9 @@ def pretrain(
         for step in range(first, stage.steps):
             for optimizer, lr in zip(both, base, strict=True):
                 optimizer.param_groups[0]["lr"] = lr * rate(step, stage)
-            inputs, labels, sight = batches.batch(step)
-            kept = labels.shape[1] + 1 - int((labels != -100).any(0).nonzero()[0])
-            with blindfold(model, inputs, sight):
-                logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
-            labels = labels[:, -kept:]
+            batch = batches.batch(step)
+            labels = batch.labels[:, batch.start - 1 :]
+            logits = model(**batch.inputs, use_cache=False, logits_to_keep=labels.shape[1]).logits
             loss = torch.nn.functional.cross_entropy(
                 logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
             )
@@ -364,7 +302,9 @@ def pretrain(
                 optimizer.step()
             if (step + 1) % every == 0 or step + 1 == stage.steps:
                 row = {"stage": number, "step": step + 1, "loss": round(loss.item(), 4)}
-                row |= {k: round(v, 3) for k, v in word_accuracy(processor, logits, labels)}
+                row |= {
+                    k: round(v, 3) for k, v in word_accuracy(processor.tokenizer, logits, labels)
+                }
                 row["seconds"] = round(time.time() - started)
                 with (output / "log.jsonl").open("a") as log:
                     log.write(json.dumps(row) + "\n")
@@ -388,13 +328,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Pretrain a tiny twin on captions.")
     parser.add_argument("family", choices=sorted(PARTS))
     parser.add_argument("--output", type=Path, required=True, help="checkpoint and log")
-    parser.add_argument("--export", type=Path, help="write the finished twin, fp16, here")
-    parser.add_argument("--start", type=Path, help="a checkpoint to start from")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    trained = pretrain(arguments.family, arguments.output, arguments.seed, start=arguments.start)
-    if arguments.export:
-        trained.half().save_pretrained(arguments.export)
-        # A processor that was never used: a tokenizer remembers how it last padded.
-        _, processor = PARTS[arguments.family](**STAGES[arguments.family][-1].geometry)
-        processor.save_pretrained(arguments.export)
+    pretrain(arguments.family, arguments.output, arguments.seed)
