@@ -388,8 +388,7 @@ class Backbone(ABC):
         length = len(sample["input_ids"])
         per_token = {k: v[None] for k, v in sample.items() if v.shape == sample["input_ids"].shape}
         greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-        if not sampling.get("do_sample"):
-            # a model's own generation config may hold these, which greedy search warns about
+        if not sampling.get("do_sample"):  # a model's own config may hold what greedy warns about
             greedy |= {"temperature": None, "top_p": None, "top_k": None}
         generated = self.vlm.generate(
             **self._to_vlm({**sample, **per_token}),
