@@ -1,0 +1,32 @@
+"""The shipped twins say what is there, and attend to the one thing that is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flmm_core.plugins import load_backbones, load_class
+from recipes.measure import captions, focus, told_apart
+
+
+@pytest.fixture(scope="module", params=["qwen", "deepseek_vl", "llava_next"])
+def twin(request: pytest.FixtureRequest) -> Any:
+    spec = load_backbones().get(request.param)
+    return load_class(spec).load(spec, "tiny")
+
+
+def test_what_it_names_is_there(twin: Any) -> None:
+    found = captions(twin, 6)
+    assert found["objects_named"] >= 12
+    assert found["named_and_there"] >= 0.9
+
+
+def test_its_best_head_looks_at_what_is_named(twin: Any) -> None:
+    assert focus(twin, 8)["best_head_over_area"] >= 4
+
+
+def test_of_two_things_of_one_colour_it_looks_at_the_one_that_is_named(twin: Any) -> None:
+    found = told_apart(twin, 8)
+    assert found["sharing_a_colour"] >= 10
+    assert found["told_apart"] >= 0.9  # a twin that looks at colours only: 0.5
