@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=1521, help="image tokens of a picture")
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--maps", choices=("float32", "float16", "uint8"), default="float32")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
