@@ -27,16 +27,13 @@ def main() -> None:
         spec = CaseSpec(**json.loads(sys.stdin.readline()))
         case = build(spec.to_dict())
         _say(answers, {"ready": True})
-        peaks: dict[str, PeakMemory] = {}
         for line in sys.stdin:
             order = json.loads(line)
             if order == "ceilings":
                 _say(answers, ceilings(spec.dtype, spec.device))
                 continue
             case.prepare(order)
-            if order not in peaks or spec.device == "cuda":
-                peaks[order] = PeakMemory(spec.device)
-            _say(answers, _measured(case, order, spec.device, peaks[order]))
+            _say(answers, _measured(case, order, spec.device, PeakMemory(spec.device)))
 
 
 def _measured(case: Any, way: str, device: str, memory: PeakMemory) -> dict[str, Any]:
