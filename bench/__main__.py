@@ -24,6 +24,7 @@ from types import ModuleType
 from bench import real_models, recording, refining, report, sentences, tables, training
 from bench.cases import ORIGINAL, CaseSpec
 from bench.side_by_side import side_by_side
+from flmm_core.pipeline.sam import OFFICIAL
 
 OTHERS = {"cache": "bench.cached_epochs", "loading": "bench.loading"}
 """Measurements that are programs of their own and print JSON."""
@@ -108,9 +109,12 @@ def _specs(name: str, kind: str, size: str | None) -> list[CaseSpec]:
 
 def _rounds(ways: Sequence[str], spec: CaseSpec, repeats: int) -> dict[str, int]:
     """How often each way runs."""
-    slow = spec.device == "cpu" and spec.tokens >= SLOW
+    on_cpu = spec.device == "cpu"
+    if spec.model in OFFICIAL and on_cpu:  # SAM's encoder alone takes seconds
+        return {way: 1 if way == refining.ALONE else repeats for way in ways}
     if not spec.tokens:
-        repeats *= QUICK
+        return dict.fromkeys(ways, repeats * QUICK)
+    slow = on_cpu and spec.tokens >= SLOW
     return {way: 1 if slow and way == ORIGINAL else repeats for way in ways}
 
 
