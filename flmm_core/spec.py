@@ -26,8 +26,8 @@ TOY_DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "head.enlarge_to": 32,
         "learning_rate": 6e-3,
         "refiner_learning_rate": 3e-4,
-        "steps": 700,
-        "save_every": 300,
+        "steps": 900,
+        "save_every": 450,
         # A toy knows so few words that SAM would learn to find them without attention.
         "sam.text": False,
     }
