@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SETTINGS = (
     "backbone", "model", "options", "dtype", "device", "prompt",
     "data", "val_data", "protocol", "train_protocol",
-    "refiner", "refiner_weights", "head.pool", "sam.text", "workers",
+    "refiner", "refiner_weights", "head.pool", "sam.text", "sam.half", "workers",
 )  # fmt: skip
 """What decides which features are kept; a run's other settings may be given in its file."""
 
