@@ -298,6 +298,8 @@ def _best(candidates: Tensor, prompt: Tensor, input_hw: tuple[int, int], side: i
     Returns:
         (P, 4g, 4g).
     """
+    if candidates.shape[1] == 1:
+        return candidates[:, 0]
     cells = candidates.shape[-1]
     h, w = (-(-extent * cells // side) for extent in input_hw)
     ours, theirs = prompt[..., :h, :w] > 0, candidates[..., :h, :w] > 0
