@@ -56,7 +56,7 @@ class DiscFlow:
     device = torch.device("cpu")
 
     def prepare(
-        self, image: Image.Image, segments: Sequence[Segment], *, name: str
+        self, image: Image.Image, segments: Sequence[Segment], *, name: str, like: Any = None
     ) -> GrounderInputs:
         return GrounderInputs(cast(Any, int(name.split()[1])), None, SIZE)
 

@@ -59,6 +59,6 @@ class RefiningCase:
 
 
 def specs(size: str) -> list[CaseSpec]:
-    """The cases of a size: "tiny", or "medium" with SAM's ViT-B, or "large" with its ViT-L."""
-    names = {"tiny": ["tiny"], "medium": ["tiny", "vit_b"], "large": ["vit_b", "vit_l"]}
+    """The cases of a size: "tiny", or "medium": SAM's ViT-B and ViT-L."""
+    names = {"tiny": ["tiny"], "medium": ["vit_b", "vit_l"]}
     return [CaseSpec("refining", name, phrases=16) for name in names[size]]

@@ -37,7 +37,7 @@ class KnowingFlow:
         pass
 
     def prepare(
-        self, image: Image.Image, segments: Sequence[Segment], *, name: str
+        self, image: Image.Image, segments: Sequence[Segment], *, name: str, like: Any = None
     ) -> GrounderInputs:
         return GrounderInputs(cast(Any, name), None, (image.height, image.width))
 

@@ -244,6 +244,17 @@ def check_companions_do_not_matter(backbone: Backbone) -> None:
             _require_near_traces(among, one, f"sample {b} of a batch padded on the {side}")
 
 
+def check_shared_prompts(backbone: Backbone) -> None:
+    """Captions about one picture give behind one pass of their prompt what each gives alone."""
+    image = picture(*SHAPES[0])
+    first = backbone.prepare(image, CAPTION, name="a")
+    other = backbone.prepare(image, [Segment("it", 0)], name="b", like=first)
+    together = backbone.trace(backbone.collate([first, other]))
+    for one, among in zip((first, other), together, strict=True):
+        (alone,) = backbone.trace(backbone.collate([one]))
+        _require_near_traces(among, alone, f"sample {one.name} behind a shared prompt")
+
+
 def _mixed_batch(backbone: Backbone) -> BackboneBatch:
     captions = (CAPTION, (Segment("it", 0),), CAPTION[:1])
     return backbone.collate(
@@ -304,6 +315,7 @@ CHECKS: tuple[Check, ...] = (
     check_trace_shapes,
     check_trace_equals_eager,
     check_companions_do_not_matter,
+    check_shared_prompts,
     check_answers,
     check_vlm_stays_unchanged,
 )

@@ -189,6 +189,21 @@ def forget_the_padding(backbone: Backbone) -> None:
     backbone.collate = wrong  # type: ignore[method-assign]
 
 
+def go_on_from_another_place(backbone: Backbone) -> None:
+    right = backbone.collate
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        batch = right(*args, **kwargs)
+        if batch.captions is None:
+            return batch
+        ids = batch.captions.input_ids.roll(1, 1)
+        return dataclasses.replace(
+            batch, captions=dataclasses.replace(batch.captions, input_ids=ids)
+        )
+
+    backbone.collate = wrong  # type: ignore[method-assign]
+
+
 def answer_by_chance(backbone: Backbone) -> None:
     right = backbone.generate
     backbone.generate = (  # type: ignore[method-assign]
@@ -224,6 +239,7 @@ def learn_from_a_question(backbone: Backbone) -> None:
         (change_traces(lambda a: a[:, :1]), "check_trace_shapes"),
         (change_traces(lambda a: a * 1.001), "check_trace_equals_eager"),
         (forget_the_padding, "check_companions_do_not_matter"),
+        (go_on_from_another_place, "check_shared_prompts"),
         (answer_by_chance, "check_answers"),
         (learn_from_a_question, "check_vlm_stays_unchanged"),
     ],
