@@ -52,7 +52,7 @@ def test_masks_are_the_same_one_at_a_time() -> None:
     ours = case.logits
     for way in (ORIGINAL, "one call a mask"):
         case.run(way)
-        torch.testing.assert_close(case.logits, ours, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(case.logits, ours, atol=1e-4, rtol=1e-4)
 
 
 def test_sentences_are_compared_with_and_without_a_shared_prompt() -> None:
