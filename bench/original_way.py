@@ -12,12 +12,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flmm_core.pipeline.attention_maps import attention_maps
 from flmm_core.pipeline.backbone import Backbone
 from flmm_core.pipeline.batching import place_rows
+from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.grounder import Grounder, GrounderInputs
 from flmm_core.pipeline.refiner import SamRefiner
+from flmm_core.pipeline.sam_kernels import FusedUpscaling, fuse
 from flmm_core.pipeline.types import BackboneInputs, Grounding, Trace
 
 
@@ -62,11 +65,34 @@ def refine(
     masks = []
     for index, logits in enumerate(coarse):
         mask = refiner._mask_prompts(logits[None], inputs_hw)
-        box = refiner._box_prompts(logits[None], inputs_hw, picture_hw)
+        box = box_prompt(logits, inputs_hw, picture_hw)
         text = [prompts[index]] if refiner.uses_text else None
         candidates = refiner._decode(embedding, mask, box, text)
         masks.append(refiner._to_picture(candidates[:, 0], inputs_hw, picture_hw)[0])
     return torch.stack(masks)
+
+
+@torch.no_grad()
+def box_prompt(logits: Tensor, input_hw: tuple[int, int], picture_hw: tuple[int, int]) -> Tensor:
+    """(1, 4) in SAM's pixels around one mask (h, w), found at the picture's size."""
+    (h, w), (input_h, input_w) = picture_hw, input_hw
+    probs = F.interpolate(logits.sigmoid()[None, None], picture_hw, mode="bilinear")[0]
+    box = tight_boxes(probs > 0.5).to(logits)
+    if not box.any():
+        box = box.new_tensor([[0.0, 0.0, w, h]])
+    return box * box.new_tensor([input_w / w, input_h / h, input_w / w, input_h / h])
+
+
+def choose_modules(refiner: SamRefiner, original: bool) -> None:
+    """Let SAM compute as segment-anything wrote it, or as ours does; an official size's encoder
+    is timm's either way."""
+    for part in (refiner.image_encoder, refiner.mask_decoder):
+        if not original:
+            fuse(part)
+            continue
+        for module in part.modules():
+            if type(module).__module__ == FusedUpscaling.__module__:
+                module.__class__ = type(module).__bases__[0]
 
 
 def ground(grounder: Grounder, sample: GrounderInputs) -> Grounding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from bench import original_way
@@ -21,8 +22,9 @@ PICTURE_HW = (480, 640)
 class RefiningCase:
     """16 coarse masks of one picture, each with a prompt of one to four words.
 
-    `original-way` encodes the picture once and decodes one mask at a time; `one call a mask` asks
-    for each mask alone, which encodes the picture anew.
+    `original-way` encodes the picture once and decodes one mask at a time through
+    segment-anything's own modules; `one call a mask` asks ours for each mask alone, which encodes
+    the picture anew.
     """
 
     def __init__(self, spec: CaseSpec) -> None:
@@ -35,14 +37,17 @@ class RefiningCase:
         self.coarse = F.interpolate(blobs, (48, 64), mode="bicubic")[:, 0].to(spec.device)
         width = self.refiner.prompt_width
         words = [torch.randn(1 + index % 4, width) for index in range(spec.phrases)]
+        self.logits: Tensor | None = None
         self.words = [word.to(spec.device) for word in words]
 
     def prepare(self, way: str) -> None:
-        """Nothing: the ways share all they need."""
+        """Exchange how SAM's modules compute."""
+        original_way.choose_modules(self.refiner, way == ORIGINAL)
 
     @torch.no_grad()
     def run(self, way: str) -> dict[str, Any]:
         """All masks once."""
+        self.logits = None  # what nobody reads any more is not kept beside the new
         refiner, picture, coarse, words = self.refiner, self.picture, self.coarse, self.words
         if way == OURS:
             (logits,) = refiner([picture], [coarse], [words], [PICTURE_HW])

@@ -53,6 +53,9 @@ class TrainingCase:
 
     def prepare(self, way: str) -> None:
         """Switch the attention; the first time also run a small picture, which loads kernels."""
+        refiner = self.grounder.refiner
+        assert isinstance(refiner, SamRefiner)
+        original_way.choose_modules(refiner, way == ORIGINAL)
         how = "eager" if way == ORIGINAL else "sdpa"
         if self.grounder.backbone.vlm.config._attn_implementation != how:
             self.grounder.backbone.vlm.set_attn_implementation(how)

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flmm_core.pipeline.boxes import boxes_around
+from flmm_core.pipeline.boxes import enlarged_boxes
 from flmm_core.pipeline.sam import SamParts
-from flmm_core.pipeline.sam_attention import fuse_attention, padded_prompts
+from flmm_core.pipeline.sam_kernels import fuse, padded_prompts
 from flmm_core.pipeline.types import EncodedPicture
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class SamRefiner(nn.Module):
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
         for part in (self.image_encoder, self.mask_decoder):
-            fuse_attention(part)
+            fuse(part)
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:
@@ -215,11 +215,9 @@ class SamRefiner(nn.Module):
         self, coarse: Tensor, input_hw: tuple[int, int], picture_hw: tuple[int, int]
     ) -> Tensor:
         """(P, 4) (x0, y0, x1, y1) in SAM's pixels; an empty mask gets the whole picture."""
-        boxes = coarse.new_zeros(len(coarse), 4)
-        for index, probs in enumerate(coarse.sigmoid()):  # one at a time: pictures can be huge
-            large = _resize(probs[None], picture_hw)
-            # the largest of a line says whether any is above, much faster than asking each
-            boxes[index] = boxes_around(large.amax(dim=1) > 0.5, large.amax(dim=2) > 0.5)[0]
+        if not len(coarse):
+            return coarse.new_zeros(0, 4)
+        boxes = enlarged_boxes(coarse.sigmoid(), picture_hw, 0.5).to(coarse)
         (input_h, input_w), (h, w) = input_hw, picture_hw
         empty = boxes[:, 2:].amax(dim=1, keepdim=True) == 0
         boxes = torch.where(empty, boxes.new_tensor([0.0, 0.0, w, h]), boxes)

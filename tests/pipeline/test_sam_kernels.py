@@ -12,10 +12,12 @@ from torch import Tensor
 
 from flmm_core.pipeline.refiner import SamRefiner
 from flmm_core.pipeline.sam import build_sam
-from flmm_core.pipeline.sam_attention import (
+from flmm_core.pipeline.sam_kernels import (
+    FEW_KEYS,
     FusedDecoderAttention,
     FusedEncoderAttention,
-    fuse_attention,
+    FusedUpscaling,
+    fuse,
     padded_prompts,
 )
 
@@ -34,7 +36,7 @@ def test_the_encoders_attention(size: tuple[int, int], relative: bool) -> None:
             value.normal_(0, 0.3)  # positions start at 0, which would hide them
     x = torch.randn(3, *size, 32)
     fused = copy.deepcopy(plain)
-    fuse_attention(torch.nn.ModuleList([fused]))
+    fuse(torch.nn.ModuleList([fused]))
     assert isinstance(fused, FusedEncoderAttention)
     near(fused(x), plain(x))
 
@@ -43,7 +45,7 @@ def test_the_decoders_attention_and_its_gradient() -> None:
     torch.manual_seed(0)
     plain = DecoderAttention(32, num_heads=4, downsample_rate=2)
     fused = copy.deepcopy(plain)
-    fuse_attention(torch.nn.ModuleList([fused]))
+    fuse(torch.nn.ModuleList([fused]))
     assert isinstance(fused, FusedDecoderAttention)
     q, k, v = torch.randn(2, 5, 32), torch.randn(2, 9, 32), torch.randn(2, 9, 32)
     near(fused(q, k, v), plain(q, k, v))
@@ -53,6 +55,40 @@ def test_the_decoders_attention_and_its_gradient() -> None:
         assert ours.grad is not None
         assert theirs.grad is not None
         near(ours.grad, theirs.grad, 1e-4)
+
+
+@pytest.mark.parametrize("keys", [3, FEW_KEYS, FEW_KEYS + 1])
+def test_the_picture_attends_to_prompts_of_any_length_and_not_to_padding(keys: int) -> None:
+    torch.manual_seed(0)
+    plain = DecoderAttention(32, num_heads=4, downsample_rate=2)
+    fused = copy.deepcopy(plain)
+    fuse(torch.nn.ModuleList([fused]))
+    q, k, v = torch.randn(2, 40, 32), torch.randn(2, keys, 32), torch.randn(2, keys, 32)
+    near(fused(q, k, v), plain(q, k, v))
+    assert isinstance(fused, FusedDecoderAttention)
+    fused.real_keys = torch.arange(keys) < torch.tensor([[keys], [2]])
+    found = fused(q, k, v)
+    near(found[0], plain(q, k, v)[0])
+    near(found[1], plain(q, k[:, :2], v[:, :2])[1])
+
+
+def test_the_decoders_upscaling_and_its_gradient() -> None:
+    torch.manual_seed(0)
+    plain = build_sam("tiny").mask_decoder
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    assert isinstance(fused.output_upscaling, FusedUpscaling)
+    assert fused.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(2, 64, 5, 7)
+    near(fused.output_upscaling(x), plain.output_upscaling(x))
+    for decoder in (plain, fused):
+        decoder.output_upscaling(x).square().sum().backward()
+    for ours, theirs in zip(
+        fused.output_upscaling.parameters(), plain.output_upscaling.parameters(), strict=True
+    ):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        near(ours.grad, theirs.grad, 1e-3)
 
 
 @pytest.fixture(scope="module")
