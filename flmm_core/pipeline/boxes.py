@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,10 @@ def enlarged_boxes(maps: Tensor, size: tuple[int, int], threshold: float) -> Ten
     Returns:
         (P, 4) int64 (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask.
     """
-    rows, columns = (_Axis(n, pixels, maps) for n, pixels in zip(maps.shape[1:], size, strict=True))
+    rows, columns = (
+        _axis(cells, pixels, maps.dtype, maps.device)
+        for cells, pixels in zip(maps.shape[1:], size, strict=True)
+    )
     of_columns = rows.sample(maps, rows.outermost).transpose(1, 2).contiguous()  # (P, w, R)
     of_rows = columns.sample(maps.transpose(1, 2).contiguous(), columns.outermost)  # (P, C, h)
     x0, x1 = columns.extent(of_columns, threshold)
@@ -51,17 +56,17 @@ class _Axis:
         outermost: (E,) the first and the last pixel between two neighbouring centres.
     """
 
-    def __init__(self, cells: int, pixels: int, like: Tensor) -> None:
+    def __init__(self, cells: int, pixels: int, dtype: torch.dtype, device: torch.device) -> None:
         places = (torch.arange(pixels, dtype=torch.float32) + 0.5) * (cells / pixels) - 0.5
         places = places.clamp(min=0)
         low = places.long().clamp(max=cells - 1)
         change = low.diff() != 0
         edge = torch.ones(1, dtype=torch.bool)
         ends = torch.cat([edge, change]) | torch.cat([change, edge])
-        self.low, self.high = low.to(like.device), (low + 1).clamp(max=cells - 1).to(like.device)
-        self.share = (places - low).to(like)
-        self.outermost = ends.nonzero()[:, 0].to(like.device)
-        self.window = torch.arange(int(low.bincount().amax()), device=like.device)
+        self.low, self.high = low.to(device), (low + 1).clamp(max=cells - 1).to(device)
+        self.share = (places - low).to(device, dtype)
+        self.outermost = ends.nonzero()[:, 0].to(device)
+        self.window = torch.arange(int(low.bincount().amax()), device=device)
         self.last = pixels - 1
 
     def sample(self, maps: Tensor, pixels: Tensor) -> Tensor:
@@ -88,6 +93,9 @@ class _Axis:
         above = self.sample(maps, pixels).amax(dim=2) > threshold  # (P, 2k)
         end = torch.where(above, pixels + 1, 0).amax(dim=1)
         return torch.where(above, pixels, self.last).amin(dim=1).minimum(end), end
+
+
+_axis = lru_cache(maxsize=64)(_Axis)  # pictures of a data set have few sizes
 
 
 def _span(occupied: Tensor) -> tuple[Tensor, Tensor]:

@@ -187,9 +187,9 @@ class SamRefiner(nn.Module):
         texts = [text for sample in prompts for text in sample] if self.uses_text else None
         device = self.pixel_mean.device
         embeddings = torch.stack([each.embedding.to(device).float() for each in encoded])
-        embeddings = embeddings.repeat_interleave(
-            torch.tensor(counts, device=device), dim=0
-        )  # (N, E, g, g), N masks of all samples
+        if len(counts) > 1:
+            repeats = torch.tensor(counts, device=device)
+            embeddings = embeddings.repeat_interleave(repeats, dim=0)  # (N, E, g, g), N masks
         candidates = self._decode(embeddings, torch.cat(masks), torch.cat(boxes), texts)
         per_sample = zip(torch.split(candidates, counts), masks, inputs_hw, strict=True)
         chosen = [_best(part, mask, hw, self.image_size) for part, mask, hw in per_sample]
@@ -228,6 +228,8 @@ class SamRefiner(nn.Module):
     ) -> Tensor:
         """Candidates (N, K, 4g, 4g) for N masks, K = 3 with `multimask` and 1 without.
 
+        Embeddings are (N, E, g, g), or (1, E, g, g) where all masks are of one picture.
+
         Phrases of different lengths are decoded together: what pads a shorter one has no weight.
         """
         with torch.autocast(masks.device.type, enabled=False):  # places must not be rounded
@@ -241,6 +243,8 @@ class SamRefiner(nn.Module):
         # SAM adds the dense prompt to the one picture's embedding. Given the sum as the prompt,
         # one call decodes masks of different pictures, and no embedding is repeated.
         dense = dense + embeddings
+        if len(dense) != len(masks):  # neither has a mask of its own
+            dense = dense.expand(len(masks), -1, -1, -1)
 
         tokens, real = _join_prompts(sparse, texts)
         decoded = []

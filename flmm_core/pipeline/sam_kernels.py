@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from segment_anything.modeling import MaskDecoder
+from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from segment_anything.modeling.image_encoder import Attention as EncoderAttention
 from segment_anything.modeling.image_encoder import get_rel_pos
 from segment_anything.modeling.transformer import Attention as DecoderAttention
@@ -88,6 +88,24 @@ class FusedUpscaling(nn.Sequential):
         return masks.permute(0, 3, 1, 2)
 
 
+class LastChannelTransformer(TwoWayTransformer):  # type: ignore[misc]
+    """The mask decoder's transformer, given the channels of a cell side by side in memory.
+
+    It reads the picture and the places of its cells again and again, always by cell; and the
+    places are the same for every mask.
+    """
+
+    def forward(
+        self, image_embedding: Tensor, image_pe: Tensor, point_embedding: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w) twice, (B, K, C) -> (B, K, C), (B, h * w, C)."""
+        by_cell = (
+            x.contiguous(memory_format=torch.channels_last) for x in (image_embedding, image_pe[:1])
+        )
+        tokens, cells = super().forward(*by_cell, point_embedding)
+        return tokens, cells
+
+
 def _quarter(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
     """`convolution`, of stride 2 and 2 × 2 cells, of (B, h, w, C), as (B, 2h, 2w, D)."""
     b, h, w, _ = x.shape
@@ -120,6 +138,7 @@ def fuse(part: nn.Module) -> None:
         if type(module) in fused:
             module.__class__ = fused[type(module)]
         elif isinstance(module, MaskDecoder):
+            module.transformer.__class__ = LastChannelTransformer
             module.output_upscaling.__class__ = FusedUpscaling
 
 
