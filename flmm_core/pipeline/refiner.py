@@ -25,6 +25,10 @@ ENCODED_PIXELS = 1024 * 1024
 DECODE_CHUNK = 32
 """Most masks that one call of the mask decoder sees."""
 
+DECODE_CPU_BYTES = 8 << 20
+"""On a CPU a call sees as many masks as fill so much with a number for each of their cells and
+channels: two with the official sizes. What outgrows the processor's caches takes twice the time."""
+
 
 class NoRefiner(nn.Module):
     """Enlarges the coarse logits to the picture; same calls as `SamRefiner`."""
@@ -248,8 +252,11 @@ class SamRefiner(nn.Module):
 
         tokens, real = _join_prompts(sparse, texts)
         decoded = []
-        for start in range(0, len(masks), DECODE_CHUNK):
-            chunk = slice(start, start + DECODE_CHUNK)
+        at_once = DECODE_CHUNK
+        if dense.device.type == "cpu":
+            at_once = max(1, min(at_once, DECODE_CPU_BYTES // dense[0].nbytes))
+        for start in range(0, len(masks), at_once):
+            chunk = slice(start, start + at_once)
             with padded_prompts(self.mask_decoder, None if real is None else real[chunk]):
                 logits, _ = self.mask_decoder(
                     image_embeddings=dense.new_zeros(1, dense.shape[1], 1, 1),
