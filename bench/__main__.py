@@ -111,7 +111,8 @@ def _rounds(ways: Sequence[str], spec: CaseSpec, repeats: int) -> dict[str, int]
     """How often each way runs."""
     on_cpu = spec.device == "cpu"
     if spec.model in OFFICIAL and on_cpu:  # SAM's encoder alone takes many seconds
-        return {way: 1 for way in ways if way != refining.ALONE}
+        rounds = dict.fromkeys(refining.BEHIND, repeats)
+        return {way: rounds.get(way, 1) for way in ways if way != refining.ALONE}
     if not spec.tokens:
         return dict.fromkeys(ways, repeats * QUICK)
     slow = on_cpu and spec.tokens >= SLOW

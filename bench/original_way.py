@@ -21,7 +21,7 @@ from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.grounder import Grounder, GrounderInputs
 from flmm_core.pipeline.refiner import SamRefiner
 from flmm_core.pipeline.sam_kernels import FusedUpscaling, fuse
-from flmm_core.pipeline.types import BackboneInputs, Grounding, Trace
+from flmm_core.pipeline.types import BackboneInputs, EncodedPicture, Grounding, Trace
 
 
 @torch.no_grad()
@@ -54,14 +54,14 @@ def trace(backbone: Backbone, sample: BackboneInputs) -> Trace:
 
 def refine(
     refiner: SamRefiner,
-    picture: Tensor,
+    picture: Tensor | EncodedPicture,
     coarse: Tensor,
     prompts: Sequence[Tensor],
     picture_hw: tuple[int, int],
 ) -> Tensor:
     """(P, H, W) logits, the picture encoded once and one mask after the other decoded."""
-    inputs_hw = (picture.shape[-2], picture.shape[-1])
-    embedding = refiner.encode([picture])
+    (encoded,) = refiner.read([picture])
+    inputs_hw, embedding = encoded.input_hw, encoded.embedding[None]
     masks = []
     for index, logits in enumerate(coarse):
         mask = refiner._mask_prompts(logits[None], inputs_hw)

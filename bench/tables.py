@@ -8,6 +8,7 @@ from typing import Any
 
 from bench import arithmetic
 from bench.cases import BARE, ORIGINAL, OURS, CaseSpec
+from bench.refining import ALONE, ORIGINAL_BEHIND, OURS_BEHIND
 from bench.report import mib, seconds, table
 from bench.sentences import APART, ONE, SEVERAL, VLM_ONE, VLM_SEVERAL
 from bench.side_by_side import Measured
@@ -174,18 +175,22 @@ def sentences(rows: Sequence[Row]) -> str:
 
 def refining(rows: Sequence[Row]) -> str:
     """Time of the masks of one picture."""
-    alone = "one call a mask"
     lines = [
         [
             f"{row.spec.model} {row.spec.dtype}",
             str(row.spec.phrases),
             row.time(OURS),
             row.time(ORIGINAL),
-            row.time(alone),
+            row.time(ALONE),
             row.ratio(ORIGINAL, OURS),
-            row.ratio(alone, OURS),
+            row.ratio(ALONE, OURS),
+            row.time(OURS_BEHIND),
+            row.time(ORIGINAL_BEHIND),
+            row.ratio(ORIGINAL_BEHIND, OURS_BEHIND),
         ]
         for row in rows
     ]
     names = ["SAM", "masks", "ours, s", "one decoded at a time, s", "one call a mask, s"]
-    return table([*names, "times as fast", "times as fast as one call a mask"], lines)
+    names += ["times as fast", "times as fast as one call a mask"]
+    names += ["behind the encoder: ours, s", "one at a time, s", "times as fast"]
+    return table(names, lines)

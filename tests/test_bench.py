@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from bench import arithmetic, real_models, report
+from bench import arithmetic, real_models, refining, report
 from bench.__main__ import main
 from bench.cases import ORIGINAL, OURS, CaseSpec
 from bench.recording import RecordingCase
@@ -50,7 +50,7 @@ def test_masks_are_the_same_one_at_a_time() -> None:
     case = RefiningCase(CaseSpec("refining", "tiny", phrases=5))
     case.run(OURS)
     ours = case.logits
-    for way in (ORIGINAL, "one call a mask"):
+    for way in refining.WAYS:
         case.prepare(way)
         case.run(way)
         torch.testing.assert_close(case.logits, ours, atol=1e-4, rtol=1e-4)
