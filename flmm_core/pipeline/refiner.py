@@ -219,8 +219,6 @@ class SamRefiner(nn.Module):
         self, coarse: Tensor, input_hw: tuple[int, int], picture_hw: tuple[int, int]
     ) -> Tensor:
         """(P, 4) (x0, y0, x1, y1) in SAM's pixels; an empty mask gets the whole picture."""
-        if not len(coarse):
-            return coarse.new_zeros(0, 4)
         boxes = enlarged_boxes(coarse.sigmoid(), picture_hw, 0.5).to(coarse)
         (input_h, input_w), (h, w) = input_hw, picture_hw
         empty = boxes[:, 2:].amax(dim=1, keepdim=True) == 0
