@@ -24,7 +24,7 @@ from types import ModuleType
 from bench import real_models, recording, refining, report, sentences, tables, training
 from bench.cases import ORIGINAL, CaseSpec
 from bench.side_by_side import side_by_side
-from flmm_core.pipeline.sam import OFFICIAL
+from flmm_core.pipeline.refiners.sam_model import OFFICIAL
 
 OTHERS = {"cache": "bench.cached_epochs", "loading": "bench.loading"}
 """Measurements that are programs of their own and print JSON."""

@@ -4,9 +4,9 @@ python -m bench.cached_epochs                    # a medium Qwen2.5-VL with rand
 python -m bench.cached_epochs --size tiny        # seconds
 python -m bench.cached_epochs --tokens 676 --pictures 16 --rounds 5
 
-Both ways run the same loop (`flmm_core.train.TrainingLoop`) over the same drawn scenes, in turns in
-one process; the medians are compared. Building the cache is timed beside them: after how many
-epochs it has paid is said too.
+Both ways run the same loop (`flmm_core.training.loop.TrainingLoop`) over the same drawn
+scenes, in turns in one process; the medians are compared. Building the cache is timed beside
+them: after how many epochs it has paid is said too.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from typing import Any
 import torch
 import transformers
 
-from flmm_core.cache.build import BuildRequest, build_cache
-from flmm_core.cache.store import shards, size_on_disk
-from flmm_core.checkpoint import Grounder
 from flmm_core.config import RunConfig, load_config
-from flmm_core.data.draw import draw_pictures
-from flmm_core.data.refcoco import write_refcoco
+from flmm_core.data.drawn.writing import draw_pictures
+from flmm_core.data.formats.refcoco import write_refcoco
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source
+from flmm_core.feature_cache.build import BuildRequest, build_cache
+from flmm_core.feature_cache.store import shards, size_on_disk
+from flmm_core.pipeline.head_folder import Grounder
 from flmm_core.plugins import load_backbones
 from flmm_core.progress import Progress
-from flmm_core.run_folder import RunFolder
 from flmm_core.spec import BackboneSpec
-from flmm_core.train import TrainingLoop, build_from_config, facts_of, open_from_config
+from flmm_core.training.loop import TrainingLoop, build_from_config, facts_of, open_from_config
+from flmm_core.training.run_folder import RunFolder
 from recipes.twins import qwen_parts
 
 SIZES = {

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flmm_core.batches import fixed_batches
 from flmm_core.benchmark.rows import RowFiles, SampleRows
-from flmm_core.checkpoint import Grounder
-from flmm_core.data import coco_masks
+from flmm_core.data import rle
 from flmm_core.data.protocols import LazySamples
 from flmm_core.data.sample import Phrase, Sample
-from flmm_core.evaluate import Evaluation, measure_batches
+from flmm_core.evaluation.evaluate import Evaluation, measure_batches
+from flmm_core.evaluation.phrase_rows import Item, write_items
+from flmm_core.loader.dataset import fixed_batches
 from flmm_core.pipeline.grounder import GrounderInputs
+from flmm_core.pipeline.head_folder import Grounder
 from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Grounding
-from flmm_core.results import Item, write_items
 from flmm_core.segment import Segment
 
 SIZE = (120, 160)
@@ -44,7 +44,7 @@ class Discs(LazySamples):
         return self.count
 
     def _make(self, index: int) -> Sample:
-        phrase = Phrase("the disc", coco_masks.encode(disc(index)))
+        phrase = Phrase("the disc", rle.encode(disc(index)))
         segments = (Segment("the disc", 0), Segment("."))
         return Sample(f"disc {index}", self.picture, SIZE, segments, (phrase,))
 

@@ -9,10 +9,10 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from flmm_core.checkpoint import Grounder
 from flmm_core.data.sources import open_source
-from flmm_core.evaluate import evaluate
-from flmm_core.pipeline.refiner import SamRefiner
+from flmm_core.evaluation.evaluate import evaluate
+from flmm_core.pipeline.head_folder import Grounder
+from flmm_core.pipeline.refiners.sam import SamRefiner
 
 
 def measure(head: str, data: str) -> dict[str, float]:

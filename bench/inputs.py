@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from bench import real_models
-from flmm_core.pipeline.backbone import Backbone
-from flmm_core.pipeline.sam import (
+from flmm_core.pipeline.backbone.base import Backbone
+from flmm_core.pipeline.refiners.sam_model import (
     OFFICIAL,
     SamParts,
     _build_prompt_parts,

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flmm_core.batches import ExampleDataset, StepSampler, fixed_batches, read_batches
-from flmm_core.buckets import BucketSampler, sample_extents
-from flmm_core.checkpoint import Grounder, Recipe
-from flmm_core.data import coco_masks
+from flmm_core.data import rle
 from flmm_core.data.sample import Phrase, Sample
+from flmm_core.loader.dataset import ExampleDataset, StepSampler, fixed_batches, read_batches
+from flmm_core.loader.samplers import BucketSampler, sample_extents
+from flmm_core.loader.throughput import Rates, Throughput
+from flmm_core.loader.workers import usable_cpus
+from flmm_core.pipeline.head_folder import Grounder, Recipe
 from flmm_core.segment import Segment
-from flmm_core.throughput import Rates, Throughput
-from flmm_core.workers import usable_cpus
 
 SIZES = ((480, 640), (640, 480), (427, 640), (640, 427), (375, 500), (500, 333), (612, 612))
 """Height and width; the first two are half of all, as in COCO."""
@@ -50,7 +50,7 @@ def make_samples(folder: Path, count: int, pictures: int, seed: int = 0) -> list
             height, width = samples[number - pictures].picture_hw
         mask = np.zeros((height, width), dtype=bool)
         mask[: height // 2, : width // 2] = True
-        encoded = coco_masks.encode(mask)
+        encoded = rle.encode(mask)
         segments: list[Segment] = []
         phrases: list[Phrase] = []
         for place in range(int(rng.integers(1, 7))):

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flmm_core.pipeline.attention_maps import attention_maps
-from flmm_core.pipeline.backbone import Backbone
-from flmm_core.pipeline.batching import place_rows
+from flmm_core.pipeline.backbone.base import Backbone
+from flmm_core.pipeline.backbone.batch import place_rows
 from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.grounder import Grounder, GrounderInputs
-from flmm_core.pipeline.refiner import SamRefiner
-from flmm_core.pipeline.sam_kernels import FusedUpscaling, fuse
+from flmm_core.pipeline.refiners.sam import SamRefiner
+from flmm_core.pipeline.refiners.sam_attention import FusedUpscaling, fuse
 from flmm_core.pipeline.types import BackboneInputs, EncodedPicture, Grounding, Trace
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from flmm_core.metrics import SUBSETS, RecallScores
+from flmm_core.evaluation.metrics import SUBSETS, RecallScores
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

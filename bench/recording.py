@@ -16,7 +16,7 @@ from bench.inputs import (
     sequence,
     tiny_backbone,
 )
-from flmm_core.pipeline.backbone import Backbone
+from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.types import BackboneInputs, Trace
 
 WAYS = (BARE, OURS, ORIGINAL)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from bench import original_way
 from bench.cases import ORIGINAL, OURS, CaseSpec
 from bench.inputs import picture, random_sam
-from flmm_core.pipeline.refiner import SamRefiner
-from flmm_core.pipeline.sam import OFFICIAL, build_sam
+from flmm_core.pipeline.refiners.sam import SamRefiner
+from flmm_core.pipeline.refiners.sam_model import OFFICIAL, build_sam
 from flmm_core.pipeline.types import EncodedPicture
 
 ALONE = "one call a mask"

@@ -18,12 +18,12 @@ from bench.inputs import (
     picture,
     tiny_backbone,
 )
-from flmm_core.losses import grounding_loss
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.mask_head import MaskHead
-from flmm_core.pipeline.refiner import SamRefiner
-from flmm_core.pipeline.sam import build_sam
+from flmm_core.pipeline.refiners.sam import SamRefiner
+from flmm_core.pipeline.refiners.sam_model import build_sam
 from flmm_core.pipeline.text_prompts import TextPrompts
+from flmm_core.training.losses import grounding_loss
 
 WAYS = (OURS, ORIGINAL)
 

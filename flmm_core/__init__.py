@@ -9,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flmm_core.checkpoint import Grounder as Grounder
     from flmm_core.errors import ConfigError as ConfigError
     from flmm_core.errors import DataError as DataError
     from flmm_core.errors import FlmmError as FlmmError
@@ -18,8 +17,9 @@ if TYPE_CHECKING:
     from flmm_core.errors import UsageError as UsageError
     from flmm_core.errors import WeightsError as WeightsError
     from flmm_core.hookspecs import hookimpl as hookimpl
-    from flmm_core.pipeline.backbone import Backbone as Backbone
-    from flmm_core.pipeline.loading import load_pretrained as load_pretrained
+    from flmm_core.pipeline.backbone.base import Backbone as Backbone
+    from flmm_core.pipeline.backbone.load_pretrained import load_pretrained as load_pretrained
+    from flmm_core.pipeline.head_folder import Grounder as Grounder
     from flmm_core.pipeline.types import BackboneBatch as BackboneBatch
     from flmm_core.pipeline.types import BackboneInputs as BackboneInputs
     from flmm_core.pipeline.types import ImageView as ImageView
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "checkpoint": "Grounder",
+    "pipeline.head_folder": "Grounder",
     "errors": "ConfigError DataError FlmmError MissingExtraError RunError UsageError WeightsError",
     "hookspecs": "hookimpl",
-    "pipeline.backbone": "Backbone",
-    "pipeline.loading": "load_pretrained",
+    "pipeline.backbone.base": "Backbone",
+    "pipeline.backbone.load_pretrained": "load_pretrained",
     "pipeline.types": "BackboneBatch BackboneInputs ImageView Trace",
     "plugins": "load_backbones",
     "segment": "Segment",

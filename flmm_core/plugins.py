@@ -20,7 +20,7 @@ from flmm_core.errors import MissingExtraError, UsageError, did_you_mean
 from flmm_core.spec import BackboneOptions, BackboneSpec
 
 if TYPE_CHECKING:
-    from flmm_core.pipeline.backbone import Backbone
+    from flmm_core.pipeline.backbone.base import Backbone
 
 HOOK = hookspecs.flmm_backbones.__name__
 

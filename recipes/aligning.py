@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flmm_core.data.shapes import COLOURS, SHAPES, Scene
+from flmm_core.data.drawn.scenes import COLOURS, SHAPES, Scene
 from recipes.pretrain import (
     MUON_PATCHES,
     STAGES,

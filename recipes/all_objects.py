@@ -13,16 +13,16 @@ import json
 
 import numpy as np
 
-from flmm_core.data import coco_masks
+from flmm_core.data import rle
 from flmm_core.data.sources import open_source
-from flmm_core.metrics import MaskScores
+from flmm_core.evaluation.metrics import MaskScores
 
 
 def all_objects(source: str) -> MaskScores:
     """The scores of answering every phrase of a source with all objects of its picture."""
     scores = MaskScores()
     for sample in open_source(source, "flmm-paper"):
-        truth = np.stack([coco_masks.decode(phrase.mask) for phrase in sample.phrases])
+        truth = np.stack([rle.decode(phrase.mask) for phrase in sample.phrases])
         scores.add(np.repeat(truth.any(0)[None], len(truth), 0), truth)
     return scores
 

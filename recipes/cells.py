@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.data.shapes import COLOURS, SHAPES, make_scene, paint
-from flmm_core.pipeline.backbone import Backbone
+from flmm_core.data.drawn.scenes import COLOURS, SHAPES, make_scene, paint
+from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.resample import resample
 from flmm_core.pipeline.types import WHOLE_PICTURE
 from flmm_core.plugins import load_backbones, load_class

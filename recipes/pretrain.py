@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.data.shapes import (
+from flmm_core.data.drawn.scenes import (
     COLOURS,
     HARD_KINDS,
     SHAPES,

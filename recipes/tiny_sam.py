@@ -23,10 +23,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from flmm_core.data.shapes import HARD_KINDS, make_scene, paint
-from flmm_core.losses import dice_loss, mask_cross_entropy
-from flmm_core.pipeline.refiner import SamRefiner
-from flmm_core.pipeline.sam import PARTS, SamParts, SamShape, build_untrained_sam, save_sam
+from flmm_core.data.drawn.scenes import HARD_KINDS, make_scene, paint
+from flmm_core.pipeline.refiners.sam import SamRefiner
+from flmm_core.pipeline.refiners.sam_model import (
+    PARTS,
+    SamParts,
+    SamShape,
+    build_untrained_sam,
+    save_sam,
+)
+from flmm_core.training.losses import dice_loss, mask_cross_entropy
 
 SHAPE = SamShape(
     image_size=128, patch_size=8, embed_dim=96, depth=4, num_heads=4, window_size=0,

@@ -19,7 +19,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from flmm_core.data.shapes import COLOURS, SHAPES
+from flmm_core.data.drawn.scenes import COLOURS, SHAPES
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 128, 4, 4, 2, 352
 VISION_WIDTH, VISION_HEADS, VISION_FEED_FORWARD = 96, 4, 256

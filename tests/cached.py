@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flmm_core.cache.build import BuildRequest, Forecast, build_cache
 from flmm_core.config import load_config
 from flmm_core.data.sources import open_sources
+from flmm_core.feature_cache.build import BuildRequest, Forecast, build_cache
 from flmm_core.plugins import load_backbones
-from flmm_core.train import build_from_config, facts_of, train
+from flmm_core.training.loop import build_from_config, facts_of, train
 
 
 class Runs:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flmm_core.data.draw import draw_pictures
-from flmm_core.data.refcoco import write_refcoco
+from flmm_core.data.drawn.writing import draw_pictures
+from flmm_core.data.formats.refcoco import write_refcoco
 from recipes.twins import build_twin
 
 

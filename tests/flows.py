@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flmm_core.checkpoint import Grounder
-from flmm_core.data import coco_masks
+from flmm_core.data import rle
 from flmm_core.data.sample import Sample
 from flmm_core.pipeline.grounder import GrounderInputs
+from flmm_core.pipeline.head_folder import Grounder
 from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Grounding
 from flmm_core.segment import Segment
 
@@ -49,7 +49,7 @@ class KnowingFlow:
 
     def _answer(self, sample: Sample) -> Grounding:
         self.asked.append(sample.name)
-        truth = coco_masks.decode_all([p.mask for p in sample.phrases], sample.picture_hw)
+        truth = rle.decode_all([p.mask for p in sample.phrases], sample.picture_hw)
         rows = np.arange(truth.shape[1])[None, :, None]
         masks = truth & (rows < truth.shape[1] * self.share)
         logits = torch.from_numpy(masks).float() * 8 - 4

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flmm_core.pipeline.mask_head import MaskHead
-from flmm_core.pipeline.sam import SamParts, SamShape, build_untrained_sam
+from flmm_core.pipeline.refiners.sam_model import SamParts, SamShape, build_untrained_sam
 
 REFERENCE = Path(__file__).parent / "fixtures" / "reference"
 

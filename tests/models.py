@@ -15,7 +15,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from flmm_core.pipeline.backbone import Backbone
+from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.types import ImageView
 from flmm_core.segment import Segment
 from flmm_core.spec import BackboneOptions, BackboneSpec, ModelInfo

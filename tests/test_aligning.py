@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from flmm_core.data.shapes import COLOURS, SHAPES
+from flmm_core.data.drawn.scenes import COLOURS, SHAPES
 from recipes.aligning import (
     WEIGHTS,
     Fits,

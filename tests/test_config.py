@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from flmm_core.config import RunConfig, load_config, option_name, settings
+from flmm_core.config.yaml_files import dump_yaml, parse_scalar, read_yaml
 from flmm_core.errors import ConfigError, UsageError
 from flmm_core.spec import BackboneOptions, BackboneSpec, ModelInfo
-from flmm_core.yaml_files import dump_yaml, parse_scalar, read_yaml
 
 
 class Options(BackboneOptions):

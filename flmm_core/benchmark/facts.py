@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from flmm_core.baselines import Method as Flow
 from flmm_core.benchmark.plan import Cell, Plan
-from flmm_core.checkpoint import Grounder
-from flmm_core.results import CellFacts
+from flmm_core.evaluation.baselines import Method as Flow
+from flmm_core.evaluation.phrase_rows import CellFacts
+from flmm_core.pipeline.head_folder import Grounder
 
 
 def cell_facts(plan: Plan, cell: Cell, grounder: Grounder, flow: Flow, digest: str) -> CellFacts:

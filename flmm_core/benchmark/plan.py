@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flmm_core.data.protocols import PictureSamples, Protocol
 from flmm_core.errors import DataError, UsageError
-from flmm_core.results import CellFacts, Method, read_benchmark, source_label
+from flmm_core.evaluation.phrase_rows import CellFacts, Method, read_benchmark, source_label
 
 HEAD_WEIGHTS = "model.safetensors"
 BEGUN = "begun.json"

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flmm_core.errors import DataError
-from flmm_core.results import Item, reason
+from flmm_core.evaluation.phrase_rows import Item, reason
 
 PATTERN = "rows-*-of-*.jsonl"
 

@@ -4,7 +4,7 @@
     DIR/heads/BACKBONE          a run of `flmm train`, where no head was given
     DIR/cells/NAME/begun.json   what a cell is measured with; gone when it is finished
                    rows-*.jsonl what is measured so far (`flmm_core.benchmark.rows`); likewise
-                   items.jsonl, result.json    the finished cell (`flmm_core.results`)
+                   items.jsonl, result.json    the finished cell
     DIR/report.html, ...        the report
 
 The same call goes on where the last one stopped. Which samples go through the flow together is
@@ -25,9 +25,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from flmm_core.baselines import Method as Flow
-from flmm_core.baselines import make_method
-from flmm_core.batches import fixed_batches
 from flmm_core.benchmark.facts import cell_facts
 from flmm_core.benchmark.plan import (
     BEGUN,
@@ -42,18 +39,15 @@ from flmm_core.benchmark.plan import (
     labelled_systems,
 )
 from flmm_core.benchmark.rows import RowFiles, SampleRows
-from flmm_core.checkpoint import Grounder, find_head, read_recipe
-from flmm_core.confidence import check_can_abstain, chosen_threshold, read_confidence
 from flmm_core.config import RunConfig, Workers, load_config
 from flmm_core.data.protocols import PictureSamples
 from flmm_core.data.sources import open_source, open_sources
 from flmm_core.errors import RunError, UsageError
-from flmm_core.evaluate import Evaluation, Measured, measure_batches
-from flmm_core.plugins import load_backbones
-from flmm_core.progress import Progress
-from flmm_core.report.build import build_report
-from flmm_core.report.table import Report
-from flmm_core.results import (
+from flmm_core.evaluation.baselines import Method as Flow
+from flmm_core.evaluation.baselines import make_method
+from flmm_core.evaluation.confidence import check_can_abstain, chosen_threshold, read_confidence
+from flmm_core.evaluation.evaluate import Evaluation, Measured, measure_batches
+from flmm_core.evaluation.phrase_rows import (
     BENCHMARK,
     CELLS,
     RESULT,
@@ -66,10 +60,16 @@ from flmm_core.results import (
     write_facts,
     write_items,
 )
-from flmm_core.run_folder import RunFolder, environment, write_json
+from flmm_core.loader.dataset import fixed_batches
+from flmm_core.loader.throughput import Throughput
+from flmm_core.pipeline.head_folder import Grounder, find_head, read_recipe
+from flmm_core.plugins import load_backbones
+from flmm_core.progress import Progress
+from flmm_core.report.build import build_report
+from flmm_core.report.table import Report
 from flmm_core.spec import BackboneSpec
-from flmm_core.throughput import Throughput
-from flmm_core.train import build_from_config, train
+from flmm_core.training.loop import build_from_config, train
+from flmm_core.training.run_folder import RunFolder, environment, write_json
 
 
 class BenchmarkRun:

@@ -11,7 +11,7 @@ from flmm_core.cli.console import check_writable, echo_table, make_progress
 from flmm_core.cli.options import config_options, given_settings
 from flmm_core.config import Protocol
 from flmm_core.errors import UsageError
-from flmm_core.results import Method
+from flmm_core.evaluation.phrase_rows import Method
 
 if TYPE_CHECKING:
     from flmm_core.report.table import Report

@@ -14,7 +14,7 @@ from flmm_core.errors import DataError
 from flmm_core.plugins import load_backbones
 
 if TYPE_CHECKING:
-    from flmm_core.cache.store import Store
+    from flmm_core.feature_cache.store import Store
 
 SETTINGS = (
     "backbone", "model", "options", "dtype", "device", "prompt",
@@ -67,9 +67,9 @@ def build(
     """
     config, spec = load_config(config_file, given_settings(parameters), load_backbones().get)
     check_writable(folder, repair="Give another DIR.")
-    from flmm_core.cache.build import BuildRequest, build_cache
     from flmm_core.data.sources import open_sources
-    from flmm_core.train import build_from_config, facts_of
+    from flmm_core.feature_cache.build import BuildRequest, build_cache
+    from flmm_core.training.loop import build_from_config, facts_of
 
     training = open_sources(config.data, config.train_protocol)
     watched = open_sources(config.val_data, config.protocol) if config.val_data else ()
@@ -102,7 +102,7 @@ def info(folder: Path, as_json: bool) -> None:
 
     Exits with 3 if a file of it is truncated or broken.
     """
-    from flmm_core.cache.store import Store
+    from flmm_core.feature_cache.store import Store
 
     store = Store(folder)
     facts = _facts(store)
@@ -128,15 +128,15 @@ def info(folder: Path, as_json: bool) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def clear(folder: Path) -> None:
     """Remove a cache. Nothing else in DIR is touched."""
-    from flmm_core.cache.build import show_bytes
-    from flmm_core.cache.store import clear as remove
+    from flmm_core.feature_cache.build import show_bytes
+    from flmm_core.feature_cache.store import clear as remove
 
     click.echo(f"{folder}: {show_bytes(remove(folder))} freed")
 
 
 def _facts(store: Store) -> dict[str, Any]:
-    from flmm_core.cache.build import show_bytes
-    from flmm_core.cache.store import shards, size_on_disk
+    from flmm_core.feature_cache.build import show_bytes
+    from flmm_core.feature_cache.store import shards, size_on_disk
 
     size, made = size_on_disk(shards(store.folder)), store.manifest
     return {

@@ -12,9 +12,9 @@ from flmm_core.cli.console import check_writable, make_progress
 from flmm_core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from flmm_core.data.checking import Report
     from flmm_core.data.findings import Skipped, Track
-    from flmm_core.data.writing import NewPicture
+    from flmm_core.data.formats.shared.writing import NewPicture
+    from flmm_core.data.tools.check import Report
     from flmm_core.progress import Stage
 
 SKIPPED_SHOWN = 10
@@ -77,8 +77,8 @@ def draw(
     pairs and the background, reasonseg pixels to ignore.
     """
     _check_new(folder, "Give another DIR.")
-    from flmm_core.data.draw import FORMATS, draw_pictures
-    from flmm_core.data.writing import whole_folder
+    from flmm_core.data.drawn.writing import FORMATS, draw_pictures
+    from flmm_core.data.formats.shared.writing import whole_folder
 
     drawn = draw_pictures(
         pictures,
@@ -119,7 +119,7 @@ def check(source: str, previews: int | None, output: Path | None) -> None:
         )
     if output is not None:
         _check_new(output, "Give another --output.")
-    from flmm_core.data.checking import check_source
+    from flmm_core.data.tools.check import check_source
 
     report = check_source(source, previews=previews or 0, output=output, track=_tracked("Checking"))
     _show(source, report)
@@ -140,7 +140,7 @@ def convert(source: str, folder: Path, link: bool) -> None:
     --data jsonl:DIR@SPLIT. Other tools can read it as an imagefolder.
     """
     check_writable(folder, repair="Give another DIR.")
-    from flmm_core.data.converting import convert_source
+    from flmm_core.data.tools.convert import convert_source
 
     target, skipped = convert_source(source, folder, link=link, track=_tracked("Converting"))
     _show_skipped(skipped, err=True)

@@ -10,7 +10,7 @@ import click
 from flmm_core.cli.console import echo_json, echo_table, make_progress
 from flmm_core.cli.options import config_options, given_settings
 from flmm_core.config import Protocol
-from flmm_core.results import Method
+from flmm_core.evaluation.phrase_rows import Method
 
 
 @click.command("eval")
@@ -75,7 +75,7 @@ def command(
     fractions of 1, of the coarse and of the refined masks. Other scores follow where the data has a
     use for them: phrases without target, regions to ignore, PNG's tags.
     """
-    from flmm_core.evaluate import evaluate_run
+    from flmm_core.evaluation.evaluate import evaluate_run
 
     figures = evaluate_run(
         run,

@@ -62,7 +62,7 @@ def command(
         if not phrase.strip():
             raise UsageError(f"Phrase {number} is empty.", repair="Give it at least one word.")
     check_writable(output)
-    from flmm_core.data.pictures import read_picture
+    from flmm_core.data.images import read_picture
 
     picture = read_picture(image)
     from flmm_core import Grounder
@@ -70,7 +70,7 @@ def command(
     grounder = Grounder.from_pretrained(head, **given_settings(parameters))
     below = min_probability
     if abstain and below is None:
-        from flmm_core.confidence import chosen_threshold
+        from flmm_core.evaluation.confidence import chosen_threshold
 
         instead = "give --min-probability"
         below = chosen_threshold(grounder.confidence, head, instead=instead)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import click
 
 from flmm_core.config import Setting, option_name, settings
-from flmm_core.yaml_files import parse_scalar
+from flmm_core.config.yaml_files import parse_scalar
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

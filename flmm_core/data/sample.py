@@ -15,7 +15,7 @@ from flmm_core.segment import Segment as Segment
 
 
 class Mask(TypedDict):
-    """A mask as COCO's compressed run-length code; `flmm_core.data.coco_masks` reads and writes it.
+    """A mask as COCO's compressed run-length code; `flmm_core.data.rle` reads and writes it.
 
     A dict, because that is what pycocotools and every tool of the field take.
     """
@@ -77,7 +77,7 @@ class Sample:
 
     Attributes:
         name: Names the sample in messages and results; unique within its source.
-        image_path: The picture, to be read with `flmm_core.data.pictures.read_picture`.
+        image_path: The picture, to be read with `flmm_core.data.images.read_picture`.
         picture_hw: Height and width in pixels that the masks were made for.
         segments: The caption in pieces; they refer to `phrases` by index.
         phrases: What is to be grounded, P >= 1.

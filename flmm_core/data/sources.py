@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from flmm_core.data.coco_style import find_coco, read_coco
 from flmm_core.data.findings import Findings
-from flmm_core.data.grefcoco import read_grefcoco
-from flmm_core.data.jsonl import find_jsonl, read_jsonl
-from flmm_core.data.labelme import read_labelme
-from flmm_core.data.narrative_grounding import read_narratives
+from flmm_core.data.formats.coco import find_coco, read_coco
+from flmm_core.data.formats.grefcoco import read_grefcoco
+from flmm_core.data.formats.jsonl import find_jsonl, read_jsonl
+from flmm_core.data.formats.labelme import read_labelme
+from flmm_core.data.formats.png import read_narratives
+from flmm_core.data.formats.reasonseg import read_reasonseg
+from flmm_core.data.formats.refcoco import read_refcoco
 from flmm_core.data.protocols import LazySamples, PictureSamples, check_protocol
-from flmm_core.data.reasonseg import read_reasonseg
-from flmm_core.data.refcoco import read_refcoco
 from flmm_core.data.sample import AnnotatedPicture, Sample
 from flmm_core.errors import UsageError, did_you_mean
 
@@ -185,7 +185,7 @@ def _read_labelme(source: SourceText, findings: Findings) -> Sequence[AnnotatedP
 
 
 def _read_shapes(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
-    from flmm_core.data.draw import ensure_shapes
+    from flmm_core.data.drawn.writing import ensure_shapes
 
     if source.path is not None:
         raise UsageError(

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from flmm_core.errors import UsageError, WeightsError
 from flmm_core.pipeline.attention_maps import attention_maps
-from flmm_core.pipeline.attention_recorder import Pool
-from flmm_core.pipeline.backbone import Backbone
+from flmm_core.pipeline.backbone.base import Backbone
+from flmm_core.pipeline.backbone.recorder import Pool
 from flmm_core.pipeline.mask_head import MaskHead
-from flmm_core.pipeline.refiner import NoRefiner, SamRefiner
+from flmm_core.pipeline.refiners.sam import NoRefiner, SamRefiner
 from flmm_core.pipeline.result import Result, ResultBuilder
 from flmm_core.pipeline.text_prompts import TextPrompts
 from flmm_core.pipeline.types import (
@@ -101,7 +101,7 @@ class Grounder(nn.Module):
     """
 
     name: ClassVar[str] = "head"
-    """What results call masks that are made in this way (`flmm_core.baselines`)."""
+    """What results call masks that are made in this way (`flmm_core.evaluation.baselines`)."""
     confidence: Callable[[Any], Any] | None
 
     def __init__(
@@ -324,7 +324,7 @@ def _checked_phrases(image: Image.Image, phrases: Sequence[str]) -> list[str]:
         raise UsageError(
             "There is no picture to ground in.",
             found=f"Found {type(image).__name__}; a PIL image was expected.",
-            repair="Read it with flmm_core.data.pictures.read_picture.",
+            repair="Read it with flmm_core.data.images.read_picture.",
         )
     listed = [phrases] if isinstance(phrases, str) else list(phrases)
     for number, phrase in enumerate(listed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from flmm_core.data.writing import write_whole
+from flmm_core.data.formats.shared.writing import write_whole
 from flmm_core.report.cells import load_benchmark
 from flmm_core.report.formats import FORMATS
 from flmm_core.report.page import render_page

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flmm_core.errors import DataError
-from flmm_core.results import (
+from flmm_core.evaluation.phrase_rows import (
     ITEMS,
     BenchmarkFacts,
     CellFacts,

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from flmm_core.errors import DataError, UsageError
+from flmm_core.evaluation.phrase_rows import BENCHMARK, RESULT
 from flmm_core.report.cells import Benchmark, Cell, Ints, load_benchmark, load_cell
 from flmm_core.report.scores import TITLES, ratio_parts
-from flmm_core.results import BENCHMARK, RESULT
-from flmm_core.statistics import bootstrap_difference, paired_test, ratios, sum_by_cluster
+from flmm_core.report.statistics import bootstrap_difference, paired_test, ratios, sum_by_cluster
 
 COMPARED = ("ciou", "miou")
 NAMED = 5

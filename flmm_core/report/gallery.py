@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flmm_core.data.coco_masks import decode, to_rle
-from flmm_core.data.pictures import read_picture
+from flmm_core.data.images import read_picture
+from flmm_core.data.rle import decode, to_rle
 from flmm_core.errors import DataError
+from flmm_core.evaluation.phrase_rows import ITEMS, Item, Rle, read_some_items
 from flmm_core.report.cells import Cell, Columns
-from flmm_core.results import ITEMS, Item, Rle, read_some_items
 
 SIDE = 220
 """Longest side of a panel in pixels."""

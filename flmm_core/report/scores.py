@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flmm_core.metrics import THRESHOLDS
+from flmm_core.evaluation.metrics import THRESHOLDS
 from flmm_core.report.cells import Columns, Floats, Ints
-from flmm_core.statistics import bootstrap_intervals, ratios, sum_by_cluster
+from flmm_core.report.statistics import bootstrap_intervals, ratios, sum_by_cluster
 
 TITLES = {
     "ciou": "cIoU",

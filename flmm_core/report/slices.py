@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flmm_core.metrics import CalibrationScores, is_right
+from flmm_core.evaluation.metrics import CalibrationScores, is_right
 from flmm_core.report.cells import Columns, Floats, Ints
 from flmm_core.report.scores import Scores, score_rows
 

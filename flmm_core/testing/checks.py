@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flmm_core.pipeline.backbone import Backbone
-from flmm_core.pipeline.batching import place_rows
+from flmm_core.pipeline.backbone.base import Backbone
+from flmm_core.pipeline.backbone.batch import place_rows
 from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, Trace
 from flmm_core.plugins import load_class
 from flmm_core.segment import Segment

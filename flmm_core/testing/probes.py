@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.pipeline.backbone import Backbone
+from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.types import BackboneBatch, ImageView
 from flmm_core.segment import Segment
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flmm_core.pipeline.backbone import Backbone
+from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.plugins import load_class
 from flmm_core.spec import BackboneSpec
 from flmm_core.testing.checks import CHECKS, require

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from flmm_core.pipeline.backbone import Backbone
+from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.spec import BackboneSpec
 from flmm_core.testing.checks import CHECKS, Check
 from flmm_core.testing.run import NO_EXCUSES, check_excuses, load_for_checks

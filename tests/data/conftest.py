@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_core.data import coco_masks
+from flmm_core.data import rle
 from flmm_core.data.sample import GroundedObject
 
 
@@ -148,7 +148,7 @@ def drawn_object(
 ) -> GroundedObject:
     mask = np.zeros((height, width), dtype=bool)
     mask[box[0] : box[2], box[1] : box[3]] = True
-    return GroundedObject(coco_masks.encode(mask), sentences, **more)
+    return GroundedObject(rle.encode(mask), sentences, **more)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flmm_core.data.checking import check_source
-from flmm_core.data.draw import FORMATS, draw_pictures
+from flmm_core.data.drawn.writing import FORMATS, draw_pictures
+from flmm_core.data.tools.check import check_source
 
 JUNK: tuple[Any, ...] = (
     None, True, 0, -1, 7, 10**12, 0.5, float("nan"), "", "x", "\0", "~" * 300, [], [[]], {}, [1],

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from flmm_core.cli import main
-from flmm_core.data import coco_masks
-from flmm_core.data.checking import check_source
-from flmm_core.data.panoptic import segment_colour
+from flmm_core.data import rle
+from flmm_core.data.formats.shared.panoptic import segment_colour
 from flmm_core.data.sources import SOURCES
+from flmm_core.data.tools.check import check_source
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 EXAMPLES = re.split(r"(?=<!-- read: )", PAGE)[1:]
@@ -66,5 +66,5 @@ def test_every_source_is_described() -> None:
 
 
 def test_the_pixels_of_a_run_length_code_run_down_the_columns() -> None:
-    rle = coco_masks.to_rle({"size": [10, 12], "counts": [60, 20, 40]}, 10, 12)
-    assert coco_masks.bbox(rle) == (6, 0, 2, 10)
+    code = rle.to_rle({"size": [10, 12], "counts": [60, 20, 40]}, 10, 12)
+    assert rle.bbox(code) == (6, 0, 2, 10)

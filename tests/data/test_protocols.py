@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flmm_core.data import coco_masks
+from flmm_core.data import rle
 from flmm_core.data.findings import Skipped
 from flmm_core.data.protocols import PROTOCOLS, PictureSamples
 from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Phrase, Sample
@@ -26,7 +26,7 @@ def picture(name: str, *objects: tuple[str, ...]) -> AnnotatedPicture:
         mask = np.zeros((4, 5), dtype=bool)
         mask[:, index] = True
         things.append(
-            GroundedObject(coco_masks.encode(mask), sentences, f"c{index}", f"s{index}", name="7")
+            GroundedObject(rle.encode(mask), sentences, f"c{index}", f"s{index}", name="7")
         )
     return AnnotatedPicture(name, Path("pictures") / name, (4, 5), tuple(things))
 
@@ -129,7 +129,7 @@ def test_an_unknown_protocol() -> None:
     "segments", [(Segment("a"),), (Segment("a", 0), Segment("b", 1)), (Segment("a", 1),)]
 )
 def test_a_sample_whose_segments_and_phrases_differ(segments: tuple[Segment, ...]) -> None:
-    phrase = Phrase("a", coco_masks.encode(np.ones((2, 2), dtype=bool)))
+    phrase = Phrase("a", rle.encode(np.ones((2, 2), dtype=bool)))
     with pytest.raises(ValueError, match="sample 'x': its segments name the phrases"):
         Sample("x", Path("a"), (2, 2), segments, (phrase,))
 

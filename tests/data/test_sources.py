@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flmm_core.data.jsonl import write_jsonl
-from flmm_core.data.refcoco import write_refcoco
+from flmm_core.data.formats.jsonl import write_jsonl
+from flmm_core.data.formats.refcoco import write_refcoco
 from flmm_core.data.sources import SOURCES, SourceText, open_source, open_sources, parse_source
 from flmm_core.errors import DataError, UsageError
 
@@ -112,7 +112,7 @@ def test_an_unknown_name() -> None:
 def test_a_source_with_a_part_too_few_or_too_many(
     monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "flmm_core.data.draw", fake_draw(Path()))
+    monkeypatch.setitem(sys.modules, "flmm_core.data.drawn.writing", fake_draw(Path()))
     with pytest.raises(UsageError) as caught:
         open_source(text)
     assert str(caught.value) == message
@@ -120,7 +120,7 @@ def test_a_source_with_a_part_too_few_or_too_many(
 
 
 def fake_draw(root: Path) -> ModuleType:
-    module = ModuleType("flmm_core.data.draw")
+    module = ModuleType("flmm_core.data.drawn.writing")
     module.ensure_shapes = lambda split: root  # type: ignore[attr-defined]
     return module
 
@@ -133,7 +133,7 @@ def root(tmp_path: Path, drawn_pictures: Any) -> Path:
 def test_drawn_scenes_go_through_the_refcoco_reader(
     monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "flmm_core.data.draw", fake_draw(root))
+    monkeypatch.setitem(sys.modules, "flmm_core.data.drawn.writing", fake_draw(root))
     shapes, same = open_source("shapes@train"), open_source(f"refcoco:{root}@train")
     assert [s.name for s in shapes] == [s.name.replace("refcoco@", "shapes@", 1) for s in same]
     assert [s.phrases for s in shapes] == [s.phrases for s in same]
@@ -184,7 +184,7 @@ def test_samples_travel_to_other_processes(root: Path) -> None:
 
 def test_data_and_metrics_load_no_torch() -> None:
     code = (
-        "import sys, flmm_core.data.sources, flmm_core.data.pictures, flmm_core.metrics\n"
+        "import sys, flmm_core.data.sources, flmm_core.data.images, flmm_core.evaluation.metrics\n"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,13 +14,13 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from flmm_core.errors import UsageError, WeightsError
-from flmm_core.losses import grounding_loss
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.mask_head import MaskHead
-from flmm_core.pipeline.refiner import NoRefiner, SamRefiner
+from flmm_core.pipeline.refiners.sam import NoRefiner, SamRefiner
 from flmm_core.pipeline.result import Result, ResultBuilder
 from flmm_core.pipeline.text_prompts import TextPrompts
 from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Grounding, Segment
+from flmm_core.training.losses import grounding_loss
 from tests.heads import SMALL_SAM, small_sam
 from tests.models import CAPTIONS, build, picture
 

@@ -14,12 +14,12 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.losses import GroundingLoss, grounding_loss
-from flmm_core.pipeline.attention_recorder import AttentionRecorder
+from flmm_core.pipeline.backbone.recorder import AttentionRecorder
 from flmm_core.pipeline.grounder import Grounder, GrounderBatch
-from flmm_core.pipeline.refiner import SamRefiner
+from flmm_core.pipeline.refiners.sam import SamRefiner
 from flmm_core.pipeline.text_prompts import TextPrompts
 from flmm_core.pipeline.types import BackboneBatch, Grounding, ImageView, Trace
+from flmm_core.training.losses import GroundingLoss, grounding_loss
 from tests.heads import arrays, reference_mask_head, reference_sam, tensors
 
 LAYERS, HEADS, HIDDEN, PHRASES = 3, 8, 64, 3

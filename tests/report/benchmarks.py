@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flmm_core.data.coco_masks import encode
-from flmm_core.results import (
+from flmm_core.data.rle import encode
+from flmm_core.evaluation.phrase_rows import (
     CELLS,
     BenchmarkFacts,
     CellFacts,

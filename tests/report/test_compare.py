@@ -9,10 +9,10 @@ import pytest
 
 from flmm_core.cli import main
 from flmm_core.errors import DataError, UsageError
-from flmm_core.metrics import MaskScores
+from flmm_core.evaluation.metrics import MaskScores
+from flmm_core.evaluation.phrase_rows import Item
 from flmm_core.report.cells import Cell, load_cell
 from flmm_core.report.compare import compare_cells, compare_folders
-from flmm_core.results import Item
 from tests.report.benchmarks import cell_facts, random_items, write_benchmark, write_cell
 
 

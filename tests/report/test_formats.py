@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from flmm_core.evaluation.phrase_rows import write_facts
 from flmm_core.report.cells import load_benchmark
 from flmm_core.report.formats import to_csv, to_json, to_latex, to_markdown
 from flmm_core.report.peers import load_peers
 from flmm_core.report.scores import TITLES
 from flmm_core.report.table import Report, make_report, percent, said_p, signed
-from flmm_core.results import write_facts
 from tests.report.benchmarks import (
     cell_facts,
     facts,

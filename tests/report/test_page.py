@@ -14,11 +14,11 @@ from PIL import Image
 
 from flmm_core.cli import main
 from flmm_core.errors import DataError
+from flmm_core.evaluation.phrase_rows import write_facts
 from flmm_core.report.cells import load_benchmark, load_cell
 from flmm_core.report.gallery import PREDICTED, SIDE, best_and_worst, tint
 from flmm_core.report.page import render_page
 from flmm_core.report.table import make_report, percent
-from flmm_core.results import write_facts
 from tests.report.benchmarks import (
     SIZE,
     cell_facts,

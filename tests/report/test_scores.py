@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from flmm_core.errors import DataError
-from flmm_core.metrics import THRESHOLDS, MaskScores
-from flmm_core.metrics.calibration import BINS
+from flmm_core.evaluation.metrics import THRESHOLDS, MaskScores
+from flmm_core.evaluation.metrics.calibration import BINS
+from flmm_core.evaluation.phrase_rows import Item, read_items, write_facts
 from flmm_core.report.cells import Cell, load_benchmark, load_cell
 from flmm_core.report.scores import TITLES, score_rows
 from flmm_core.report.slices import reliability, slice_rows
 from flmm_core.report.table import make_report
-from flmm_core.results import Item, read_items, write_facts
 from tests.report.benchmarks import (
     cell_facts,
     disc,

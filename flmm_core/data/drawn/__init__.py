@@ -1,0 +1,1 @@
+"""Drawn scenes: the data that needs no download."""

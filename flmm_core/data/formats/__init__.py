@@ -1,0 +1,1 @@
+"""The field's annotation formats: a file each."""

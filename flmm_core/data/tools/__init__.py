@@ -1,0 +1,1 @@
+"""What `flmm data` does with any source."""

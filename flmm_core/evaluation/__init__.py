@@ -1,0 +1,1 @@
+"""How good the masks are: rows of phrases, scores, calibration."""

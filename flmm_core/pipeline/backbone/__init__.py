@@ -1,0 +1,1 @@
+"""Stage 1: what the frozen vision-language model attended to."""

@@ -1,0 +1,1 @@
+"""Stage 4: what sharpens the coarse masks."""

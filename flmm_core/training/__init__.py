@@ -1,0 +1,1 @@
+"""One training loop and the files of a run."""

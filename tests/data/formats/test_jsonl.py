@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flmm_core.data import rle
+from flmm_core.data.findings import Findings
+from flmm_core.data.formats.jsonl import find_jsonl, read_jsonl, write_jsonl
+from flmm_core.data.sources import open_source
+from flmm_core.errors import DataError
+from flmm_core.segment import Segment
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    return {
+        "file_name": "a.png",
+        "width": 8,
+        "height": 6,
+        "objects": {
+            "phrases": [["a box", "the grey box"], ["a stripe"]],
+            "segmentation": [
+                [[0, 0, 4, 0, 4, 3, 0, 3]],
+                {"size": [6, 8], "counts": [6, 6, 36]},
+            ],
+        },
+    }
+
+
+class File:
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metadata.jsonl"
+        Image.new("RGB", (8, 6)).save(folder / "a.png")
+        Image.new("RGB", (8, 6)).save(folder / "b.png")
+
+    def write(self, *lines: Any) -> Path:
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        self.path.write_text("".join(f"{text}\n" for text in texts))
+        return self.path
+
+    def fails(self, *lines: Any) -> str:
+        with pytest.raises(DataError) as caught:
+            read_jsonl(self.write(*lines))
+        assert caught.value.exit_code == 3
+        return str(caught.value)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> File:
+    return File(tmp_path)
+
+
+def test_a_users_file_is_read(file: File, record: dict[str, Any]) -> None:
+    (picture,) = read_jsonl(file.write("", record))  # a blank line is nothing
+    assert picture.path == file.path.parent / "a.png"
+    assert picture.picture_hw == (6, 8)
+    box, stripe = picture.objects
+    assert box.sentences == ("a box", "the grey box")
+    assert (box.category, box.slice, box.name) == ("", "", "0")
+    expected = np.zeros((6, 8), dtype=bool)
+    expected[0:3, 0:4] = True
+    np.testing.assert_array_equal(rle.decode(box.mask), expected)
+    assert rle.bbox(stripe.mask) == (1, 0, 1, 6)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path, drawn_pictures: Any) -> None:
+    root = write_jsonl(tmp_path / "drawn", iter(drawn_pictures))
+    first, third = read_jsonl(find_jsonl(root, "train"))
+    (second,) = read_jsonl(find_jsonl(root, "val"))
+    for read, (image, name, objects) in zip((first, second, third), drawn_pictures, strict=True):
+        assert read.file_name == f"images/{name}"
+        assert read.picture_hw == (image.height, image.width)
+        with Image.open(read.path) as stored:
+            assert stored.tobytes() == image.tobytes()
+        for thing, drawn in zip(read.objects, objects, strict=True):
+            assert thing.mask == drawn.mask
+            assert thing.sentences == drawn.sentences
+            assert (thing.category, thing.slice) == (drawn.category, drawn.slice)
+
+
+def test_every_line_that_is_written_has_the_same_types(tmp_path: Path, drawn_pictures: Any) -> None:
+    """Arrow, and so a Hugging Face imagefolder, cannot read a column of mixed types."""
+    root = write_jsonl(tmp_path, drawn_pictures)
+
+    def form(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: form(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            forms = [form(inner) for inner in value]
+            assert all(inner == forms[0] for inner in forms)
+            return forms[:1]
+        return type(value).__name__
+
+    texts = [p.read_text() for p in sorted(root.glob("*/metadata.jsonl"))]
+    forms = [form(json.loads(line)) for text in texts for line in text.splitlines()]
+    assert len(forms) == 3
+    assert forms[0] == forms[1] == forms[2]
+    assert forms[0] == {
+        "file_name": "str",
+        "width": "int",
+        "height": "int",
+        "objects": {
+            "phrases": [["str"]],
+            "segmentation": [{"size": ["int"], "counts": "str"}],
+            "category": ["str"],
+            "slice": ["str"],
+        },
+    }
+
+
+def test_a_picture_in_two_splits_is_written_to_both(tmp_path: Path, drawn_pictures: Any) -> None:
+    image, name, objects = drawn_pictures[0]
+    other = drawn_pictures[1][2][0]
+    twice = [objects[0], type(other)(objects[1].mask, ("in val",), split="val")]
+    root = write_jsonl(tmp_path, [(image, name, twice)])
+    assert [len(read_jsonl(find_jsonl(root, s))[0].objects) for s in ("train", "val")] == [1, 1]
+
+
+def test_a_drawing_that_fails_leaves_no_data_set(tmp_path: Path, drawn_pictures: Any) -> None:
+    def broken() -> Any:
+        yield drawn_pictures[0]
+        raise RuntimeError("the pencil broke")
+
+    with pytest.raises(RuntimeError, match="the pencil broke"):
+        write_jsonl(tmp_path, broken())
+    assert not list(tmp_path.rglob("*.jsonl*"))
+
+
+def test_where_the_file_is(tmp_path: Path, file: File, record: dict[str, Any]) -> None:
+    path = file.write(record)
+    assert find_jsonl(path) == find_jsonl(tmp_path) == path
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "metadata.jsonl").touch()
+    assert find_jsonl(tmp_path, "train") == tmp_path / "train" / "metadata.jsonl"
+    with pytest.raises(DataError) as caught:
+        find_jsonl(tmp_path, "trein")
+    assert str(caught.value) == (
+        f"The file {tmp_path}/trein/metadata.jsonl is missing. Did you mean 'train'?\n"
+        f"Splits in {tmp_path}: train.\n"
+        "Name a split after the '@', or give the path of the file."
+    )
+    with pytest.raises(DataError) as caught:
+        find_jsonl(path, "train")
+    assert str(caught.value) == (
+        f"The file {path} has no splits, but the split 'train' was asked for.\n"
+        "Leave '@' and the split away, or give the folder that holds 'train/metadata.jsonl'."
+    )
+
+
+def test_a_line_cut_in_half(file: File, record: dict[str, Any]) -> None:
+    other = {**record, "file_name": "b.png"}
+    message = file.fails(record, json.dumps(other)[:50])
+    assert message.splitlines()[0] == f"Line 2 of {file.path} is not whole JSON."
+    assert message.splitlines()[2] == "The line may be cut off; write it again."
+
+
+def test_a_file_that_is_not_utf_8(file: File, record: dict[str, Any]) -> None:
+    file.path.write_bytes(json.dumps(record).encode() + b'\n{"file_name": "\xe9"}\n')
+    with pytest.raises(DataError, match=rf"Line 2 of {file.path} is not whole JSON\.\n'utf-8'"):
+        read_jsonl(file.path)
+
+
+@pytest.mark.parametrize("key", ["file_name", "width", "height", "objects"])
+def test_a_missing_key(file: File, record: dict[str, Any], key: str) -> None:
+    keys = ", ".join(other for other in record if other != key)
+    del record[key]
+    assert file.fails(record) == (
+        f"Line 1 of {file.path} has no '{key}'.\n"
+        f"Its keys: {keys}.\n"
+        "Add the key, or get an unchanged copy of the file."
+    )
+
+
+def test_a_missing_key_of_the_objects(file: File, record: dict[str, Any]) -> None:
+    del record["objects"]["segmentation"]
+    assert file.fails(record) == (
+        f"'objects' on line 1 of {file.path} has no 'segmentation'.\n"
+        "Its keys: phrases.\n"
+        "Add the key, or get an unchanged copy of the file."
+    )
+
+
+def test_a_missing_picture(file: File, record: dict[str, Any]) -> None:
+    other = {**record, "file_name": "no/such.png"}
+    assert file.fails(record, other) == (
+        f"The picture no/such.png on line 2 of {file.path} is missing.\n"
+        f"Looked for {file.path.parent}/no/such.png.\n"
+        "'file_name' is relative to the folder of the file."
+    )
+
+
+def test_a_picture_on_two_lines(file: File, record: dict[str, Any]) -> None:
+    assert file.fails(record, record) == (
+        f"The picture a.png stands twice in {file.path}.\n"
+        "On lines 1 and 2.\n"
+        "Put all objects of a picture on one line."
+    )
+
+
+def test_a_mask_that_does_not_fit(file: File, record: dict[str, Any]) -> None:
+    assert file.fails({**record, "width": 9}) == (
+        f"The mask of object 1 on line 1 of {file.path} does not fit its picture.\n"
+        "The RLE is 6 x 8, the picture 6 x 9 (height x width).\n"
+        "Check that the annotation belongs to this picture and was made at its size."
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (
+            "segmentation",
+            [],
+            (
+                "'objects' on line 1 of {path} has lists of different lengths.\n"
+                "'phrases' has 2 entries, 'segmentation' has 0.\n"
+                "Every list has one entry for each object."
+            ),
+        ),
+        (
+            "phrases",
+            [["a"], "b"],
+            (
+                "The phrases of object 1 on line 1 of {path} are 'b'.\n"
+                "Expected a list of strings, at least one."
+            ),
+        ),
+        ("phrases", [["a"], [" "]], "A phrase of object 1 on line 1 of {path} is empty."),
+        (
+            "category",
+            ["a", 3],
+            "The category of object 1 on line 1 of {path} is 3.\nExpected a string.",
+        ),
+        (
+            "phrases",
+            [],
+            (
+                "Line 1 of {path} has no objects.\n"
+                "Its lists in 'objects' are empty.\n"
+                "Remove the line, or describe an object."
+            ),
+        ),
+    ],
+)
+def test_objects_that_are_wrong(
+    file: File, record: dict[str, Any], column: str, value: Any, message: str
+) -> None:
+    record["objects"][column] = value
+    assert file.fails(record) == message.format(path=file.path)
+
+
+@pytest.mark.parametrize(
+    ("width", "message"),
+    [
+        ("8", "Line 1 of {path} has '8' for 'width'.\nExpected an integer."),
+        (True, "Line 1 of {path} has True for 'width'.\nExpected an integer."),
+        (0, "Line 1 of {path} has the size 6 x 0 (height x width).\nBoth must be at least 1."),
+        (
+            10**9,
+            (
+                "Line 1 of {path} has the size 6 x 1000000000 (height x width).\n"
+                "A picture has at most 100 megapixels."
+            ),
+        ),
+    ],
+)
+def test_sizes_that_are_wrong(file: File, record: dict[str, Any], width: Any, message: str) -> None:
+    assert file.fails({**record, "width": width}) == message.format(path=file.path)
+
+
+def test_lines_that_are_no_records(file: File) -> None:
+    assert file.fails("[1]") == f"Line 1 of {file.path} is not a mapping.\nIt is [1]."
+    assert file.fails("") == f"The file {file.path} has no pictures.\nIt has no lines."
+
+
+# --- tags, pixels to ignore, captions ----------------------------------------------------------
+
+
+@pytest.fixture
+def rich(record: dict[str, Any]) -> dict[str, Any]:
+    record["objects"] |= {
+        "tags": [["plural", "thing"], []],
+        "ignore": [None, {"size": [6, 8], "counts": [0, 6, 42]}],
+    }
+    record["captions"] = [
+        [{"text": "There is ", "object": -1}, {"text": "a stripe", "object": 1}],
+        [
+            {"text": "A stripe", "object": 1},
+            {"text": " and ", "object": -1},
+            {"text": "a box", "object": 0},
+        ],
+    ]
+    return record
+
+
+def test_tags_ignored_pixels_and_captions_are_read(file: File, rich: dict[str, Any]) -> None:
+    first, second = read_jsonl(file.write(rich))
+    (stripe,) = first.objects
+    assert first.caption == (Segment("There is "), Segment("a stripe", 0))
+    assert second.caption == (Segment("A stripe", 0), Segment(" and "), Segment("a box", 1))
+    assert [thing.name for thing in second.objects] == ["1", "0"]
+    assert stripe.tags == frozenset()
+    assert second.objects[1].tags == {"plural", "thing"}
+    assert stripe.ignore is not None
+    assert rle.bbox(stripe.ignore) == (0, 0, 1, 6)
+    samples = open_source(f"jsonl:{file.path}")
+    assert [sample.caption for sample in samples] == ["There is a stripe", "A stripe and a box"]
+    assert [sample.name for sample in samples] == ["jsonl/a.png#0", "jsonl/a.png#1"]
+
+
+def test_columns_that_another_tool_filled_with_null_are_none(
+    file: File, record: dict[str, Any]
+) -> None:
+    plain = read_jsonl(file.write(record))
+    record["captions"] = None
+    record["objects"] |= {"tags": None, "ignore": None, "category": None}
+    assert read_jsonl(file.write(record)) == plain
+
+
+def test_an_object_that_no_caption_names_is_left_out_and_told(
+    file: File, rich: dict[str, Any]
+) -> None:
+    del rich["captions"][1]
+    findings = Findings()
+    (picture,) = read_jsonl(file.write(rich), findings)
+    assert len(picture.objects) == 1
+    assert [(s.name, s.reason) for s in findings.skipped] == [
+        (f"object 0 on line 1 of {file.path}", "no caption names it")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("piece", "message"),
+    [
+        (
+            {"text": "x", "object": 2},
+            (
+                "Piece 1 of caption 0 on line 1 of {path} names the object 2.\n"
+                "The line has 2 objects; -1 names none."
+            ),
+        ),
+        (
+            {"text": " ", "object": 1},
+            "Piece 1 of caption 0 on line 1 of {path} names an object without words.",
+        ),
+        (
+            {"text": "x", "object": -1},
+            "Caption 0 on line 1 of {path} names no object.\nRemove it.",
+        ),
+        (
+            {"object": 1},
+            (
+                "Piece 1 of caption 0 on line 1 of {path} has no 'text'.\nIts keys: object.\n"
+                "Add the key, or get an unchanged copy of the file."
+            ),
+        ),
+    ],
+)
+def test_captions_that_are_wrong(
+    file: File, rich: dict[str, Any], piece: dict[str, Any], message: str
+) -> None:
+    rich["captions"][0][1] = piece
+    assert file.fails(rich) == message.format(path=file.path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (
+            "tags",
+            ["thing", []],
+            "The tags of object 0 on line 1 of {path} are 'thing'.\nExpected a list of strings.",
+        ),
+        (
+            "ignore",
+            [None, 3],
+            (
+                "The mask of the ignored pixels of object 1 on line 1 of {path} is neither a list "
+                "of polygons nor an RLE.\nIt is 3."
+            ),
+        ),
+    ],
+)
+def test_further_columns_that_are_wrong(
+    file: File, rich: dict[str, Any], column: str, value: Any, message: str
+) -> None:
+    rich["objects"][column] = value
+    assert file.fails(rich) == message.format(path=file.path)

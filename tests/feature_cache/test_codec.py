@@ -1,0 +1,93 @@
+"""What is stored is what is read, or as near as its number type allows."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flmm_core.feature_cache.codec import MapType, Packing, SampleFacts, pack, unpack
+from flmm_core.feature_cache.store import Manifest, ShardWriter, Store, VlmFacts
+from flmm_core.pipeline.types import AttentionMaps, EncodedPicture, Features
+
+
+def observed(dtype: torch.dtype = torch.float32) -> Features:
+    """Three phrases of 2, 1 and 3 tokens; maps as peaked as attention is."""
+    chance = torch.Generator().manual_seed(0)
+    maps = torch.randn(3, 4, 5, 6, generator=chance).mul(3).flatten(2).softmax(2).view(3, 4, 5, 6)
+    hidden = torch.randn(2, 6, 8, generator=chance).to(dtype).float()
+    rows = torch.tensor([0, 0, 1, 2, 2, 2])
+    picture = EncodedPicture(torch.randn(7, 3, 3, generator=chance), (20, 30))
+    return Features(AttentionMaps(maps, (-0.1, 0.0, 1.1, 1 / 3)), hidden, rows, picture, (40, 60))
+
+
+def there_and_back(features: Features, packing: Packing, dtype: torch.dtype) -> Features:
+    facts = SampleFacts.of(features, "picture")
+    return unpack(pack(features, packing, dtype), facts, features.picture)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_float32_maps_lose_nothing(dtype: torch.dtype) -> None:
+    features, packing = observed(dtype), Packing("float32", hidden=True)
+    back = there_and_back(features, packing, dtype)
+    assert torch.equal(back.maps.maps, features.maps.maps)
+    assert torch.equal(back.hidden, features.hidden)
+    assert torch.equal(back.row_phrase, features.row_phrase)
+    assert back.maps.picture_box == features.maps.picture_box
+    assert pack(features, packing, dtype)["hidden"].dtype == dtype
+
+
+def test_hidden_rows_finer_than_the_model_are_not_rounded() -> None:
+    features = observed(torch.float32)
+    back = there_and_back(features, Packing("float32", hidden=True), torch.bfloat16)
+    assert torch.equal(back.hidden, features.hidden)
+
+
+@pytest.mark.parametrize(("maps", "apart"), [("float16", 5e-4), ("uint8", 2e-3)])
+def test_smaller_maps_are_near(maps: MapType, apart: float) -> None:
+    """uint8: half a step of the root is at most 1/255 of the largest value, near the top."""
+    features = observed()
+    back = there_and_back(features, Packing(maps, hidden=False), torch.float32)
+    peak = features.maps.maps.amax((2, 3), keepdim=True)
+    assert ((back.maps.maps - features.maps.maps) / peak).abs().max() <= 2 * apart
+    assert back.hidden.shape == (0, 6, 0)
+    share = features.maps.maps / peak
+    small = (share > 1e-3) & (share < 1e-2)
+    assert small.any()
+    relative = (back.maps.maps / features.maps.maps - 1).abs()[small]
+    assert relative.max() < 0.15  # in 255 equal steps it would be whole
+
+
+def test_a_map_of_nothing_stays_nothing() -> None:
+    features = observed()
+    features.maps.maps[1, 2] = 0
+    for maps in ("float16", "uint8"):
+        back = there_and_back(features, Packing(maps, hidden=False), torch.float32)
+        assert not back.maps.maps[1, 2].any()
+        assert back.maps.maps.isfinite().all()
+
+
+def test_a_store_gives_back_what_was_written_and_can_be_pickled(tmp_path: Path) -> None:
+    vlm = VlmFacts("toy", 2, 2, 8, ("image",), "0" * 64)
+    manifest = Manifest({"prompt": "p"}, vlm, "float32", hidden=True, channels=(1, 4))
+    manifest.write(tmp_path)
+    features, writer = observed(), ShardWriter(tmp_path)
+    facts = SampleFacts.of(features, "sky")
+    writer.add_sample("one", facts, pack(features, manifest.packing, torch.float32))
+    assert features.picture is not None
+    writer.add_picture("sky", features.picture.input_hw, features.picture.embedding)
+    assert writer.flush() is not None
+    assert writer.flush() is None
+    store = Store(tmp_path)
+    assert store.manifest == manifest
+    for each in (store, pickle.loads(pickle.dumps(store))):
+        back: Any = each.features("one")
+        assert torch.equal(back.maps.maps, features.maps.maps)
+        assert torch.equal(back.hidden, features.hidden)
+        assert torch.equal(back.picture.embedding, features.picture.embedding)
+        assert (back.picture.input_hw, back.picture_hw) == ((20, 30), (40, 60))
+        with pytest.raises(KeyError):
+            each.features("two")

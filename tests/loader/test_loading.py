@@ -1,0 +1,351 @@
+"""Reading ahead in other processes, and how fast it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import loading
+from flmm_core.data.drawn.writing import FORMATS, draw_pictures
+from flmm_core.data.sources import open_source
+from flmm_core.errors import DataError, RunError, reader_died
+from flmm_core.loader import workers as counting
+from flmm_core.loader.dataset import (
+    ExampleDataset,
+    Examples,
+    fixed_batches,
+    load_batches,
+    read_batches,
+)
+from flmm_core.loader.packing import pack
+from flmm_core.loader.throughput import Throughput
+from flmm_core.loader.workers import count_workers, usable_cpus
+from flmm_core.pipeline.head_folder import Grounder, Recipe
+from tests.flows import knowing_flow
+
+Patch = pytest.MonkeyPatch
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def grounder(random_twin: Path) -> Grounder:
+    return Grounder.build(Recipe("qwen", str(random_twin), base_channels=4, enlarge_to=16))
+
+
+@pytest.fixture
+def dataset(grounder: Grounder, drawn: Path) -> ExampleDataset:
+    return ExampleDataset(open_source(f"refcoco:{drawn}@train"), grounder)
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """All tensors of a batch, in a fixed order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for key in value:
+            yield from tensors_of(value[key])
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_of(part)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from tensors_of(getattr(value, name))
+
+
+def same_batches(one: list[Examples], two: list[Examples]) -> bool:
+    if [batch.indices for batch in one] != [batch.indices for batch in two]:
+        return False
+    pairs = zip(tensors_of(one), tensors_of(two), strict=True)
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+# --- how many workers ------------------------------------------------------------------------
+
+
+def test_the_number_of_workers_follows_from_cpus_and_device(monkeypatch: Patch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for cpus, wanted in ((1, 1), (2, 1), (6, 5), (64, counting.MOST)):
+        monkeypatch.setattr(counting, "usable_cpus", lambda cpus=cpus: cpus)
+        assert count_workers("auto", CUDA) == wanted
+        assert count_workers("auto", CPU) == 0
+        assert [count_workers(asked, CPU) for asked in (0, 3)] == [0, 3]
+        assert [count_workers(asked, CUDA) for asked in (0, 3)] == [0, 3]
+    monkeypatch.setattr(counting, "usable_cpus", lambda: 16)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert count_workers("auto", CUDA) == 3
+
+
+def test_a_quota_of_a_container_counts(monkeypatch: Patch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    monkeypatch.setattr(counting, "QUOTA", tmp_path / "cpu.max")
+    assert usable_cpus() == 12
+    for text, wanted in (("max 100000", 12), ("250000 100000", 2), ("20000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(text + "\n")
+        assert usable_cpus() == wanted
+
+
+# --- the same batches, wherever they are read ------------------------------------------------
+
+
+@pytest.mark.multiprocess
+def test_workers_give_the_same_batches(dataset: ExampleDataset) -> None:
+    own = [list(load_batches(dataset, batch_size=3, workers=number)) for number in (0, 1, 2)]
+    assert len(own[0]) > 2
+    assert same_batches(own[0], own[1])
+    assert same_batches(own[0], own[2])
+
+
+@pytest.mark.multiprocess
+def test_pictures_that_samples_share_stay_shared_on_their_way(
+    dataset: ExampleDataset, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self, device=None: self.clone())
+    places = [place for place, sample in enumerate(dataset.samples)
+              if sample.image_path == dataset.samples[0].image_path]  # fmt: skip
+    other = next(place for place in range(len(dataset)) if place not in places)
+    assert len(places) > 1
+    batch = [*places, other]
+    for number in (0, 1):
+        (examples,) = load_batches(dataset, sampler=[batch], workers=number)
+        for found in (examples, examples.pin_memory()):
+            pictures = found.inputs.pictures
+            assert all(picture is pictures[0] for picture in pictures[: len(places)])
+            assert pictures[-1] is not pictures[0]
+            assert same_batches([found], [examples])
+        pinned = examples.pin_memory()
+        assert pinned.inputs.pictures[0] is not examples.inputs.pictures[0]
+        for key, tensor in pinned.inputs.backbone.tensors.items():
+            assert tensor is not examples.inputs.backbone.tensors[key]
+        assert pinned.truths[0] is not examples.truths[0]
+
+
+def test_batches_without_pictures_for_a_refiner_can_be_pinned(
+    dataset: ExampleDataset, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self, device=None: self.clone())
+    (examples,) = load_batches(dataset, sampler=[[0, 1]])
+    bare = replace(examples, inputs=replace(examples.inputs, pictures=(None, None)))
+    assert bare.pin_memory().inputs.pictures == (None, None)
+
+
+def test_a_worker_that_is_not_forked_gets_no_weights(dataset: ExampleDataset) -> None:
+    packed = pickle.dumps(dataset)
+    light = pickle.loads(packed)
+    assert sum(value.numel() for value in dataset.grounder.parameters()) > 0
+    assert list(light.grounder.parameters()) == list(light.grounder.buffers()) == []
+    assert light.grounder.backbone.vlm is None
+    pairs = zip(tensors_of(light[3]), tensors_of(dataset[3]), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+
+
+def test_what_is_packed_is_unpacked(monkeypatch: Patch) -> None:
+    whole = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
+    value = {
+        "words": ("a", None, 3),
+        "tensors": [
+            whole, whole.transpose(0, 2), torch.tensor(7), torch.zeros(0, 5), whole > 3,
+            torch.arange(5, dtype=torch.uint8), whole.to(torch.bfloat16), whole,
+        ],
+    }  # fmt: skip
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self, device=None: self.clone())
+    packed = pack(value)
+    for sent in (packed, packed.pin_memory(), pickle.loads(pickle.dumps(packed))):
+        found = sent.unpack()
+        assert found["words"] == value["words"]
+        for one, two in zip(found["tensors"], value["tensors"], strict=True):
+            assert one.dtype == two.dtype
+            assert one.shape == two.shape
+            assert torch.equal(one, two)
+            inside = one.untyped_storage().data_ptr() == sent.buffer.untyped_storage().data_ptr()
+            assert inside
+        assert found["tensors"][0] is found["tensors"][-1]
+    assert pack([1, "b"]).unpack() == [1, "b"]
+
+
+# --- errors and ends -------------------------------------------------------------------------
+
+
+@pytest.mark.multiprocess
+def test_an_error_in_a_worker_is_the_same_message(grounder: Grounder, tmp_path: Path) -> None:
+    folder = FORMATS["refcoco"].write(tmp_path, draw_pictures(3, seed=5)) or tmp_path
+    samples = open_source(f"refcoco:{folder}@train")
+    samples[1].image_path.write_bytes(b"\xff\xd8 no picture")
+    said = []
+    for number in (0, 2):
+        with pytest.raises(DataError) as error:
+            list(load_batches(ExampleDataset(samples, grounder), workers=number))
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    assert str(samples[1].image_path) in said[0]
+
+
+class Deadly(ExampleDataset):
+    """Kills the process that reads the third sample, as the kernel does when memory is short."""
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+@pytest.mark.multiprocess
+def test_a_worker_that_dies_is_told(dataset: ExampleDataset) -> None:
+    deadly = Deadly(dataset.samples, dataset.grounder)
+    # PyTorch may learn of it outside of our hands, from a signal; the command line words it then.
+    with pytest.raises((RunError, RuntimeError)) as error:
+        list(load_batches(deadly, workers=1))
+    told = error.value if isinstance(error.value, RunError) else reader_died(error.value)
+    assert told is not None
+    assert told.asked == "A process that reads pictures has died."
+
+
+@pytest.mark.parametrize(
+    "killed",
+    [
+        RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+        ConnectionResetError(104, "Connection reset by peer"),
+        EOFError(),
+    ],
+)
+def test_whatever_a_killed_worker_leaves_is_told(
+    killed: Exception, dataset: ExampleDataset, monkeypatch: Patch
+) -> None:
+    def broken(self: object) -> Iterator[object]:
+        raise killed
+        yield
+
+    monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", broken)
+    with pytest.raises(RunError) as error:
+        list(load_batches(dataset))
+    first, found, repair = str(error.value).splitlines()
+    assert first == "A process that reads pictures has died."
+    assert found == (str(killed) or "EOFError")
+    assert repair == (
+        "The machine may be short of memory or of /dev/shm: give fewer --workers, or 0."
+    )
+
+
+def children() -> set[int]:
+    """Processes that this one has started and that still run."""
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,stat=", "--ppid", str(os.getpid())],
+        capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+    rows = [line.split() for line in listed.splitlines()]
+    return {int(pid) for pid, state in rows if not state.startswith("Z")}
+
+
+@pytest.mark.multiprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="lists processes as Linux does")
+def test_workers_end_with_the_batches(dataset: ExampleDataset) -> None:
+    before = children()
+    batches = read_batches(dataset, fixed_batches(len(dataset), 1), workers=2)
+    next(batches)
+    assert len(children() - before) >= 2
+    batches.close()
+    deadline = time.monotonic() + 20
+    while children() - before and time.monotonic() < deadline:  # `ps` itself
+        time.sleep(0.05)
+    assert len(children() - before) <= 1
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="sends signals to a process group")
+def test_ctrl_c_leaves_no_worker_behind(random_twin: Path, drawn: Path, tmp_path: Path) -> None:
+    source = f"refcoco:{drawn}@train"
+    settings = {
+        "backbone": "qwen", "model": random_twin, "data": source, "val-data": "",
+        "eval-data": "", "output": tmp_path / "run", "steps": 100_000, "log-every": 1,
+        "workers": 2, "refiner": "none", "head-base-channels": 4, "device": "cpu",
+    }  # fmt: skip
+    options = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flmm_core", "train", *options],
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 2):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "is saved. Continue with" in said
+    assert "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+# --- throughput ------------------------------------------------------------------------------
+
+
+def test_throughput_counts_pictures_phrases_and_waiting(drawn: Path) -> None:
+    now = 0.0
+    samples = list(open_source(f"refcoco:{drawn}@train", "flmm-paper"))[:2]
+
+    def slow() -> Iterator[int]:
+        nonlocal now
+        for number in range(2):
+            now += 3
+            yield number
+
+    throughput = Throughput(lambda: now)
+    for _ in throughput.waiting(slow()):
+        now += 1
+        throughput.count(samples)
+    with throughput.pause():
+        now += 100
+    phrases = sum(len(sample.phrases) for sample in samples)
+    rates = throughput.lap()
+    assert (rates.seconds, rates.waited, rates.pictures, rates.phrases) == (8, 6, 4, 2 * phrases)
+    assert rates.to_dict() == {
+        "pictures_per_second": 0.5,
+        "phrases_per_second": phrases / 4,
+        "share_waiting_for_data": 0.75,
+    }
+    now += 2
+    assert throughput.figures() == {
+        "pictures/s": 0.5, "phrases/s": phrases / 4, "waiting for data": "75 %",
+    }  # fmt: skip
+    throughput.count([samples[0], samples[0]])
+    assert throughput.lap().pictures == 1
+    assert throughput.figures()["pictures/s"] == 0.5
+
+
+# --- bench/loading.py ------------------------------------------------------------------------
+
+
+def test_loading_can_be_measured(random_twin: Path) -> None:
+    found = loading.measure(
+        model=str(random_twin), refiner="none", device="cpu", pictures=16, batch_size=4,
+        workers=(0,), repeats=1, captions=160,
+    )  # fmt: skip
+    assert json.loads(json.dumps(found)) == found
+    for job in ("read", "ground"):
+        assert found[job]["0"]["pictures_per_second"] > 0
+        assert found[job]["0"]["times_as_fast"] == 1
+    buckets, plain = (found["padding"][name] for name in ("buckets", "as_they_come"))
+    assert buckets["grids_in_a_batch"] < plain["grids_in_a_batch"]
+    assert 0 < buckets["share_of_padding"] < plain["share_of_padding"]
+    assert found["padding"]["samples"] == 160
+
+
+def test_a_flow_without_weights_is_read_for_as_well(drawn: Path) -> None:
+    samples = open_source(f"refcoco:{drawn}@train")
+    (found,) = load_batches(ExampleDataset(samples, knowing_flow(samples)), sampler=[[1, 0]])
+    assert found.indices == (1, 0)

@@ -1,0 +1,80 @@
+"""Batches of samples that are alike: every sample once a pass, and the same after a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flmm_core.data.drawn.writing import FORMATS, draw_pictures
+from flmm_core.data.sources import open_source, open_sources
+from flmm_core.loader.dataset import StepSampler
+from flmm_core.loader.samplers import BucketSampler, sample_extents
+
+
+def made_up(total: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Extents as a photo collection has them."""
+    rng = np.random.default_rng(seed)
+    sizes = np.array([[480, 640], [640, 480], [427, 640], [1200, 1600], [500, 500]])
+    return np.column_stack([sizes[rng.integers(0, 5, total)], rng.integers(5, 200, total)])
+
+
+@pytest.mark.parametrize(("total", "batch_size"), [(403, 8), (64, 8), (7, 8), (8, 3), (1, 2)])
+def test_every_pass_holds_every_sample_once(total: int, batch_size: int) -> None:
+    steps = range(-(-4 * total // batch_size))
+    batches = list(BucketSampler(made_up(total), batch_size, steps, seed=3))
+    assert {len(batch) for batch in batches} == {batch_size}
+    stream = [place for batch in batches for place in batch]
+    for begin in range(0, 4 * total, total):
+        assert sorted(stream[begin : begin + total]) == list(range(total))
+    assert stream[:total] != stream[total : 2 * total] or total == 1
+
+
+@pytest.mark.parametrize("begin", [1, 49, 50, 51, 130])
+def test_a_resumed_order_goes_on_as_the_unbroken_one(begin: int) -> None:
+    extents, steps = made_up(403), range(160)
+    whole = list(BucketSampler(extents, 8, steps, seed=1))
+    assert list(BucketSampler(extents, 8, steps[begin:], seed=1)) == whole[begin:]
+    assert list(BucketSampler(extents, 8, steps, seed=2)) != whole
+
+
+def test_batches_hold_what_is_alike() -> None:
+    extents = made_up(4000)
+
+    def unlike(sampler: StepSampler) -> tuple[float, float]:
+        """How many sizes a batch has, and how far its captions' lengths are apart."""
+        batches = list(sampler)
+        sizes = [len({tuple(size) for size in extents[batch, :2]}) for batch in batches]
+        lengths = [np.ptp(extents[batch, 2]) for batch in batches]
+        return float(np.mean(sizes)), float(np.mean(lengths))
+
+    plain = unlike(StepSampler(4000, 8, range(500), 0))
+    bucketed = unlike(BucketSampler(extents, 8, range(500), 0))
+    assert plain[0] > 3
+    assert bucketed[0] < 1.2
+    assert bucketed[1] < 0.2 * plain[1]
+
+
+def test_buckets_are_mixed() -> None:
+    """Neither does a pass go from small to large, nor do the same samples always meet."""
+    sampler = BucketSampler(made_up(400), 8, range(100), seed=0)
+    batches = list(sampler)
+    areas = [int(sampler._size[batch].mean()) for batch in batches[:50]]
+    assert areas not in (sorted(areas), sorted(areas, reverse=True))
+    first, second = ({frozenset(batch) for batch in part} for part in (batches[:50], batches[50:]))
+    assert len(first & second) < 5
+
+
+@pytest.mark.parametrize("form", ["refcoco", "png", "grefcoco"])
+@pytest.mark.parametrize("protocol", ["standard", "flmm-paper"])
+def test_extents_are_those_of_the_samples(form: str, protocol: str, tmp_path: Path) -> None:
+    written = FORMATS[form]
+    written.write(tmp_path, draw_pictures(4, seed=2, split="val", extras=written.extras))
+    source = f"{form}:{tmp_path}@val"
+    samples = open_source(source, protocol)
+    wanted = [[*sample.picture_hw, len(sample.caption)] for sample in samples]
+    assert sample_extents(samples).tolist() == wanted
+    assert sample_extents(list(samples)).tolist() == wanted
+    assert sample_extents(open_sources([source, source], protocol)).tolist() == 2 * wanted

@@ -1,0 +1,93 @@
+"""Recording where weights are not simply in memory: offloaded layers, 8- and 4-bit weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+
+from bench import original_way
+from bench.inputs import build_from_config, medium_parts
+from flmm_core.pipeline.backbone.base import Backbone
+from flmm_core.plugins import load_backbones, load_class
+from tests.models import samples
+
+FAMILIES = ("qwen", "deepseek_vl", "llava_next")
+
+
+def load(family: str, **pass_through: Any) -> Backbone:
+    spec = load_backbones().get(family)
+    return load_class(spec).load(spec, **pass_through)
+
+
+def read(backbone: Backbone, **how: Any) -> tuple[Tensor, Tensor]:
+    """Attention and hidden states of two pictures of different shapes, one after the other."""
+    traces = backbone.trace(backbone.collate(samples(backbone)), **how)
+    return (
+        torch.cat([trace.attention.flatten() for trace in traces]),
+        torch.cat([trace.hidden.flatten() for trace in traces]),
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("weights", [None, "fixed"])
+def test_layers_in_memory_and_on_disk(family: str, weights: str | None, tmp_path: Path) -> None:
+    plain = load(family)
+    size = sum(value.nbytes for value in plain.vlm.parameters())
+    placed = load(
+        family,
+        dtype="float32",
+        device_map="auto",
+        max_memory={"cpu": size // 2},
+        offload_folder=str(tmp_path),
+    )
+    where = {value.device.type for value in placed.vlm.parameters()}
+    assert where == {"cpu", "meta"}
+    how = {"layer_weights": [1 / plain.num_layers] * plain.num_layers} if weights else {}
+    for ours, theirs in zip(read(placed, **how), read(plain, **how), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen2.5-VL of widths that 4-bit kernels can take: multiples of 64."""
+    config, processor = medium_parts(200)
+    text = config.text_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 256, 512, 3
+    text.num_attention_heads, text.layer_types = 4, ["full_attention"] * 3
+    config.vision_config.out_hidden_size = text.hidden_size
+    made = tmp_path_factory.mktemp("qwen")
+    build_from_config(config, torch.float32).save_pretrained(made)
+    processor.save_pretrained(made)
+    return made
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_weights(bits: int, folder: Path) -> None:
+    config = BitsAndBytesConfig(
+        load_in_8bit=bits == 8,
+        load_in_4bit=bits == 4,
+        llm_int8_skip_modules=["model.visual", "lm_head"],
+    )
+    backbone = load("qwen", model=str(folder), dtype="float32", quantization_config=config)
+    layer = backbone.vlm.get_decoder().layers[0]
+    kinds = {type(module).__name__ for module in layer.modules() if isinstance(module, nn.Linear)}
+    assert kinds == {"Linear8bitLt" if bits == 8 else "Linear4bit"}
+    sample = samples(backbone)[0]
+    batch = backbone.collate([sample])
+    (ours,) = backbone.trace(batch)
+    with torch.no_grad():  # recording changes nothing of what the model computes
+        bare = backbone.vlm.model(**batch.tensors, use_cache=False, output_hidden_states=True)
+    rows = torch.cat(sample.phrase_rows)
+    assert torch.equal(ours.hidden, torch.stack([h[0, rows] for h in bare.hidden_states[1:]]))
+
+    backbone.vlm.set_attn_implementation({"text_config": "eager"})
+    theirs = original_way.trace(backbone, sample).attention
+    # 8-bit weights round activations too: what differs in the last digit differs by a step behind
+    same = 1 if bits == 8 else len(theirs)
+    torch.testing.assert_close(ours.attention[:same], theirs[:same], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.attention, theirs, atol=0.01, rtol=0)

@@ -1,0 +1,151 @@
+"""Sentences about one picture give the same whether their prompt runs once or for each."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+from flmm_core.pipeline.backbone.batch import prompt_of
+from flmm_core.segment import Segment
+from tests.models import CAPTIONS, FAMILIES, build, picture
+
+shared = functools.cache(build)
+
+SENTENCES = (
+    *CAPTIONS,
+    (Segment("the small purple star at the top", 0),),
+    (Segment("x"), Segment("it", 0), Segment(" and "), Segment("the dog", 1), Segment(".")),
+)
+
+
+@pytest.fixture(params=FAMILIES)
+def backbone(request: pytest.FixtureRequest) -> Any:
+    return shared(request.param)
+
+
+def of_one_picture(backbone: Any, seed: int = 1, shape: tuple[int, int] = (48, 48)) -> list[Any]:
+    image = picture(*shape, seed)
+    first = backbone.prepare(image, SENTENCES[0], name="a")
+    return [first, *(backbone.prepare(image, s, name="b", like=first) for s in SENTENCES[1:])]
+
+
+def traces(backbone: Any, batch: Any, **options: Any) -> list[Any]:
+    return [(t.attention, t.hidden) for t in backbone.trace(batch, **options)]
+
+
+def agree(ours: list[Any], theirs: list[Any], tolerance: float = 1e-4) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        for got, expected in zip(one, other, strict=True):
+            assert got.shape == expected.shape
+            torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+
+
+def alone(backbone: Any, samples: list[Any], **options: Any) -> list[Any]:
+    """Each sample in a batch of its own, where there is nothing to share."""
+    found = []
+    for sample in samples:
+        batch = backbone.collate([sample])
+        assert batch.captions is None
+        found += traces(backbone, batch, **options)
+    return found
+
+
+def test_a_sample_like_another_is_the_same_as_one_that_was_read_anew(backbone: Any) -> None:
+    for sentence, taken in zip(SENTENCES, of_one_picture(backbone), strict=True):
+        anew = backbone.prepare(picture(48, 48, 1), sentence)
+        assert anew.tensors.keys() == taken.tensors.keys()
+        assert all(torch.equal(value, taken.tensors[key]) for key, value in anew.tensors.items())
+        assert all(map(torch.equal, anew.phrase_rows, taken.phrase_rows))
+        assert anew.prompt_length == taken.prompt_length
+
+
+@pytest.mark.parametrize("pool", ["mean", "max"])
+@pytest.mark.parametrize("precision", ["fp32", "model"])
+def test_sentences_of_one_picture(backbone: Any, pool: str, precision: str) -> None:
+    samples = of_one_picture(backbone)
+    batch = backbone.collate(samples)
+    assert batch.captions is not None
+    assert batch.tensors["input_ids"].shape == (1, samples[0].prompt_length)
+    options = {"pool": pool, "precision": precision}
+    agree(traces(backbone, batch, **options), alone(backbone, samples, **options))
+
+
+def test_pictures_of_several_shapes_with_and_without_others_in_any_order(backbone: Any) -> None:
+    one, other = of_one_picture(backbone), of_one_picture(backbone, 2, (48, 24))
+    single = backbone.prepare(picture(24, 48, 3), SENTENCES[2], name="c")
+    samples = [other[2], one[0], single, one[3], other[0], one[1]]
+    batch = backbone.collate(samples)
+    assert batch.captions is not None
+    assert batch.captions.prompt.tolist() == [0, 1, 2, 1, 0, 1]
+    agree(traces(backbone, batch), alone(backbone, samples))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_backbone_that_does_not_share_gives_the_same(backbone: Any, side: str) -> None:
+    samples = of_one_picture(backbone)
+    shared_batch = backbone.collate(samples)
+    try:
+        backbone.shares_prompts = False
+        batch = backbone.collate(samples, side=side)
+    finally:
+        del backbone.shares_prompts
+    assert batch.captions is None
+    assert batch.tensors["input_ids"].shape[0] == len(samples)
+    agree(traces(backbone, shared_batch), traces(backbone, batch))
+
+
+def test_the_prompt_runs_once(backbone: Any) -> None:
+    seen = []
+    hook = backbone.vlm.get_decoder().register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(tuple(kwargs["inputs_embeds"].shape[:2])),
+        with_kwargs=True,
+    )
+    samples = of_one_picture(backbone)
+    try:
+        backbone.trace(backbone.collate(samples))
+    finally:
+        hook.remove()
+    longest = max(len(s.tensors["input_ids"]) - s.prompt_length for s in samples)
+    assert seen == [(1, samples[0].prompt_length), (len(samples), longest)]
+
+
+def test_equal_pictures_that_were_read_apart_are_not_taken_for_one(backbone: Any) -> None:
+    samples = [backbone.prepare(picture(48, 48, 1), sentence) for sentence in SENTENCES[:2]]
+    assert backbone.collate(samples).captions is None
+
+
+def test_another_prompt_is_another_prefix(backbone: Any) -> None:
+    image = picture(48, 48, 1)
+    first = backbone.prepare(image, SENTENCES[0])
+    kept, backbone.prompt = backbone.prompt, "Where is it?"
+    try:
+        other = backbone.prepare(image, SENTENCES[1])
+    finally:
+        backbone.prompt = kept
+    assert backbone.collate([first, other]).captions is None
+
+
+def test_without_a_caption_nothing_is_shared(backbone: Any) -> None:
+    image = picture(48, 48, 1)
+    first = backbone.prepare(image, SENTENCES[0])
+    batch = backbone.collate([first, backbone.prepare(image, (), like=first)])
+    assert batch.captions is None
+    assert len(backbone.trace(batch)) == 2
+
+
+def test_a_cache_that_drops_keys_is_not_used() -> None:
+    backbone = build("llava_next_window")
+    samples = of_one_picture(backbone)
+    batch = backbone.collate(samples)
+    assert batch.captions is None
+    agree(traces(backbone, batch), alone(backbone, samples))
+
+
+def test_the_part_before_the_caption(backbone: Any) -> None:
+    sample = of_one_picture(backbone)[0]
+    prompt = prompt_of(sample)
+    assert len(prompt["input_ids"]) == len(prompt["attention_mask"]) == sample.prompt_length
+    assert prompt.keys() == sample.tensors.keys()
