@@ -2,9 +2,9 @@
 
 python -m bench recording                    # what recording costs beside a bare forward
 python -m bench training --repeats 1         # a step of training
-python -m bench refining                     # the masks of one picture through SAM
-python -m bench sentences                    # three sentences about a picture against one
-python -m bench cache|loading                # training from a cache; reading pictures
+python -m bench refining                     # the masks of one image through SAM
+python -m bench sentences                    # three sentences about an image against one
+python -m bench cache|loading                # training from a cache; reading images
 python -m bench gpu                          # real sizes; needs CUDA
 python -m bench all --docs docs/performance.md
 """

@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from flmm_core.config import RunConfig, load_config
-from flmm_core.data.drawn.writing import draw_pictures
+from flmm_core.data.drawn.writing import draw_images
 from flmm_core.data.formats.refcoco import write_refcoco
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source
@@ -48,7 +48,7 @@ PIXELS_A_TOKEN = 16
 
 
 def build_model(folder: Path, size: str, tokens: int) -> Path:
-    """A Qwen2.5-VL with random weights whose pictures have about so many tokens."""
+    """A Qwen2.5-VL with random weights whose images have about so many tokens."""
     config, processor = qwen_parts(round(tokens**0.5) * PIXELS_A_TOKEN)
     heads, shared, sections = HEADS[size]
     text = config.text_config
@@ -98,7 +98,7 @@ def epoch(config: RunConfig, grounder: Grounder, samples: Sequence[Sample], scra
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything that is printed."""
     build_model(folder / "model", options.size, options.tokens)
-    scenes = draw_pictures(options.pictures, seed=5, kinds=("plain",))
+    scenes = draw_images(options.pictures, seed=5, kinds=("plain",))
     write_refcoco(folder / "scenes", scenes)
     plain, spec = run_config(options, folder)
     samples = open_source(plain.data[0], plain.train_protocol)
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description="Time epochs from a cache and without one.")
     parser.add_argument("--size", choices=tuple(SIZES), default="medium")
-    parser.add_argument("--tokens", type=int, default=1521, help="image tokens of a picture")
+    parser.add_argument("--tokens", type=int, default=1521, help="image tokens of an image")
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)

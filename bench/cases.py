@@ -21,11 +21,11 @@ class CaseSpec:
         kind: "recording", "training", "refining" or "sentences".
         model: "medium", the name of a backbone plugin (its tiny twin), or a real size of
             `bench.real_models`; for refining a SAM.
-        tokens: S, the length of the sequence; 0 for the twins, whose pictures set it.
+        tokens: S, the length of the sequence; 0 for the twins, whose images set it.
         dtype: Of the VLM's or SAM's frozen weights.
         device: "cpu" or "cuda".
-        phrases: Of each picture.
-        pictures: That go through together.
+        phrases: Of each image.
+        images: That go through together.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""What encoding pictures for SAM in bfloat16 does to the scores of a trained head.
+"""What encoding images for SAM in bfloat16 does to the scores of a trained head.
 
 python -m bench.half_precision runs/qwen-... --data shapes@test
 """

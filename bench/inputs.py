@@ -1,4 +1,4 @@
-"""Models with random weights, and pictures and phrases that make sequences of a given length."""
+"""Models with random weights, and images and phrases that make sequences of a given length."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CELL = 16
 """Pixels a side that one image token of the medium model stands for."""
 
 AROUND = 100
-"""Tokens of a sequence that are not the picture's: prompt, phrases, filler."""
+"""Tokens of a sequence that are not the image's: prompt, phrases, filler."""
 
 PHRASES = (
     "the small red ring",
@@ -44,7 +44,7 @@ PHRASES = (
 
 
 def grid_for(tokens: int) -> tuple[int, int]:
-    """(h, w) cells of a picture for a sequence of so many tokens, as square as can be."""
+    """(h, w) cells of an image for a sequence of so many tokens, as square as can be."""
     cells = max(4, tokens - AROUND)
     h = math.isqrt(cells)
     return h, cells // h

@@ -1,9 +1,9 @@
-"""How fast pictures are read and prepared, how long a model waits for them, what buckets save.
+"""How fast images are read and prepared, how long a model waits for them, what buckets save.
 
 python -m bench.loading
 python -m bench.loading --backbone llava_next --workers 0 1 2 4 --device cuda
 
-Pictures of the sizes that COCO's have are drawn and written as JPEG. Runs with so many workers
+Images of the sizes that COCO's have are drawn and written as JPEG. Runs with so many workers
 alternate, so that a disturbance meets all of them; figures are medians.
 """
 
@@ -38,7 +38,7 @@ WORDS = ("left", "right", "small", "large", "red", "dark", "wooden", "near", "be
 
 
 def make_samples(folder: Path, count: int, pictures: int, seed: int = 0) -> list[Sample]:
-    """Samples of one to six phrases of one to eight words, on pictures of coarse noise."""
+    """Samples of one to six phrases of one to eight words, on images of coarse noise."""
     rng, samples = np.random.default_rng(seed), []
     for number in range(count):
         path = folder / f"{number % pictures:05}.jpg"
@@ -47,7 +47,7 @@ def make_samples(folder: Path, count: int, pictures: int, seed: int = 0) -> list
             coarse = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
             Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
         else:
-            height, width = samples[number - pictures].picture_hw
+            height, width = samples[number - pictures].image_hw
         mask = np.zeros((height, width), dtype=bool)
         mask[: height // 2, : width // 2] = True
         encoded = rle.encode(mask)
@@ -128,11 +128,11 @@ def measure(
     """The whole measurement, ready for JSON.
 
     Args:
-        backbone: Whose pictures and captions are prepared.
+        backbone: Whose images and captions are prepared.
         model: An alias, a hub id or a folder.
         refiner: As `flmm train --refiner` takes it, of those that need no file.
         device: Where the model runs.
-        pictures: How many are drawn.
+        images: How many are drawn.
         captions: So many samples of them are put into buckets.
         batch_size: Samples that go together.
         workers: Numbers of processes to compare.

@@ -2,7 +2,7 @@
 
 Eager attention, every layer's attention and hidden states kept, one sample at a time, one mask at
 a time. Where there is a choice it is made in its favour: no language-model head, no KV cache, rows
-are chosen before columns, so that no (S, M) slice is copied, and a picture is encoded once for all
+are chosen before columns, so that no (S, M) slice is copied, and an image is encoded once for all
 its masks.
 """
 
@@ -21,7 +21,7 @@ from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.grounder import Grounder, GrounderInputs
 from flmm_core.pipeline.refiners.sam import SamRefiner
 from flmm_core.pipeline.refiners.sam_attention import FusedUpscaling, fuse
-from flmm_core.pipeline.types import BackboneInputs, EncodedPicture, Grounding, Trace
+from flmm_core.pipeline.types import BackboneInputs, EncodedImage, Grounding, Trace
 
 
 @torch.no_grad()
@@ -48,35 +48,35 @@ def trace(backbone: Backbone, sample: BackboneInputs) -> Trace:
         hidden=torch.stack([layer[0, rows].float() for layer in output.hidden_states[1:]]),
         row_phrase=groups,
         views=sample.views,
-        picture_hw=sample.picture_hw,
+        image_hw=sample.image_hw,
     )
 
 
 def refine(
     refiner: SamRefiner,
-    picture: Tensor | EncodedPicture,
+    picture: Tensor | EncodedImage,
     coarse: Tensor,
     prompts: Sequence[Tensor],
-    picture_hw: tuple[int, int],
+    image_hw: tuple[int, int],
 ) -> Tensor:
-    """(P, H, W) logits, the picture encoded once and one mask after the other decoded."""
+    """(P, H, W) logits, the image encoded once and one mask after the other decoded."""
     (encoded,) = refiner.read([picture])
     inputs_hw, embedding = encoded.input_hw, encoded.embedding[None]
     masks = []
     for index, logits in enumerate(coarse):
         mask = refiner._mask_prompts(logits[None], inputs_hw)
-        box = box_prompt(logits, inputs_hw, picture_hw)
+        box = box_prompt(logits, inputs_hw, image_hw)
         text = [prompts[index]] if refiner.uses_text else None
         candidates = refiner._decode(embedding, mask, box, text)
-        masks.append(refiner._to_picture(candidates[:, 0], inputs_hw, picture_hw)[0])
+        masks.append(refiner._to_image(candidates[:, 0], inputs_hw, image_hw)[0])
     return torch.stack(masks)
 
 
 @torch.no_grad()
-def box_prompt(logits: Tensor, input_hw: tuple[int, int], picture_hw: tuple[int, int]) -> Tensor:
-    """(1, 4) in SAM's pixels around one mask (h, w), found at the picture's size."""
-    (h, w), (input_h, input_w) = picture_hw, input_hw
-    probs = F.interpolate(logits.sigmoid()[None, None], picture_hw, mode="bilinear")[0]
+def box_prompt(logits: Tensor, input_hw: tuple[int, int], image_hw: tuple[int, int]) -> Tensor:
+    """(1, 4) in SAM's pixels around one mask (h, w), found at the image's size."""
+    (h, w), (input_h, input_w) = image_hw, input_hw
+    probs = F.interpolate(logits.sigmoid()[None, None], image_hw, mode="bilinear")[0]
     box = tight_boxes(probs > 0.5).to(logits)
     if not box.any():
         box = box.new_tensor([[0.0, 0.0, w, h]])
@@ -106,5 +106,5 @@ def ground(grounder: Grounder, sample: GrounderInputs) -> Grounding:
     refiner = grounder.refiner
     assert isinstance(refiner, SamRefiner)
     assert sample.picture is not None
-    logits = refine(refiner, sample.picture, coarse, prompts, sample.picture_hw)
+    logits = refine(refiner, sample.picture, coarse, prompts, sample.image_hw)
     return Grounding(coarse_logits=coarse, logits=logits, maps=maps)

@@ -23,7 +23,7 @@ WAYS = (BARE, OURS, ORIGINAL)
 
 
 class RecordingCase:
-    """One picture with its phrases through the VLM.
+    """One image with its phrases through the VLM.
 
     `bare` is `vlm.model` under sdpa without anything recorded and without its language-model
     head; `ours` is `Backbone.trace`; `original-way` is `bench.original_way.trace`.

@@ -1,4 +1,4 @@
-"""Masks of one picture through SAM: all at once, one decoded at a time, one picture a mask."""
+"""Masks of one image through SAM: all at once, one decoded at a time, one image a mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.cases import ORIGINAL, OURS, CaseSpec
 from bench.inputs import picture, random_sam
 from flmm_core.pipeline.refiners.sam import SamRefiner
 from flmm_core.pipeline.refiners.sam_model import OFFICIAL, build_sam
-from flmm_core.pipeline.types import EncodedPicture
+from flmm_core.pipeline.types import EncodedImage
 
 ALONE = "one call a mask"
 BEHIND = OURS_BEHIND, ORIGINAL_BEHIND = "ours, encoded before", "original-way, encoded before"
@@ -22,11 +22,11 @@ PICTURE_HW = (480, 640)
 
 
 class RefiningCase:
-    """16 coarse masks of one picture, each with a prompt of one to four words.
+    """16 coarse masks of one image, each with a prompt of one to four words.
 
-    `original-way` encodes the picture once and decodes one mask at a time through
+    `original-way` encodes the image once and decodes one mask at a time through
     segment-anything's own modules; `one call a mask` asks ours for each mask alone, which encodes
-    the picture anew. `encoded before` is what is left behind SAM's image encoder.
+    the image anew. `encoded before` is what is left behind SAM's image encoder.
     """
 
     def __init__(self, spec: CaseSpec) -> None:
@@ -40,11 +40,11 @@ class RefiningCase:
         width = self.refiner.prompt_width
         words = [torch.randn(1 + index % 4, width) for index in range(spec.phrases)]
         self.logits: Tensor | None = None
-        self.encoded: EncodedPicture | None = None
+        self.encoded: EncodedImage | None = None
         self.words = [word.to(spec.device) for word in words]
 
     def prepare(self, way: str) -> None:
-        """Exchange how SAM's modules compute, and encode the picture where that is not timed."""
+        """Exchange how SAM's modules compute, and encode the image where that is not timed."""
         original_way.choose_modules(self.refiner, way in (ORIGINAL, ORIGINAL_BEHIND))
         if way in BEHIND and self.encoded is None:
             (self.encoded,) = self.refiner.read([self.picture])
@@ -55,7 +55,7 @@ class RefiningCase:
         self.logits = None  # what nobody reads any more is not kept beside the new
         refiner, coarse, words = self.refiner, self.coarse, self.words
         behind = way in BEHIND
-        picture: Tensor | EncodedPicture | None = self.encoded if behind else self.picture
+        picture: Tensor | EncodedImage | None = self.encoded if behind else self.picture
         assert picture is not None
         if way in (OURS, OURS_BEHIND):
             (logits,) = refiner([picture], [coarse], [words], [PICTURE_HW])

@@ -1,4 +1,4 @@
-"""Several sentences about one picture against one: protocol `standard` asks each alone."""
+"""Several sentences about one image against one: protocol `standard` asks each alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAYS = (ONE, SEVERAL, APART, VLM_ONE, VLM_SEVERAL)
 
 
 class SentencesCase:
-    """`spec.phrases` sentences of one phrase about one picture.
+    """`spec.phrases` sentences of one phrase about one image.
 
     The first three ways run the whole flow without gradients, the last two the VLM alone
     (`Backbone.trace`). `each with its prompt` switches the sharing of prompts off.
@@ -42,7 +42,7 @@ class SentencesCase:
 
     @torch.no_grad()
     def prepare(self, way: str) -> None:
-        """Load kernels with a small picture."""
+        """Load kernels with a small image."""
         self.grounder(self._short)
 
     @torch.no_grad()

@@ -149,12 +149,12 @@ def training(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    names = ["model", "S", "pictures × phrases", "ours, s", "original-way, s", "times as fast"]
+    names = ["model", "S", "images × phrases", "ours, s", "original-way, s", "times as fast"]
     return table([*names, "ours, MiB", "original-way, MiB"], lines)
 
 
 def sentences(rows: Sequence[Row]) -> str:
-    """Time of several sentences about a picture."""
+    """Time of several sentences about an image."""
     lines = [
         [
             row.name,
@@ -174,7 +174,7 @@ def sentences(rows: Sequence[Row]) -> str:
 
 
 def refining(rows: Sequence[Row]) -> str:
-    """Time of the masks of one picture."""
+    """Time of the masks of one image."""
     lines = [
         [
             f"{row.spec.model} {row.spec.dtype}",

@@ -29,9 +29,9 @@ WAYS = (OURS, ORIGINAL)
 
 
 class TrainingCase:
-    """A batch of pictures with their phrases.
+    """A batch of images with their phrases.
 
-    `ours` puts the batch through the flow at once. `original-way` puts one picture after the other
+    `ours` puts the batch through the flow at once. `original-way` puts one image after the other
     through `bench.original_way` and adds up the gradients, so that both take the same step.
     """
 
@@ -52,7 +52,7 @@ class TrainingCase:
         self._warm: set[str] = set()
 
     def prepare(self, way: str) -> None:
-        """Switch the attention; the first time also run a small picture, which loads kernels."""
+        """Switch the attention; the first time also run a small image, which loads kernels."""
         refiner = self.grounder.refiner
         assert isinstance(refiner, SamRefiner)
         original_way.choose_modules(refiner, way == ORIGINAL)

@@ -60,7 +60,7 @@ class WeightsError(FlmmError):
 
 
 class DataError(FlmmError):
-    """A picture, annotation or data set that is missing or broken (exit code 3)."""
+    """An image, annotation or data set that is missing or broken (exit code 3)."""
 
     exit_code = 3
 
@@ -72,7 +72,7 @@ class MissingExtraError(FlmmError):
 
 
 def reader_died(error: Exception) -> RunError | None:
-    """What to say if a process that reads pictures was killed; None if the error is another one.
+    """What to say if a process that reads images was killed; None if the error is another one.
 
     PyTorch raises it where it learns of it: while a batch is waited for, or in the midst of a step.
     """
@@ -81,7 +81,7 @@ def reader_died(error: Exception) -> RunError | None:
     if not killed and not isinstance(error, ConnectionError | EOFError):
         return None
     return RunError(
-        "A process that reads pictures has died.",
+        "A process that reads images has died.",
         found=str(error).splitlines()[0] if str(error) else type(error).__name__,
         repair="The machine may be short of memory or of /dev/shm: give fewer --workers, or 0.",
     )

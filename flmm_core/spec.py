@@ -20,6 +20,12 @@ class BackboneOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class RefinerOptions(BaseModel):
+    """A refiner's own settings; subclass it and add fields. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 TOY_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "head.base_channels": 16,

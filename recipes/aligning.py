@@ -1,4 +1,4 @@
-"""Finish a twin: captions go on while the attention of names is aligned with the pictures they fit.
+"""Finish a twin: captions go on while the attention of names is aligned with the images they fit.
 
     OMP_NUM_THREADS=1 nohup python -m recipes.aligning qwen --start OTHER/state.pt --output DIR &
     python -m recipes.aligning qwen --output DIR --export plugins/qwen/flmm_qwen/tiny
@@ -8,13 +8,13 @@ them are enough to tell what comes next. So three things are learned from one fo
 all of them read off what captions say and never off a mask:
 
 - captions, by next-token prediction, as in `recipes.pretrain`;
-- matching in front of the language model: a name fits a picture as well as it fits the best of
+- matching in front of the language model: a name fits an image as well as it fits the best of
   its cells, as in FILIP (Yao et al., 2021), so a cell has to hold the colour *and* the shape;
 - alignment in the language model: so much, too, does the name's last word attend to a cell in one
-  head of each upper layer. Names and pictures of the whole batch are compared; text and image are
+  head of each upper layer. Names and images of the whole batch are compared; text and image are
   aligned before they are fused, as in ALBEF (Li et al., 2021).
 
-A name that is compared with other pictures must not have seen its own: each caption stands in the
+A name that is compared with other images must not have seen its own: each caption stands in the
 sequence a second time, where it attends to words only. The caption that sees learns to attend as
 that one does.
 """
@@ -60,7 +60,7 @@ class _SeenError(Exception):
 
 
 class Fits(nn.Module):
-    """How well names fit pictures.
+    """How well names fit images.
 
     Before the language model, a pair's direction is the sum of its parts', so that a cell holds
     colour and shape side by side.
@@ -164,7 +164,7 @@ def who_sees_whom(is_image: Tensor, there: Tensor, length: int) -> Tensor:
     """(B, 1, S + T, S + T) bool, with the caption a second time at the end, where it is blind.
 
     Args:
-        is_image: (B, S) tokens of the picture.
+        is_image: (B, S) tokens of the image.
         there: (B, S) tokens that are no padding.
         length: T, the caption's tokens with padding.
     """
@@ -218,7 +218,7 @@ def losses(
         score = score.masked_fill(~is_image[:, :start], -torch.inf)
         fit = score.logsumexp(2) + fits.head_biases[number]
         aligned.append(shared_error(fit, fitting))
-        # only names that hold of their own picture have something to look at
+        # only names that hold of their own image have something to look at
         sample = names.sample[own]
         seeing = query[sample, start + names.column[own]]
         looks = torch.einsum("pd,psd->ps", seeing, cells[sample]) * scale

@@ -2,7 +2,7 @@
 
     python -m recipes.all_objects shapes@test
 
-Every phrase is answered with all objects of its picture. A head behind a VLM with random weights
+Every phrase is answered with all objects of its image. A head behind a VLM with random weights
 can learn that much from what stands out; only one that uses attention to words gets beyond it.
 """
 
@@ -19,7 +19,7 @@ from flmm_core.evaluation.metrics import MaskScores
 
 
 def all_objects(source: str) -> MaskScores:
-    """The scores of answering every phrase of a source with all objects of its picture."""
+    """The scores of answering every phrase of a source with all objects of its image."""
     scores = MaskScores()
     for sample in open_source(source, "flmm-paper"):
         truth = np.stack([rle.decode(phrase.mask) for phrase in sample.phrases])

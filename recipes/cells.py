@@ -41,7 +41,7 @@ def collect(backbone: Backbone, scenes: int) -> tuple[Tensor, Tensor, Tensor]:
         view = sample.views[0]
         truth = torch.from_numpy(masks).float()[None]
         size = (view.token_index.shape[0], view.token_index.shape[1])
-        cover = resample(truth, WHOLE_PICTURE, view.picture_box, size, outside="zero")[0].flatten(1)
+        cover = resample(truth, WHOLE_PICTURE, view.image_box, size, outside="zero")[0].flatten(1)
         best, which = cover.max(0)
         inside = best > 0.5
         things = [scene.shapes[int(thing)] for thing in which[inside]]

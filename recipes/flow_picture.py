@@ -1,4 +1,4 @@
-"""Put some pictures of a run under each other: the picture in the README.
+"""Put some images of a run under each other: the image in the README.
 
 python -m recipes.flow_picture runs/qwen-... docs/flow.png --rows 4
 """
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def stack(pictures: list[Path]) -> Image.Image:
-    """Pictures under each other on white, in order."""
+    """Images under each other on white, in order."""
     rows = [Image.open(path).convert("RGB") for path in pictures]
     whole = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
     top = 0
@@ -23,7 +23,7 @@ def stack(pictures: list[Path]) -> Image.Image:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Stack a run's pictures.")
+    parser = argparse.ArgumentParser(description="Stack a run's images.")
     parser.add_argument("run", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--rows", type=int, default=4)

@@ -39,7 +39,7 @@ from recipes.twins import PARTS, PROMPT, random_twin
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with one picture geometry and one mixture of scenes.
+    """A stretch of training with one image geometry and one mixture of scenes.
 
     `shared` is how likely a thing takes its colour or shape from another of the scene. Where a
     colour alone seldom tells which thing is named, the shape's word has to look at the thing.

@@ -51,7 +51,7 @@ class TrainedRefiner(SamRefiner):
 
 
 def rough_logits(masks: Tensor, rng: np.random.Generator) -> Tensor:
-    """What a mask head might give for each of the exact masks of a picture.
+    """What a mask head might give for each of the exact masks of an image.
 
     Args:
         masks: (P, H, W) float in {0, 1}.

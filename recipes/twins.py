@@ -101,7 +101,7 @@ def _text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
 
 
 def qwen_parts(pixels: int = 176) -> tuple[Any, Any]:
-    """(config, processor): patch 8, merge 2, every picture brought to about `pixels`² pixels."""
+    """(config, processor): patch 8, merge 2, every image brought to about `pixels`² pixels."""
     names = {
         "image_token": "<|image_pad|>",
         "video_token": "<|video_pad|>",
@@ -136,7 +136,7 @@ def qwen_parts(pixels: int = 176) -> tuple[Any, Any]:
             "patch_size": 8,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
-            # One window as large as any picture: small windows are hundreds of tiny calls.
+            # One window as large as any image: small windows are hundreds of tiny calls.
             "window_size": 4096,
             "fullatt_block_indexes": [0, 1, 2],
             "out_hidden_size": HIDDEN,
@@ -151,7 +151,7 @@ def qwen_parts(pixels: int = 176) -> tuple[Any, Any]:
 
 
 def deepseek_vl_parts(pixels: int = 112) -> tuple[Any, Any]:
-    """(config, processor): patch 8, pictures padded to a square of `pixels`."""
+    """(config, processor): patch 8, images padded to a square of `pixels`."""
     template = _chat_template("<image_placeholder>")
     tokenizer = train_tokenizer({"image_token": "<image_placeholder>"}, template)
     processor = transformers.DeepseekVLProcessor(

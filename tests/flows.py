@@ -49,7 +49,7 @@ class KnowingFlow:
 
     def _answer(self, sample: Sample) -> Grounding:
         self.asked.append(sample.name)
-        truth = rle.decode_all([p.mask for p in sample.phrases], sample.picture_hw)
+        truth = rle.decode_all([p.mask for p in sample.phrases], sample.image_hw)
         rows = np.arange(truth.shape[1])[None, :, None]
         masks = truth & (rows < truth.shape[1] * self.share)
         logits = torch.from_numpy(masks).float() * 8 - 4

@@ -179,7 +179,7 @@ def parts(family: str) -> tuple[Any, Any]:
 
 
 class OneView(Backbone):
-    """A single grid that covers the whole picture."""
+    """A single grid that covers the whole image."""
 
     model_types = ("qwen2_5_vl", "deepseek_vl")
 
@@ -189,7 +189,7 @@ class OneView(Backbone):
         return vlm, transformers.AutoProcessor.from_pretrained(source)
 
     def _views(
-        self, input_ids: Tensor, picture_hw: tuple[int, int], tensors: Mapping[str, Tensor]
+        self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
         h, w = 4, 4
         if "image_grid_thw" in tensors:
@@ -198,16 +198,16 @@ class OneView(Backbone):
 
 
 class TwoViews(OneView):
-    """A small and a large grid, the large one with line ends; for pictures of a canvas's shape."""
+    """A small and a large grid, the large one with line ends; for images of a canvas's shape."""
 
     view_names = ("coarse", "fine")
     model_types = ("llava_next",)
 
     def _views(
-        self, input_ids: Tensor, picture_hw: tuple[int, int], tensors: Mapping[str, Tensor]
+        self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
         n = TILE // PATCH
-        high, wide = picture_hw
+        high, wide = image_hw
         h, w = (n if high < wide else 2 * n), (n if wide < high else 2 * n)
         places = self.image_token_places(input_ids, n * n + h * (w + 1))
         fine = places[n * n :].view(h, w + 1)[:, :w]
@@ -252,7 +252,7 @@ CAPTIONS = (
 
 
 def samples(backbone: Backbone) -> list[Any]:
-    """Two samples of different length, with pictures of different shape."""
+    """Two samples of different length, with images of different shape."""
     pictures = picture(48, 48, 1), picture(48, 24, 2)
     return [
         backbone.prepare(image, caption, name=f"sample-{i}")

@@ -1,4 +1,4 @@
-"""What the alignment recipe compares: names that have not seen the picture."""
+"""What the alignment recipe compares: names that have not seen the image."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_caption_that_sees_is_as_without_the_blind_one(twin: Any) -> None:
     torch.testing.assert_close(states[:, :size][there], usual[there], atol=1e-4, rtol=1e-4)
 
 
-def test_the_blind_caption_is_the_same_before_any_picture(twin: Any) -> None:
+def test_the_blind_caption_is_the_same_before_any_image(twin: Any) -> None:
     model, _, batch = twin
     states, size = run_twice(model, batch)
     inputs = {**batch.inputs, "pixel_values": batch.inputs["pixel_values"].flip(0)}

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from flmm_core.data.protocols import PictureSamples, Protocol
+from flmm_core.data.protocols import ImageSamples, Protocol
 from flmm_core.errors import DataError, UsageError
 from flmm_core.evaluation.phrase_rows import CellFacts, Method, read_benchmark, source_label
 
@@ -84,7 +84,7 @@ class Cell:
     system: System
     method: Method
     source: str
-    samples: PictureSamples
+    samples: ImageSamples
     total: int
 
     @property

@@ -40,7 +40,7 @@ from flmm_core.benchmark.plan import (
 )
 from flmm_core.benchmark.rows import RowFiles, SampleRows
 from flmm_core.config import RunConfig, Workers, load_config
-from flmm_core.data.protocols import PictureSamples
+from flmm_core.data.protocols import ImageSamples
 from flmm_core.data.sources import open_source, open_sources
 from flmm_core.errors import RunError, UsageError
 from flmm_core.evaluation.baselines import Method as Flow
@@ -82,7 +82,7 @@ class BenchmarkRun:
         max_skipped: Most samples of a source that may be left out because they cannot be scored.
         device: "auto" takes the first accelerator, several processes one each.
         refiner_weights: SAM's own file, where heads were trained with an official SAM.
-        workers: Processes that read pictures, for each process; see `count_workers`.
+        workers: Processes that read images, for each process; see `count_workers`.
         progress: Is told how far it is, in the first process.
     """
 
@@ -232,7 +232,7 @@ class BenchmarkRun:
 
     # --- cells --------------------------------------------------------------------------------
 
-    def _cells(self, system: System, sources: dict[str, PictureSamples]) -> Iterator[Cell]:
+    def _cells(self, system: System, sources: dict[str, ImageSamples]) -> Iterator[Cell]:
         labels = [source_label(text) for text in sources]
         for method in self.plan.methods:
             for number, (text, samples) in enumerate(sources.items()):
@@ -365,7 +365,7 @@ class BenchmarkRun:
 def _join(device: str) -> PartialState:
     """This process among its fellows, if it was started with some."""
     on_cpu = device == "cpu" or not torch.cuda.is_available()
-    # Fellows may train a head, or have slower pictures: waiting is no fault.
+    # Fellows may train a head, or have slower images: waiting is no fault.
     return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
 
 

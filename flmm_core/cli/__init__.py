@@ -20,7 +20,7 @@ COMMANDS = {
     "benchmark": "Measure backbones on data sets, all on all, and write the report.",
     "report": "Show a benchmark as a page and tables, or compare two.",
     "cache": "Keep what the frozen parts say, to train without running them.",
-    "ground": "Find phrases in a picture.",
+    "ground": "Find phrases in an image.",
     "backbones": "List the installed backbones, or show one.",
     "data": "Draw, check and convert data sets.",
 }

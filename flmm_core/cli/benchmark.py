@@ -44,7 +44,7 @@ OF_A_CALL = ("device", "refiner_weights", "workers")
     type=click.Choice(get_args(Protocol)),
     default="standard",
     show_default=True,
-    help="Each sentence alone, or all objects of a picture in one caption.",
+    help="Each sentence alone, or all objects of an image in one caption.",
 )
 @click.option(
     "--method",

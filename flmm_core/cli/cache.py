@@ -114,7 +114,7 @@ def info(folder: Path, as_json: bool) -> None:
         rows = {
             "maps": facts["maps"],
             "hidden rows": "kept" if facts["hidden"] else "not kept",
-            "pictures encoded": str(facts["pictures"]),
+            "images encoded": str(facts["pictures"]),
             "channels": str(facts["channels"] or "all"),
         }
         echo_table((rows | key).items(), indent="  ")

@@ -13,7 +13,7 @@ from flmm_core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from flmm_core.data.findings import Skipped, Track
-    from flmm_core.data.formats.shared.writing import NewPicture
+    from flmm_core.data.formats.shared.writing import NewImage
     from flmm_core.data.tools.check import Report
     from flmm_core.progress import Stage
 
@@ -33,14 +33,14 @@ def command() -> None:
     type=click.Choice(["refcoco", "grefcoco", "png", "reasonseg", "jsonl", "coco", "labelme"]),
     default="refcoco",
     show_default=True,
-    help="One of the field's own formats, one JSON object a picture, or an annotation tool's.",
+    help="One of the field's own formats, one JSON object an image, or an annotation tool's.",
 )
 @click.option(
     "--pictures",
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="How many pictures.",
+    help="How many images.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
 @click.option(
@@ -72,15 +72,15 @@ def draw(
 ) -> None:
     """Draw coloured shapes with masks and phrases, and write them to DIR.
 
-    The same seed gives the same pictures. Train on them with --data FORMAT:DIR@SPLIT. What a format
+    The same seed gives the same images. Train on them with --data FORMAT:DIR@SPLIT. What a format
     is made for is drawn with it: grefcoco has pairs and things that are not there, png narratives,
     pairs and the background, reasonseg pixels to ignore.
     """
     _check_new(folder, "Give another DIR.")
-    from flmm_core.data.drawn.writing import FORMATS, draw_pictures
+    from flmm_core.data.drawn.writing import FORMATS, draw_images
     from flmm_core.data.formats.shared.writing import whole_folder
 
-    drawn = draw_pictures(
+    drawn = draw_images(
         pictures,
         seed,
         kinds=kinds,
@@ -99,23 +99,23 @@ def draw(
     "--pictures",
     "previews",
     type=click.IntRange(min=1),
-    help="Draw the first so many pictures with their masks and phrases; needs --output.",
+    help="Draw the first so many images with their masks and phrases; needs --output.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Folder for the drawn pictures; a new one.",
+    help="Folder for the drawn images; a new one.",
 )
 def check(source: str, previews: int | None, output: Path | None) -> None:
     """Report every fault of a data set: file, line and field.
 
-    SOURCE is NAME[:PATH][@SPLIT]. Annotations, pictures and masks are read whole. Exits with 3 if
+    SOURCE is NAME[:PATH][@SPLIT]. Annotations, images and masks are read whole. Exits with 3 if
     there is a fault. What is whole but cannot be scored is listed too, and is no fault.
     """
     if (previews is None) != (output is None):
         raise UsageError(
             "--pictures and --output belong together.",
-            repair="Give both to draw pictures, or none.",
+            repair="Give both to draw images, or none.",
         )
     if output is not None:
         _check_new(output, "Give another --output.")
@@ -132,9 +132,9 @@ def check(source: str, previews: int | None, output: Path | None) -> None:
 @command.command("convert")
 @click.argument("source")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--link", is_flag=True, help="Link to the pictures instead of copying them.")
+@click.option("--link", is_flag=True, help="Link to the images instead of copying them.")
 def convert(source: str, folder: Path, link: bool) -> None:
-    """Write any data set as one JSON object a picture.
+    """Write any data set as one JSON object an image.
 
     SOURCE is NAME[:PATH][@SPLIT]; it goes to DIR/SPLIT, beside other splits. Train on it with
     --data jsonl:DIR@SPLIT. Other tools can read it as an imagefolder.
@@ -171,10 +171,10 @@ def _show(source: str, report: Report) -> None:
         lines = str(fault).splitlines()
         click.echo("\n   ".join([f"{number}. {lines[0]}", *lines[1:]]))
     _show_skipped(report.skipped)
-    nothing = f" ({report.absent} name nothing in their picture)" if report.absent else ""
+    nothing = f" ({report.absent} name nothing in their image)" if report.absent else ""
     click.echo(
         f"{source}: {len(report.faults) or 'no'} fault{'s' * (len(report.faults) != 1)}; "
-        f"{report.pictures} pictures, {report.objects} objects{nothing}, {report.phrases} phrases"
+        f"{report.pictures} images, {report.objects} objects{nothing}, {report.phrases} phrases"
     )
 
 
@@ -185,7 +185,7 @@ def _show_skipped(skipped: tuple[Skipped, ...], err: bool = False) -> None:
         click.echo(f"left out: {len(skipped) - SKIPPED_SHOWN} more", err=err)
 
 
-def _counted(drawn: Iterator[NewPicture], stage: Stage) -> Iterator[NewPicture]:
+def _counted(drawn: Iterator[NewImage], stage: Stage) -> Iterator[NewImage]:
     for picture in drawn:
         yield picture
         stage.advance()

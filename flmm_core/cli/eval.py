@@ -25,7 +25,7 @@ from flmm_core.evaluation.phrase_rows import Method
 @click.option(
     "--protocol",
     type=click.Choice(get_args(Protocol)),
-    help="Each sentence alone, or all objects of a picture in one caption."
+    help="Each sentence alone, or all objects of an image in one caption."
     "  [default: as in training]",
 )
 @click.option(

@@ -53,7 +53,7 @@ def command(
     min_probability: float | None,
     **parameters: Any,
 ) -> None:
-    """Find phrases in a picture.
+    """Find phrases in an image.
 
     Writes one mask for each PHRASE at the size of IMAGE, all of them drawn over it, and
     result.json with COCO run-length masks, boxes, scores and probabilities.
@@ -62,9 +62,9 @@ def command(
         if not phrase.strip():
             raise UsageError(f"Phrase {number} is empty.", repair="Give it at least one word.")
     check_writable(output)
-    from flmm_core.data.images import read_picture
+    from flmm_core.data.images import read_image
 
-    picture = read_picture(image)
+    picture = read_image(image)
     from flmm_core import Grounder
 
     grounder = Grounder.from_pretrained(head, **given_settings(parameters))

@@ -47,7 +47,7 @@ def command() -> None:
 def build(folder: Path, output: Path | None, forms: tuple[str, ...], examples: int) -> None:
     """Write what `flmm benchmark` measured in DIR as one HTML file and as tables.
 
-    The page holds its pictures and links to nothing. The tables have its name and the endings
+    The page holds its images and links to nothing. The tables have its name and the endings
     .md, .csv, .tex and .json.
     """
     if output is not None:
@@ -68,8 +68,8 @@ def build(folder: Path, output: Path | None, forms: tuple[str, ...], examples: i
 def compare(first: Path, second: Path, common: bool, as_json: bool) -> None:
     """Compare B with A, phrase by phrase: two benchmarks, or two folders in their `cells`.
 
-    Differences are B minus A, in points of 100, with a 95 % bootstrap interval over pictures; p
-    is that of a paired test which exchanges A and B picture by picture.
+    Differences are B minus A, in points of 100, with a 95 % bootstrap interval over images; p
+    is that of a paired test which exchanges A and B image by image.
     """
     from flmm_core.report.compare import compare_folders
 
@@ -95,8 +95,7 @@ def _echo_pair(pair: Comparison) -> None:
 
     click.echo(f"A {pair.first}\nB {pair.second}")
     click.echo(
-        f"{pair.source}, protocol {pair.protocol}: "
-        f"{pair.phrases} phrases of {pair.pictures} pictures"
+        f"{pair.source}, protocol {pair.protocol}: {pair.phrases} phrases of {pair.pictures} images"
     )
     rows = [("", "A", "B", "B - A", "95 %", "p")]
     for title, name in (("cIoU", "ciou"), ("mIoU", "miou")):

@@ -27,7 +27,7 @@ def command(config_file: Path | None, dry_run: bool, **parameters: Any) -> None:
     """Train a mask head on a frozen model.
 
     The vision-language model is never changed. At the end the head is measured on unseen data,
-    and the run folder holds config.yaml, checkpoints, metrics.jsonl, summary.json and pictures.
+    and the run folder holds config.yaml, checkpoints, metrics.jsonl, summary.json and images.
     """
     overrides = given_settings(parameters)
     config, spec = load_config(config_file, overrides, load_backbones().get)

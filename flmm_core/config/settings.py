@@ -60,7 +60,7 @@ class SamConfig(Section):
     mask: bool = Field(True, description="Prompt SAM with the coarse mask.")
     box: bool = Field(True, description="Prompt SAM with the coarse mask's box.")
     text: bool = Field(True, description="Prompt SAM with the phrase's hidden states.")
-    half: bool = Field(False, description="Encode pictures for SAM in bfloat16.")
+    half: bool = Field(False, description="Encode images for SAM in bfloat16.")
     multimask: bool = Field(
         False, description="Let SAM draw three masks and keep the one nearest to the coarse mask."
     )
@@ -104,11 +104,11 @@ class RunConfig(Section):
     protocol: Protocol = Field(
         "standard",
         description="Score each sentence alone (standard), or each object's first sentence and"
-        " all objects of a picture in one caption (flmm-paper).",
+        " all objects of an image in one caption (flmm-paper).",
     )
     train_protocol: Protocol = Field(
         "flmm-paper",
-        description="The same of the captions to train on; one caption a picture costs less.",
+        description="The same of the captions to train on; one caption an image costs less.",
     )
 
     refiner: Literal["none", "sam:tiny", "sam:vit_b", "sam:vit_l", "sam:vit_h"] = Field(
@@ -131,7 +131,7 @@ class RunConfig(Section):
     steps: int = Field(1000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(8, ge=1, description="Samples of one step.")
     bucket: bool = Field(
-        False, description="Put samples of like picture sizes and caption lengths together."
+        False, description="Put samples of like image sizes and caption lengths together."
     )
     cache: UserPath | None = Field(
         None, description="Read features from here (flmm cache build) instead of making them."
@@ -143,7 +143,7 @@ class RunConfig(Section):
     )
     workers: Workers = Field(
         "auto",
-        description="Processes that read pictures; 0: the main one. By itself 0 if the model runs"
+        description="Processes that read images; 0: the main one. By itself 0 if the model runs"
         " on the CPU, else by the CPUs that may be used.",
     )
     learning_rate: float = Field(1e-4, gt=0, description="Highest learning rate of AdamW.")
@@ -155,7 +155,7 @@ class RunConfig(Section):
     warmup: float = Field(0.03, ge=0, le=1, description="Part of the steps that warms up.")
     log_every: int = Field(10, ge=1, description="Steps between two lines of metrics.jsonl.")
     save_every: int = Field(500, ge=1, description="Steps between two checkpoints.")
-    pictures: int = Field(8, ge=0, description="Pictures drawn at the end, side by side.")
+    pictures: int = Field(8, ge=0, description="Images drawn at the end, side by side.")
 
     def to_yaml(self) -> str:
         """The whole configuration, as `--config` reads it; but whether to resume is said anew."""

@@ -1,1 +1,1 @@
-"""Pictures, phrases and masks: readers and writers. Nothing here tokenises."""
+"""Images, phrases and masks: readers and writers. Nothing here tokenises."""

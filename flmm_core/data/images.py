@@ -1,4 +1,4 @@
-"""Reads any picture a user may have as 8-bit RGB, upright, or says why it cannot."""
+"""Reads any image a user may have as 8-bit RGB, upright, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF's orientation -> what makes the picture upright."""
+"""EXIF's orientation -> what makes the image upright."""
 
 
-def read_picture(
+def read_image(
     path: str | Path,
     *,
     max_pixels: int = MAX_PIXELS,
-    picture_hw: tuple[int, int] | None = None,
+    image_hw: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """The picture as RGB, turned as its EXIF data say.
+    """The image as RGB, turned as its EXIF data say.
 
     Grey and 16-bit values are scaled to 8 bits; transparency is shown on white; CMYK goes through
     the embedded colour profile if there is one; of an animation the first frame is taken.
 
     Args:
         path: The file.
-        max_pixels: Larger pictures are refused by their header, before any pixel is decoded.
-        picture_hw: Height and width that the picture must have, if they are known.
+        max_pixels: Larger images are refused by their header, before any pixel is decoded.
+        image_hw: Height and width that the image must have, if they are known.
 
     Raises:
-        DataError: The file is missing, empty, truncated, too large, no picture, or not of the
+        DataError: The file is missing, empty, truncated, too large, no image, or not of the
             size that was asked for.
     """
     path = Path(path)
     try:
         if path.stat().st_size == 0:
             raise DataError(
-                f"The picture {path} is empty.",
+                f"The image {path} is empty.",
                 found="The file has zero bytes.",
                 repair="Copy or download it again.",
             )
         file = path.open("rb")
     except OSError as error:
         raise DataError(
-            f"The picture {path} cannot be read.",
+            f"The image {path} cannot be read.",
             found=f"{error.strerror or error}.",
             repair="Check the path.",
         ) from error
@@ -71,7 +71,7 @@ def read_picture(
                 _check_size(stored.width * stored.height, max_pixels, path)
                 if stored.format == "EPS":
                     raise DataError(
-                        f"The picture {path} is an EPS program, which is not run.",
+                        f"The image {path} is an EPS program, which is not run.",
                         repair="Save it as PNG or JPEG.",
                     )
                 stored.load()
@@ -83,27 +83,27 @@ def read_picture(
             number = re.search(r"\((\d+) pixels\)", str(error))
             _check_size(int(number[1]) if number else max_pixels + 1, max_pixels, path)
             raise DataError(
-                f"The picture {path} is too large for Pillow.", found=f"{error}"
+                f"The image {path} is too large for Pillow.", found=f"{error}"
             ) from error
         except UnidentifiedImageError as error:
             raise DataError(
-                f"The file {path} is not a picture.",
+                f"The file {path} is not an image.",
                 found="Its contents are of no format that Pillow can read.",
                 repair="Use a JPEG, PNG, WebP, TIFF, BMP or GIF file.",
             ) from error
         except Exception as error:  # decoders raise nearly anything on broken data
             raise DataError(
-                f"The picture {path} is broken or cut off.",
+                f"The image {path} is broken or cut off.",
                 found=f"Decoding it ended with: {str(error) or 'nothing said'} "
                 f"({type(error).__name__}).",
                 repair="Copy or download it again.",
             ) from error
-    if picture_hw is not None and (picture.height, picture.width) != tuple(picture_hw):
+    if image_hw is not None and (picture.height, picture.width) != tuple(image_hw):
         raise DataError(
-            f"The picture {path} does not have the size that its annotations were made for.",
+            f"The image {path} does not have the size that its annotations were made for.",
             found=f"It is {picture.height} x {picture.width} (height x width, upright), the "
-            f"annotations say {picture_hw[0]} x {picture_hw[1]}.",
-            repair="Check that this is the picture that was annotated, neither resized nor turned.",
+            f"annotations say {image_hw[0]} x {image_hw[1]}.",
+            repair="Check that this is the image that was annotated, neither resized nor turned.",
         )
     return picture
 
@@ -111,7 +111,7 @@ def read_picture(
 def _check_size(pixels: int, max_pixels: int, path: Path) -> None:
     if pixels > max_pixels:
         raise DataError(
-            f"The picture {path} is too large.",
+            f"The image {path} is too large.",
             found=f"It has {pixels / 1e6:.1f} megapixels; the limit is {max_pixels / 1e6:.1f}.",
             repair="Make it smaller first.",
         )
@@ -133,7 +133,7 @@ def _rgb(picture: Image.Image, path: Path) -> Image.Image:
         return _from_16_bits(picture)
     if picture.mode == "F":
         raise DataError(
-            f"The picture {path} has floating-point pixels.",
+            f"The image {path} has floating-point pixels.",
             found="Which of its values is white is not recorded.",
             repair="Save it with 8 or 16 bits a channel.",
         )
@@ -173,19 +173,19 @@ def _through_profile(picture: Image.Image) -> Image.Image:
             if converted is not None:
                 return converted
     except (ImageCms.PyCMSError, OSError) as error:
-        logger.warning("a %s picture's colour profile cannot be used (%s)", picture.mode, error)
+        logger.warning("a %s image's colour profile cannot be used (%s)", picture.mode, error)
     return picture.convert("RGB")
 
 
-def picture_size_of(path: Path, *, upright: bool = True) -> tuple[int, int]:
-    """(height, width) of a picture as `read_picture` gives it, from its header alone.
+def image_size_of(path: Path, *, upright: bool = True) -> tuple[int, int]:
+    """(height, width) of an image as `read_image` gives it, from its header alone.
 
     Args:
         path: The file.
         upright: Look for an EXIF orientation; for a PNG that takes reading it whole.
 
     Raises:
-        DataError: The file is missing or no picture.
+        DataError: The file is missing or no image.
     """
     try:
         with Image.open(path) as stored:
@@ -195,5 +195,5 @@ def picture_size_of(path: Path, *, upright: bool = True) -> tuple[int, int]:
             return height, width
     except Exception:
         # Its own words for what is wrong; whatever it can read has a size.
-        picture = read_picture(path)
+        picture = read_image(path)
         return picture.height, picture.width

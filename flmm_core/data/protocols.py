@@ -1,4 +1,4 @@
-"""Which words of a picture go into one caption: the two protocols of the field, by name.
+"""Which words of an image go into one caption: the two protocols of the field, by name.
 
 Numbers of different protocols cannot be compared, so the name stands beside every result.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from flmm_core.data.findings import Skipped
 from flmm_core.data.sample import (
-    AnnotatedPicture,
+    AnnotatedImage,
     GroundedObject,
     Mask,
     Phrase,
@@ -37,7 +37,7 @@ def check_protocol(name: str) -> Protocol:
         f"Unknown protocol '{name}'. {did_you_mean(name, PROTOCOLS)}".rstrip(),
         found=f"Protocols: {', '.join(PROTOCOLS)}.",
         repair="'standard' scores every sentence alone; 'flmm-paper' puts the first sentence of "
-        "each object of a picture into one caption.",
+        "each object of an image into one caption.",
     )
 
 
@@ -55,12 +55,12 @@ class LazySamples(Sequence[Sample]):
         raise IndexError(index)
 
     def extent(self, index: int) -> tuple[int, int, int]:
-        """Height and width of a sample's picture in pixels, and characters of its caption.
+        """Height and width of a sample's image in pixels, and characters of its caption.
 
         Reads no file, where `_make` may read masks.
         """
         sample = self[index]
-        return *sample.picture_hw, len(sample.caption)
+        return *sample.image_hw, len(sample.caption)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -77,17 +77,17 @@ class LazySamples(Sequence[Sample]):
         return self._make(place)
 
 
-class PictureSamples(LazySamples):
-    """The samples of annotated pictures under a protocol.
+class ImageSamples(LazySamples):
+    """The samples of annotated images under a protocol.
 
-    "flmm-paper": one sample a picture, its caption the first sentence of each object, each
+    "flmm-paper": one sample an image, its caption the first sentence of each object, each
     followed by "." which names nothing. "standard": one sample a sentence, followed by ".".
-    A picture that brings its own caption (a narrative) is one sample under either: its task is to
-    ground the phrases where they stand. Every object of every picture is there; what the reader
+    An image that brings its own caption (a narrative) is one sample under either: its task is to
+    ground the phrases where they stand. Every object of every image is there; what the reader
     had to leave out is in `skipped`.
 
     Args:
-        pictures: As a reader gives them.
+        images: As a reader gives them.
         protocol: One of `PROTOCOLS`.
         source: Put before every sample's name, so that names stay unique over several sources.
         skipped: What the reader left out.
@@ -95,7 +95,7 @@ class PictureSamples(LazySamples):
 
     def __init__(
         self,
-        pictures: Sequence[AnnotatedPicture],
+        pictures: Sequence[AnnotatedImage],
         protocol: str,
         source: str = "",
         skipped: Sequence[Skipped] = (),
@@ -115,7 +115,7 @@ class PictureSamples(LazySamples):
 
     @property
     def folder(self) -> Path:
-        """The deepest folder that holds all pictures, absolute."""
+        """The deepest folder that holds all images, absolute."""
         parents = {picture.path.absolute().parent for picture in self.pictures}
         return Path(os.path.commonpath(parents)) if parents else Path.cwd()
 
@@ -133,8 +133,8 @@ class PictureSamples(LazySamples):
         name = f"{picture.file_name}#{thing.name or position}/{sentence}"
         return self._sample(picture, [(thing, thing.sentences[sentence])], name)
 
-    def _place(self, index: int) -> tuple[AnnotatedPicture, int, int]:
-        """The picture of a sample, and the object and the sentence that it is about."""
+    def _place(self, index: int) -> tuple[AnnotatedImage, int, int]:
+        """The image of a sample, and the object and the sentence that it is about."""
         if self.protocol == "flmm-paper":
             return self.pictures[index], 0, 0
         number, position, sentence = self._sentences[index].tolist()
@@ -149,10 +149,10 @@ class PictureSamples(LazySamples):
             characters = sum(len(thing.sentences[0]) + 1 for thing in picture.objects)
         else:
             characters = len(picture.objects[position].sentences[sentence]) + 1
-        return *picture.picture_hw, characters
+        return *picture.image_hw, characters
 
     def _sample(
-        self, picture: AnnotatedPicture, said: list[tuple[GroundedObject, str]], name: str
+        self, picture: AnnotatedImage, said: list[tuple[GroundedObject, str]], name: str
     ) -> Sample:
         segments: list[Segment] = []
         phrases: list[Phrase] = []
@@ -161,7 +161,7 @@ class PictureSamples(LazySamples):
             phrases.append(_phrase(picture, thing, text))
         return self._named(picture, segments, phrases, name)
 
-    def _narrative(self, picture: AnnotatedPicture) -> Sample:
+    def _narrative(self, picture: AnnotatedImage) -> Sample:
         phrases = [
             _phrase(
                 picture,
@@ -174,16 +174,16 @@ class PictureSamples(LazySamples):
 
     def _named(
         self,
-        picture: AnnotatedPicture,
+        picture: AnnotatedImage,
         segments: Sequence[Segment],
         phrases: Sequence[Phrase],
         name: str,
     ) -> Sample:
         whole = f"{self.source}/{name}" if self.source else name
-        return Sample(whole, picture.path, picture.picture_hw, tuple(segments), tuple(phrases))
+        return Sample(whole, picture.path, picture.image_hw, tuple(segments), tuple(phrases))
 
 
-def _phrase(picture: AnnotatedPicture, thing: GroundedObject, text: str) -> Phrase:
+def _phrase(picture: AnnotatedImage, thing: GroundedObject, text: str) -> Phrase:
     return Phrase(
         text,
         thing.read_mask(),
@@ -195,7 +195,7 @@ def _phrase(picture: AnnotatedPicture, thing: GroundedObject, text: str) -> Phra
     )
 
 
-def _distractors(picture: AnnotatedPicture, thing: GroundedObject) -> int:
+def _distractors(picture: AnnotatedImage, thing: GroundedObject) -> int:
     """How many other masks of its category there are; one that is named twice counts once."""
     masks: list[Mask | StoredMask] = [thing.mask]
     for other in picture.objects:

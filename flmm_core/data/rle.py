@@ -19,23 +19,23 @@ from flmm_core.data.sample import Mask
 from flmm_core.errors import DataError
 
 POLYGON_SLACK = 1.0
-"""How far, in pixels, a polygon may reach beyond its picture: annotators trace the border."""
+"""How far, in pixels, a polygon may reach beyond its image: annotators trace the border."""
 
-_REPAIR = "Check that the annotation belongs to this picture and was made at its size."
+_REPAIR = "Check that the annotation belongs to this image and was made at its size."
 
 
 def to_rle(segmentation: Any, height: int, width: int, *, source: str = "a segmentation") -> Mask:
-    """Any COCO segmentation as a compressed RLE that is known to fit its picture.
+    """Any COCO segmentation as a compressed RLE that is known to fit its image.
 
     Args:
         segmentation: Polygons [[x0, y0, x1, y1, ...], ...] in pixels, their union is the mask;
             or an RLE {"size": [H, W], "counts": ...} with counts as numbers, str or bytes.
-        height: H of the picture.
-        width: W of the picture.
+        height: H of the image.
+        width: W of the image.
         source: Names the annotation and its file in errors.
 
     Raises:
-        DataError: The segmentation is broken or does not fit the picture.
+        DataError: The segmentation is broken or does not fit the image.
     """
     if isinstance(segmentation, Mapping):
         return _from_rle(segmentation, height, width, source)
@@ -63,17 +63,17 @@ def decode(rle: Mask) -> NDArray[np.bool_]:
     return np.ascontiguousarray(coco.decode(rle)).view(np.bool_)
 
 
-def decode_all(masks: Sequence[Mask], picture_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """The masks of one picture -> (P, H, W) bool, P = 0 included."""
-    stack = np.zeros((len(masks), *picture_hw), dtype=np.bool_)
+def decode_all(masks: Sequence[Mask], image_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """The masks of one image -> (P, H, W) bool, P = 0 included."""
+    stack = np.zeros((len(masks), *image_hw), dtype=np.bool_)
     for index, mask in enumerate(masks):
         stack[index] = decode(mask)
     return stack
 
 
-def counted(ignored: Sequence[Mask | None], picture_hw: tuple[int, int]) -> NDArray[np.bool_]:
+def counted(ignored: Sequence[Mask | None], image_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """(P, H, W) bool, false where a phrase's pixels are to be ignored; None ignores none."""
-    return ~decode_all([mask or empty(*picture_hw) for mask in ignored], picture_hw)
+    return ~decode_all([mask or empty(*image_hw) for mask in ignored], image_hw)
 
 
 def merge(masks: Sequence[Mask]) -> Mask:
@@ -131,9 +131,9 @@ def _check_polygon(polygon: Any, number: int, height: int, width: int, source: s
     slack = POLYGON_SLACK
     if min(xs) < -slack or min(ys) < -slack or max(xs) > width + slack or max(ys) > height + slack:
         raise DataError(
-            f"The mask of {source} does not fit its picture.",
+            f"The mask of {source} does not fit its image.",
             found=f"Polygon {number} spans x {min(xs):g} to {max(xs):g} and y {min(ys):g} to "
-            f"{max(ys):g}; the picture is {height} x {width} (height x width).",
+            f"{max(ys):g}; the image is {height} x {width} (height x width).",
             repair=_REPAIR,
         )
 
@@ -152,8 +152,8 @@ def _from_rle(rle: Mapping[Any, Any], height: int, width: int, source: str) -> M
         )
     if tuple(size) != (height, width):
         raise DataError(
-            f"The mask of {source} does not fit its picture.",
-            found=f"The RLE is {size[0]} x {size[1]}, the picture {height} x {width} "
+            f"The mask of {source} does not fit its image.",
+            found=f"The RLE is {size[0]} x {size[1]}, the image {height} x {width} "
             "(height x width).",
             repair=_REPAIR,
         )

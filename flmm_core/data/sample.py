@@ -1,6 +1,6 @@
-"""What the readers of data sets hand over: words, masks and where the picture lies. No torch.
+"""What the readers of data sets hand over: words, masks and where the image lies. No torch.
 
-An `AnnotatedPicture` is what a file says; a `Sample` is what the flow is given, after a protocol
+An `AnnotatedImage` is what a file says; a `Sample` is what the flow is given, after a protocol
 (`flmm_core.data.protocols`) has decided which words go together.
 """
 
@@ -50,15 +50,15 @@ class Phrase:
 
     Attributes:
         text: The words, without the caption around them.
-        mask: The truth, at the picture's size: all that the words name, joined. No pixel is
-            inside where the words name nothing in the picture.
+        mask: The truth, at the image's size: all that the words name, joined. No pixel is
+            inside where the words name nothing in the image.
         category: The data set's class name, or empty.
         slice: The part of the data set that scores are reported by ("plain", "relation", ...);
             every phrase is in one at most.
         tags: Further subsets that it is in, which may overlap ("plural", "thing", ...).
-        ignore: Pixels that count neither as right nor as wrong, at the picture's size and outside
+        ignore: Pixels that count neither as right nor as wrong, at the image's size and outside
             `mask`; None if all count.
-        distractors: Other objects of its category that the source has in the picture; None if
+        distractors: Other objects of its category that the source has in the image; None if
             there is no category.
     """
 
@@ -73,19 +73,19 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture with one caption, the flow's unit of work.
+    """One image with one caption, the flow's unit of work.
 
     Attributes:
         name: Names the sample in messages and results; unique within its source.
-        image_path: The picture, to be read with `flmm_core.data.images.read_picture`.
-        picture_hw: Height and width in pixels that the masks were made for.
+        image_path: The image, to be read with `flmm_core.data.images.read_image`.
+        image_hw: Height and width in pixels that the masks were made for.
         segments: The caption in pieces; they refer to `phrases` by index.
         phrases: What is to be grounded, P >= 1.
     """
 
     name: str
     image_path: Path
-    picture_hw: tuple[int, int]
+    image_hw: tuple[int, int]
     segments: tuple[Segment, ...]
     phrases: tuple[Phrase, ...]
 
@@ -105,10 +105,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class GroundedObject:
-    """One object of a picture and the sentences that refer to it.
+    """One object of an image and the sentences that refer to it.
 
     Attributes:
-        mask: At the picture's size, as in `Phrase`; or where it is to be read from.
+        mask: At the image's size, as in `Phrase`; or where it is to be read from.
         sentences: At least one; the first is the one that "flmm-paper" takes.
         category: Class name, or empty.
         slice: As in `Phrase`.
@@ -135,22 +135,22 @@ class GroundedObject:
 
 
 @dataclass(frozen=True, slots=True)
-class AnnotatedPicture:
-    """One picture with its objects, as a file describes it.
+class AnnotatedImage:
+    """One image with its objects, as a file describes it.
 
     Attributes:
         file_name: As the file has it.
         path: Where it was found.
-        picture_hw: Height and width in pixels by the file.
+        image_hw: Height and width in pixels by the file.
         objects: At least one.
         caption: The whole text that the file gives, in pieces that name every object by its
             index; empty if the sentences stand alone and a protocol has to put them together.
-        name: What tells this caption from others of the same picture.
+        name: What tells this caption from others of the same image.
     """
 
     file_name: str
     path: Path
-    picture_hw: tuple[int, int]
+    image_hw: tuple[int, int]
     objects: tuple[GroundedObject, ...]
     caption: tuple[Segment, ...] = ()
     name: str = ""

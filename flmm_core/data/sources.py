@@ -17,8 +17,8 @@ from flmm_core.data.formats.labelme import read_labelme
 from flmm_core.data.formats.png import read_narratives
 from flmm_core.data.formats.reasonseg import read_reasonseg
 from flmm_core.data.formats.refcoco import read_refcoco
-from flmm_core.data.protocols import LazySamples, PictureSamples, check_protocol
-from flmm_core.data.sample import AnnotatedPicture, Sample
+from flmm_core.data.protocols import ImageSamples, LazySamples, check_protocol
+from flmm_core.data.sample import AnnotatedImage, Sample
 from flmm_core.errors import UsageError, did_you_mean
 
 _GRAMMAR = re.compile(r"(?P<name>[^:@]+)(:(?P<path>.*?))?(@(?P<split>[^@/\\]*))?", re.DOTALL)
@@ -48,12 +48,12 @@ class SourceKind:
     Attributes:
         form: How the user writes it.
         summary: One line for lists.
-        read: Gives the pictures of a source; faults and left-out items go to the findings.
+        read: Gives the images of a source; faults and left-out items go to the findings.
     """
 
     form: str
     summary: str
-    read: Callable[[SourceText, Findings], Sequence[AnnotatedPicture]]
+    read: Callable[[SourceText, Findings], Sequence[AnnotatedImage]]
 
 
 class JoinedSamples(LazySamples):
@@ -76,7 +76,7 @@ class JoinedSamples(LazySamples):
         part, place = self._find(index)
         if isinstance(part, LazySamples):
             return part.extent(place)
-        return *part[place].picture_hw, len(part[place].caption)
+        return *part[place].image_hw, len(part[place].caption)
 
     def _find(self, index: int) -> tuple[Sequence[Sample], int]:
         part = bisect_right(self._ends, index)
@@ -109,8 +109,8 @@ def parse_source(text: str) -> SourceText:
 
 def read_source(
     text: str, findings: Findings | None = None
-) -> tuple[SourceText, Sequence[AnnotatedPicture]]:
-    """The parts of a source's text and its pictures, before any protocol.
+) -> tuple[SourceText, Sequence[AnnotatedImage]]:
+    """The parts of a source's text and its images, before any protocol.
 
     Args:
         text: `NAME[:PATH][@SPLIT]`.
@@ -124,10 +124,10 @@ def read_source(
     return source, SOURCES[source.name].read(source, findings or Findings())
 
 
-def open_source(text: str, protocol: str = "standard") -> PictureSamples:
+def open_source(text: str, protocol: str = "standard") -> ImageSamples:
     """The samples of one source; they are made when asked for, and can be pickled.
 
-    Annotations are read and checked at once; pictures and masks stay unread and compressed. Items
+    Annotations are read and checked at once; images and masks stay unread and compressed. Items
     that cannot be scored are in `skipped`, and logged.
 
     Args:
@@ -142,7 +142,7 @@ def open_source(text: str, protocol: str = "standard") -> PictureSamples:
     findings = Findings()
     source, pictures = read_source(text, findings)
     findings.warn(text)
-    return PictureSamples(pictures, protocol, source.label, findings.skipped)
+    return ImageSamples(pictures, protocol, source.label, findings.skipped)
 
 
 def open_sources(texts: Sequence[str], protocol: str = "standard") -> JoinedSamples:
@@ -154,37 +154,37 @@ def open_sources(texts: Sequence[str], protocol: str = "standard") -> JoinedSamp
     return JoinedSamples([open_source(text, protocol) for text in texts])
 
 
-def _read_refcoco(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+def _read_refcoco(source: SourceText, findings: Findings) -> Sequence[AnnotatedImage]:
     path, split = _need_path(source), _need_split(source)
     return read_refcoco(path, source.name, split, findings)
 
 
-def _read_grefcoco(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+def _read_grefcoco(source: SourceText, findings: Findings) -> Sequence[AnnotatedImage]:
     return read_grefcoco(_need_path(source), _need_split(source), findings)
 
 
-def _read_narratives(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+def _read_narratives(source: SourceText, findings: Findings) -> Sequence[AnnotatedImage]:
     return read_narratives(_need_path(source), _need_split(source), findings)
 
 
-def _read_reasonseg(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+def _read_reasonseg(source: SourceText, findings: Findings) -> Sequence[AnnotatedImage]:
     return read_reasonseg(_need_path(source), _need_split(source), findings)
 
 
-def _read_jsonl(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+def _read_jsonl(source: SourceText, findings: Findings) -> Sequence[AnnotatedImage]:
     return read_jsonl(find_jsonl(_need_path(source), source.split), findings)
 
 
-def _read_coco(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+def _read_coco(source: SourceText, findings: Findings) -> Sequence[AnnotatedImage]:
     file = find_coco(_need_path(source), source.split)
     return read_coco(file, findings, source.split or "")
 
 
-def _read_labelme(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+def _read_labelme(source: SourceText, findings: Findings) -> Sequence[AnnotatedImage]:
     return read_labelme(_need_path(source), source.split, findings)
 
 
-def _read_shapes(source: SourceText, findings: Findings) -> Sequence[AnnotatedPicture]:
+def _read_shapes(source: SourceText, findings: Findings) -> Sequence[AnnotatedImage]:
     from flmm_core.data.drawn.writing import ensure_shapes
 
     if source.path is not None:
@@ -233,7 +233,7 @@ SOURCES: Mapping[str, SourceKind] = {
     "reasonseg": SourceKind(
         "reasonseg:PATH@SPLIT", "ReasonSeg, with pixels to ignore", _read_reasonseg
     ),
-    "jsonl": SourceKind("jsonl:PATH[@SPLIT]", "a metadata.jsonl with its pictures", _read_jsonl),
+    "jsonl": SourceKind("jsonl:PATH[@SPLIT]", "a metadata.jsonl with its images", _read_jsonl),
     "coco": SourceKind("coco:PATH[@SPLIT]", "COCO-style instances of your own", _read_coco),
     "labelme": SourceKind("labelme:PATH[@SPLIT]", "a folder of LabelMe files", _read_labelme),
 }

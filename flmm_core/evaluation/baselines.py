@@ -10,7 +10,7 @@ value) above which a pixel is inside.
 
 That a few heads of a frozen model locate things is from Kang et al., "Your Large Vision-Language
 Model Only Needs A Few Attention Heads For Visual Grounding" (CVPR 2025). They find them without
-labels, by how much attention goes to the picture and how little it is scattered; here they are
+labels, by how much attention goes to the image and how little it is scattered; here they are
 those with the highest share of their mass on the truth, mean over the samples. As there, their
 maps are smoothed and added.
 """
@@ -122,7 +122,7 @@ class AttentionMethod:
         name: One of `METHODS`.
         grounder: Whose backbone is read.
         channels: Which maps are added, smoothed; None adds all as they are.
-        level: From 0, the map's least value in the picture, to 1, its greatest.
+        level: From 0, the map's least value in the image, to 1, its greatest.
     """
 
     name: str
@@ -172,10 +172,10 @@ class AttentionMethod:
 
     @torch.no_grad()
     def __call__(self, batch: GrounderBatch) -> tuple[Grounding, ...]:
-        """Logits at the picture's size, the coarse ones the same."""
+        """Logits at the image's size, the coarse ones the same."""
         groundings = []
-        for maps, picture_hw in zip(_maps(self.grounder, batch), batch.picture_hw, strict=True):
-            warmth = heat(maps, self.channels, picture_hw)
+        for maps, image_hw in zip(_maps(self.grounder, batch), batch.image_hw, strict=True):
+            warmth = heat(maps, self.channels, image_hw)
             logits = warmth.logit(eps=1e-6) - torch.tensor(self.level).logit()
             groundings.append(Grounding(coarse_logits=logits, logits=logits, maps=maps))
         return tuple(groundings)
@@ -209,7 +209,7 @@ class BoxSamMethod:
         found = self.boxes(batch)
         boxes = [torch.where(filled_boxes(each.masks), SURE, -SURE) for each in found]
         pictures = [picture for picture in batch.pictures if picture is not None]
-        logits = self.sam(pictures, boxes, (), batch.picture_hw)
+        logits = self.sam(pictures, boxes, (), batch.image_hw)
         return tuple(
             dataclasses.replace(each, logits=refined)
             for each, refined in zip(found, logits, strict=True)
@@ -252,7 +252,7 @@ def best_channels(labelled: Sequence[Labelled], count: int = HEADS) -> tuple[int
 
 
 def object_shares(maps: AttentionMaps, truth: Tensor) -> Tensor:
-    """How much of each map's mass in the picture lies on the truth.
+    """How much of each map's mass in the image lies on the truth.
 
     Args:
         maps: (P, C, h, w).
@@ -261,30 +261,28 @@ def object_shares(maps: AttentionMaps, truth: Tensor) -> Tensor:
     Returns:
         (P, C), from 0 to 1. A cell that the truth covers in part counts by that part.
     """
-    y0, x0, y1, x1 = maps.picture_box
+    y0, x0, y1, x1 = maps.image_box
     h, w = maps.maps.shape[-2:]
     size = max(1, round(h / (y1 - y0))), max(1, round(w / (x1 - x0)))
-    inside = resample(maps.maps, maps.picture_box, WHOLE_PICTURE, size)  # (P, C, *size)
+    inside = resample(maps.maps, maps.image_box, WHOLE_PICTURE, size)  # (P, C, *size)
     covered = resize_truth(truth.to(inside.device), size)[:, None]  # (P, 1, *size)
     return (inside * covered).sum((2, 3)) / inside.sum((2, 3)).clamp(min=SMALLEST_SUM)
 
 
-def heat(
-    maps: AttentionMaps, channels: Sequence[int] | None, picture_hw: tuple[int, int]
-) -> Tensor:
-    """The sum of some maps at the picture's size, from 0 at its least to 1 at its greatest value.
+def heat(maps: AttentionMaps, channels: Sequence[int] | None, image_hw: tuple[int, int]) -> Tensor:
+    """The sum of some maps at the image's size, from 0 at its least to 1 at its greatest value.
 
     Args:
         maps: (P, C, h, w).
         channels: Which to add, smoothed; None adds all as they are.
-        picture_hw: Height and width of the picture in pixels.
+        image_hw: Height and width of the image in pixels.
 
     Returns:
         (P, H, W); zeros where a map is the same everywhere.
     """
     chosen = maps.maps if channels is None else _smooth(maps.maps[:, list(channels)])
     total = chosen.sum(1, keepdim=True)  # (P, 1, h, w)
-    picture = resample(total, maps.picture_box, WHOLE_PICTURE, picture_hw)[:, 0]  # (P, H, W)
+    picture = resample(total, maps.image_box, WHOLE_PICTURE, image_hw)[:, 0]  # (P, H, W)
     least, greatest = picture.amin((1, 2), keepdim=True), picture.amax((1, 2), keepdim=True)
     return (picture - least) / (greatest - least).clamp(min=SMALLEST_SUM)
 
@@ -326,7 +324,7 @@ def _read_labelled(grounder: Grounder, samples: Sequence[Sample]) -> Iterator[La
             there = truth.flatten(1).any(1)
             if there.any():
                 kept = maps.maps[there.to(maps.maps.device)].cpu()
-                yield AttentionMaps(kept, maps.picture_box), truth[there]
+                yield AttentionMaps(kept, maps.image_box), truth[there]
 
 
 def _size(masks: Tensor) -> tuple[int, int]:

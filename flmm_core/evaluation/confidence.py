@@ -46,7 +46,7 @@ class Judgements:
         evidence: `Grounding.evidence` of each mask.
         intersections: In pixels.
         unions: In pixels.
-        absent: Whether nothing in the picture was meant.
+        absent: Whether nothing in the image was meant.
     """
 
     evidence: list[float] = field(default_factory=list)

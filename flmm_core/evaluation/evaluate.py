@@ -47,7 +47,7 @@ class Evaluation:
     no target, with ignored regions if some have such, by PNG's subsets if some are tagged so.
 
     Attributes:
-        coarse: Of the mask head's masks, enlarged to the picture.
+        coarse: Of the mask head's masks, enlarged to the image.
         refined: Of the final masks.
         tags: Of the final masks, by tag.
         boxes: Of their tight boxes, where there is a true one.
@@ -57,7 +57,7 @@ class Evaluation:
         recall: PNG's, of the phrases that are tagged as its subsets.
         calibration: Of the probabilities of the masks that were given, not of those withheld by
             "not there"; None where there are none.
-        no_target: Phrases that name nothing in the picture.
+        no_target: Phrases that name nothing in the image.
         with_ignored: Phrases with pixels to ignore.
         samples: How many captions were read.
         skipped: What was left out because it cannot be scored.
@@ -152,12 +152,12 @@ def measure_batches(
     """Ground and score batches of samples, one after the other; nothing is kept.
 
     Args:
-        grounder: Reads pictures and captions, and grounds them unless `flow` does.
+        grounder: Reads images and captions, and grounds them unless `flow` does.
         samples: What to ground, with the truth.
         batches: The samples of each batch, by their places.
         flow: What grounds a batch; by default the grounder.
         watch: Is shown every batch and what was made of it.
-        workers: Processes that read pictures, see `count_workers`.
+        workers: Processes that read images, see `count_workers`.
         throughput: Counts what goes through.
         calibrate: Makes a probability of each score.
         abstain_below: Answer "not there" where the probability is below this; see `measure`.
@@ -203,7 +203,7 @@ def evaluate(
         grounder: The flow; its training mode is restored afterwards.
         samples: What to ground, with the truth.
         batch_size: Samples that go through the flow together; the scores do not depend on it.
-        workers: Processes that read pictures, see `count_workers`.
+        workers: Processes that read images, see `count_workers`.
         limit: Only the first so many samples.
         flow: What grounds a batch, by default the grounder; see `flmm_core.evaluation.baselines`.
         abstain_below: Answer "not there" where the head's probability is below this.
@@ -277,7 +277,7 @@ def evaluate_run(
         model: Where the VLM lies here, if not where it lay in training.
         refiner_weights: SAM's own file, where the head was trained with an official SAM.
         batch_size: Samples that go through the flow together.
-        workers: Processes that read pictures, see `count_workers`.
+        workers: Processes that read images, see `count_workers`.
         limit: Only the first so many samples of each source.
         progress: Is told how far it is.
 

@@ -56,7 +56,7 @@ def measure(
     ]
 
 
-def at_picture_size(coarse_logits: Tensor, size: tuple[int, int]) -> Tensor:
+def at_image_size(coarse_logits: Tensor, size: tuple[int, int]) -> Tensor:
     """(P, h, w) logits -> (P, H, W) bool: probabilities enlarged, then above one half."""
     probs = F.interpolate(coarse_logits.sigmoid()[:, None], size, mode="bilinear")
     return probs[:, 0] > 0.5
@@ -86,7 +86,7 @@ def _rows(
         probabilities = calibrate(evidence).tolist()
     given = [abstain_below is None or likely >= abstain_below for likely in probabilities]
     masks &= torch.tensor(given, dtype=torch.bool)[:, None, None]
-    coarse = at_picture_size(grounding.coarse_logits, size).cpu()
+    coarse = at_image_size(grounding.coarse_logits, size).cpu()
     ignored_masks = [phrase.ignore for phrase in sample.phrases]
     counted = torch.from_numpy(rle.counted(ignored_masks, size))  # (P, H, W)
     found, truth, coarse = masks & counted, truth & counted, coarse & counted

@@ -41,7 +41,7 @@ class Rle(BaseModel):
 class Item(BaseModel):
     """One phrase: what was found and how it compares with the truth.
 
-    All counts are pixels at the picture's size, outside regions that a data set says to ignore.
+    All counts are pixels at the image's size, outside regions that a data set says to ignore.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -49,14 +49,14 @@ class Item(BaseModel):
     item: str = Field(min_length=1)
     """Unique in its cell, the same in every cell of the same source and protocol."""
     picture: str = Field(min_length=1)
-    """File name, relative to the cell's `pictures`. Phrases of one picture share it."""
+    """File name, relative to the cell's `pictures`. Phrases of one image share it."""
     phrase: str
     slice: str = ""
     """The part of the data set, "" for none."""
     tags: tuple[str, ...] = ()
     """Any number of further parts ("plural", "stuff")."""
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-    """[H, W] of the picture."""
+    """[H, W] of the image."""
     segmentation: Rle
     """The predicted mask."""
     truth_segmentation: Rle | None = None
@@ -65,7 +65,7 @@ class Item(BaseModel):
     union: Pixels
     predicted: Pixels
     truth: Pixels
-    """0: nothing in the picture is meant."""
+    """0: nothing in the image is meant."""
     ignored: Pixels = 0
     """Pixels that the data set says to ignore, taken out of all counts."""
     coarse_intersection: Pixels | None = None
@@ -82,7 +82,7 @@ class Item(BaseModel):
     point_in_mask: bool | None = None
     """Whether the surest point lies in the true mask; null where there is none."""
     distractors: Pixels | None = None
-    """Other objects of its category in the picture; null if unknown."""
+    """Other objects of its category in the image; null if unknown."""
     seconds: float = Field(ge=0)
     """Wall-clock time in the flow, this phrase's share of a batch."""
 
@@ -91,7 +91,7 @@ class Item(BaseModel):
         for name in ("segmentation", "truth_segmentation"):
             mask = getattr(self, name)
             if mask is not None and mask.size != self.size:
-                raise ValueError(f"{name} has the size {mask.size}, the picture {self.size}")
+                raise ValueError(f"{name} has the size {mask.size}, the image {self.size}")
         if (self.coarse_intersection is None) != (self.coarse_union is None):
             raise ValueError("coarse_intersection and coarse_union come together")
         if self.intersection > min(self.union, self.predicted, self.truth):

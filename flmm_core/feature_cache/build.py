@@ -37,7 +37,7 @@ from flmm_core.loader.dataset import ExampleDataset, Examples, load_batches
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.head_folder import Grounder
 from flmm_core.pipeline.refiners.sam import SamRefiner
-from flmm_core.pipeline.types import EncodedPicture
+from flmm_core.pipeline.types import EncodedImage
 from flmm_core.progress import Progress
 from flmm_core.stop_request import StopRequest
 
@@ -56,10 +56,10 @@ class Forecast:
 
     Attributes:
         samples: To be made.
-        pictures: With an embedding to be made.
+        images: With an embedding to be made.
         maps: Bytes of attention maps.
         hidden: Bytes of hidden rows.
-        embeddings: Bytes of SAM's embeddings of pictures.
+        embeddings: Bytes of SAM's embeddings of images.
         is_exact: Whether every sample was looked at, and not a few spread evenly.
     """
 
@@ -80,7 +80,7 @@ class Forecast:
         return (
             f"{about}{show_bytes(self.total)} for {self.samples} samples: maps "
             f"{show_bytes(self.maps)}, hidden rows {show_bytes(self.hidden)}, "
-            f"{self.pictures} picture embeddings {show_bytes(self.embeddings)}"
+            f"{self.pictures} image embeddings {show_bytes(self.embeddings)}"
         )
 
 
@@ -94,7 +94,7 @@ class BuildRequest:
         maps: Number type of the maps.
         channels: K, how many attention channels are kept; None keeps all.
         hidden: Whether hidden rows are kept.
-        workers: Processes that read pictures.
+        workers: Processes that read images.
     """
 
     folder: Path
@@ -132,7 +132,7 @@ def build_cache(
     progress = progress or Progress()
     store = _opened(request)
     samples = JoinedSamples([training, others])  # made when asked for: there may be very many
-    keys = sample_keys(samples, progress, "Reading pictures")
+    keys = sample_keys(samples, progress, "Reading images")
     missing = _missing(keys, store)
     if not missing:
         return Forecast(0, 0, 0, 0, 0, is_exact=True)
@@ -194,7 +194,7 @@ def other_cache(folder: Path, different: str) -> UsageError:
 
 
 def _missing(keys: Sequence[SampleKey], store: Store | None) -> list[int]:
-    """Places of samples to be made, each contents once; those whose picture is lost count too."""
+    """Places of samples to be made, each contents once; those whose image is lost count too."""
     known = set(store.samples) if store else set()
     if store and "refiner" in store.manifest.key:
         known = {key for key in known if store.samples[key][0].picture in store.pictures}
@@ -323,20 +323,20 @@ def _observe(
     writer: ShardWriter,
     pictures: set[str],
 ) -> None:
-    """Run the frozen parts on one sample; a picture is encoded at its first one only."""
+    """Run the frozen parts on one sample; an image is encoded at its first one only."""
     key = keys[batch.indices[0]]
     inputs = batch.inputs
-    with_picture = key.picture in pictures
-    if isinstance(grounder.refiner, SamRefiner) and not with_picture:
-        nothing = EncodedPicture(torch.zeros(0), (0, 0))
+    with_image = key.picture in pictures
+    if isinstance(grounder.refiner, SamRefiner) and not with_image:
+        nothing = EncodedImage(torch.zeros(0), (0, 0))
         inputs = replace(inputs, pictures=(nothing,))
     (features,) = grounder.observe(inputs)
     facts = SampleFacts.of(features, key.picture)
     dtype = grounder.backbone.vlm.dtype
     writer.add_sample(key.sample, facts, pack(features, manifest.packing, dtype))
-    if with_picture and features.picture is not None:
+    if with_image and features.picture is not None:
         embedding = features.picture.embedding.to("cpu", manifest.packing.embedding_type)
-        writer.add_picture(key.picture, features.picture.input_hw, embedding)
+        writer.add_image(key.picture, features.picture.input_hw, embedding)
         pictures.discard(key.picture)
 
 

@@ -1,7 +1,7 @@
 """Which attention channels are worth keeping: those whose mass lies on what is meant.
 
 The measure is that of the method `top-k-heads` (docs/baselines.md): the share of a map's mass in
-the picture that lies on the object, mean over the phrases of some training samples. It is a number
+the image that lies on the object, mean over the phrases of some training samples. It is a number
 for each channel; the K highest are kept, of equal ones the first.
 """
 
@@ -41,7 +41,7 @@ def choose_channels(
         grounder: With its frozen parts and all channels.
         samples: Training samples.
         count: K, at least 1; all channels if there are fewer.
-        workers: Processes that read pictures.
+        workers: Processes that read images.
         progress: Is told how far it is.
 
     Raises:
@@ -55,7 +55,7 @@ def choose_channels(
         for batch in batches:
             for features, truth in zip(grounder.observe(batch.inputs), batch.truths, strict=True):
                 there = truth.flatten(1).any(1)
-                maps = AttentionMaps(features.maps.maps.cpu()[there], features.maps.picture_box)
+                maps = AttentionMaps(features.maps.maps.cpu()[there], features.maps.image_box)
                 total += object_shares(maps, truth[there]).double().sum(0)
                 phrases += int(there.sum())
             stage.advance()

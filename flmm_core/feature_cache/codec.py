@@ -3,7 +3,7 @@
 Maps as float32 lose nothing. As float16 or uint8 each map is divided by its largest value first,
 which is kept beside it; uint8 holds the square root of that share in 255 steps, so that small
 values keep more of their digits than large ones. Hidden rows lose nothing in the VLM's own number
-type; beside smaller maps they are bfloat16 at most, and embeddings of pictures float16.
+type; beside smaller maps they are bfloat16 at most, and embeddings of images float16.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from flmm_core.pipeline.types import AttentionMaps, EncodedPicture, Features
+from flmm_core.pipeline.types import AttentionMaps, EncodedImage, Features
 
 MapType = Literal["float32", "float16", "uint8"]
 STORED: Mapping[str, torch.dtype] = {
@@ -67,22 +67,22 @@ class SampleFacts:
     """What of a sample is no tensor; stored as JSON.
 
     Attributes:
-        picture: Key of its picture.
-        box: `AttentionMaps.picture_box`.
+        image: Key of its image.
+        box: `AttentionMaps.image_box`.
         tokens: T of each phrase.
-        picture_hw: As in `Features`.
+        image_hw: As in `Features`.
     """
 
     picture: str
     box: tuple[float, float, float, float]
     tokens: tuple[int, ...]
-    picture_hw: tuple[int, int]
+    image_hw: tuple[int, int]
 
     @classmethod
     def of(cls, features: Features, picture: str) -> Self:
         """The facts of observed features."""
         tokens = features.row_phrase.bincount(minlength=features.phrases).tolist()
-        return cls(picture, features.maps.picture_box, tuple(tokens), features.picture_hw)
+        return cls(picture, features.maps.image_box, tuple(tokens), features.image_hw)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
@@ -93,7 +93,7 @@ class SampleFacts:
 
 
 def pack(features: Features, packing: Packing, vlm: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a sample, on the CPU; without those of its picture."""
+    """The tensors of a sample, on the CPU; without those of its image."""
     maps = features.maps.maps.cpu()
     packed = {"maps": maps.contiguous()}
     if not packing.is_exact:
@@ -113,9 +113,9 @@ def pack(features: Features, packing: Packing, vlm: torch.dtype) -> dict[str, Te
 
 
 def unpack(
-    tensors: Mapping[str, Tensor], facts: SampleFacts, picture: EncodedPicture | None
+    tensors: Mapping[str, Tensor], facts: SampleFacts, picture: EncodedImage | None
 ) -> Features:
-    """What `pack` took, with the picture that belongs to it."""
+    """What `pack` took, with the image that belongs to it."""
     maps = tensors["maps"]
     if "peak" in tensors:
         share = maps.float()
@@ -130,5 +130,5 @@ def unpack(
         hidden=torch.zeros(0, len(row_phrase), 0) if hidden is None else hidden.float(),
         row_phrase=row_phrase,
         picture=picture,
-        picture_hw=facts.picture_hw,
+        image_hw=facts.image_hw,
     )

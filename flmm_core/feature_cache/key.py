@@ -19,7 +19,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 import flmm_core
-from flmm_core.data.images import read_picture
+from flmm_core.data.images import read_image
 from flmm_core.data.sample import Sample
 from flmm_core.errors import DataError, WeightsError
 from flmm_core.pipeline.backbone.weights import choose_device, choose_dtype, find_source
@@ -46,8 +46,8 @@ class SampleKey:
     """What a sample is called in a cache: a name that follows from its contents.
 
     Attributes:
-        sample: Of picture and caption, with the numbers of the phrases in it.
-        picture: Of the picture's file.
+        sample: Of image and caption, with the numbers of the phrases in it.
+        image: Of the image's file.
     """
 
     sample: str
@@ -97,10 +97,10 @@ def differences(cache: Facts, run: Facts) -> str:
 
 
 def sample_keys(samples: Sequence[Sample], progress: Progress, name: str) -> list[SampleKey]:
-    """The key of every sample, in order; each picture's file is read once.
+    """The key of every sample, in order; each image's file is read once.
 
     Raises:
-        DataError: A picture cannot be read.
+        DataError: An image cannot be read.
     """
     pictures: dict[Path, str] = {}
     keys = []
@@ -108,27 +108,25 @@ def sample_keys(samples: Sequence[Sample], progress: Progress, name: str) -> lis
         for sample in samples:
             path = sample.image_path
             if path not in pictures:
-                pictures[path] = _picture_digest(path)
+                pictures[path] = _image_digest(path)
             keys.append(sample_key(sample, pictures[path]))
             stage.advance()
     return keys
 
 
 def sample_key(sample: Sample, picture: str) -> SampleKey:
-    """The key of a sample whose picture's digest is known."""
+    """The key of a sample whose image's digest is known."""
     caption = [[segment.text, segment.phrase] for segment in sample.segments]
-    text = json.dumps([picture, list(sample.picture_hw), caption])
+    text = json.dumps([picture, list(sample.image_hw), caption])
     return SampleKey(hashlib.sha256(text.encode()).hexdigest()[:32], picture)
 
 
-def _picture_digest(path: Path) -> str:
+def _image_digest(path: Path) -> str:
     try:
         return _digest([path])[:32]
     except OSError as error:
-        read_picture(path)  # says better what is wrong with it
-        raise DataError(
-            f"The picture {path} cannot be read.", found=f"{error.strerror}."
-        ) from error
+        read_image(path)  # says better what is wrong with it
+        raise DataError(f"The image {path} cannot be read.", found=f"{error.strerror}.") from error
 
 
 def _model_facts(source: str) -> dict[str, Any]:

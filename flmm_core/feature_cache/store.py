@@ -1,7 +1,7 @@
 """A cache on disk: `cache.json` and shards, each written whole or not at all.
 
 DIR/cache.json                 what the cache depends on and how it is stored
-    features-HASH.safetensors  some samples' features and their pictures' embeddings; what is no
+    features-HASH.safetensors  some samples' features and their images' embeddings; what is no
                                tensor stands in its metadata, so that no index can disagree with it
     features-HASH.safetensors.partial   a shard in the making; of no use after a stop
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flmm_core.errors import DataError, UsageError
 from flmm_core.feature_cache.codec import MapType, Packing, SampleFacts, unpack
-from flmm_core.pipeline.types import EncodedPicture, Features
+from flmm_core.pipeline.types import EncodedImage, Features
 from flmm_core.training.run_folder import write_json
 
 FORMAT = 1
@@ -123,7 +123,7 @@ class Store:
 
     Attributes:
         samples: Facts and shard of each sample, by its key.
-        pictures: Input size and shard of each picture with an embedding, by its key.
+        images: Input size and shard of each image with an embedding, by its key.
         broken: Shards that cannot be read, and why.
     """
 
@@ -161,13 +161,13 @@ class Store:
         file = self._open(path)
         names = self.manifest.packing.names
         tensors = {name: file.get_tensor(f"{key}.{name}") for name in names}
-        return unpack(tensors, facts, self._picture(facts.picture))
+        return unpack(tensors, facts, self._image(facts.picture))
 
-    def _picture(self, key: str) -> EncodedPicture | None:
+    def _image(self, key: str) -> EncodedImage | None:
         if key not in self.pictures:
             return None
         input_hw, path = self.pictures[key]
-        return EncodedPicture(self._open(path).get_tensor(f"{key}.embedding"), input_hw)
+        return EncodedImage(self._open(path).get_tensor(f"{key}.embedding"), input_hw)
 
 
 class ShardWriter:
@@ -182,16 +182,16 @@ class ShardWriter:
         self.bytes = 0
         self._tensors: dict[str, Tensor] = {}
         self._samples: dict[str, Any] = {}
-        self._pictures: dict[str, Any] = {}
+        self._images: dict[str, Any] = {}
 
     def add_sample(self, key: str, facts: SampleFacts, tensors: Mapping[str, Tensor]) -> None:
         """Take a sample's packed features."""
         self._samples[key] = asdict(facts)
         self._take({f"{key}.{name}": tensor for name, tensor in tensors.items()})
 
-    def add_picture(self, key: str, input_hw: tuple[int, int], embedding: Tensor) -> None:
-        """Take a picture's embedding, (E, g, g) on the CPU."""
-        self._pictures[key] = list(input_hw)
+    def add_image(self, key: str, input_hw: tuple[int, int], embedding: Tensor) -> None:
+        """Take an image's embedding, (E, g, g) on the CPU."""
+        self._images[key] = list(input_hw)
         self._take({f"{key}.embedding": embedding.contiguous()})
 
     def _take(self, tensors: Mapping[str, Tensor]) -> None:
@@ -208,7 +208,7 @@ class ShardWriter:
             return None
         name = hashlib.sha256(" ".join(sorted(self._tensors)).encode()).hexdigest()[:32]
         path, partial = self.folder / f"{NAME}{name}{SHARD}", self.folder / f"{NAME}{name}{PARTIAL}"
-        about = json.dumps({"samples": self._samples, "pictures": self._pictures})
+        about = json.dumps({"samples": self._samples, "pictures": self._images})
         try:
             save_file(self._tensors, partial, metadata={"flmm cache": about})
             with partial.open("rb") as file:
@@ -219,7 +219,7 @@ class ShardWriter:
             raise OSError(_number(str(error)), str(error), str(path)) from error
         finally:
             partial.unlink(missing_ok=True)
-        self._tensors, self._samples, self._pictures, self.bytes = {}, {}, {}, 0
+        self._tensors, self._samples, self._images, self.bytes = {}, {}, {}, 0
         return path
 
 

@@ -17,7 +17,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from flmm_core.config import Workers
 from flmm_core.data import rle
-from flmm_core.data.images import read_picture
+from flmm_core.data.images import read_image
 from flmm_core.data.sample import Sample
 from flmm_core.errors import FlmmError, reader_died
 from flmm_core.loader.packing import Packed, pack
@@ -31,7 +31,7 @@ class Example:
 
     Attributes:
         inputs: For the flow.
-        truth: (P, H, W) bool at the picture's size.
+        truth: (P, H, W) bool at the image's size.
         sample: Where it came from.
         index: Its place in the source.
     """
@@ -67,7 +67,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class _Read:
-    """The picture that was read last: file and size, pixels, and a sample of it."""
+    """The image that was read last: file and size, pixels, and a sample of it."""
 
     asked: tuple[Path, tuple[int, int]]
     image: Image.Image
@@ -76,7 +76,7 @@ class _Read:
 
 @runtime_checkable
 class StoredInputs(Protocol):
-    """A flow that has kept what it needs of each sample, so that no picture is read."""
+    """A flow that has kept what it needs of each sample, so that no image is read."""
 
     def stored(self, sample: Sample) -> Any:
         """For the flow's `collate`."""
@@ -91,7 +91,7 @@ class ExampleDataset(Dataset["Example | Unusable"]):
 
     Args:
         samples: Where to read from.
-        grounder: Prepares pictures and captions.
+        grounder: Prepares images and captions.
     """
 
     def __init__(self, samples: Sequence[Sample], grounder: Grounder) -> None:
@@ -127,11 +127,11 @@ class ExampleDataset(Dataset["Example | Unusable"]):
     def _inputs(self, sample: Sample) -> Any:
         if isinstance(self.grounder, StoredInputs):
             return self.grounder.stored(sample)
-        asked = sample.image_path, sample.picture_hw
-        # Sentences about one picture follow each other: it is read once, and what was made of it
+        asked = sample.image_path, sample.image_hw
+        # Sentences about one image follow each other: it is read once, and what was made of it
         # is taken over, so that VLM and refiner run it once.
         known = self._last if self._last is not None and self._last.asked == asked else None
-        image = known.image if known else read_picture(asked[0], picture_hw=asked[1])
+        image = known.image if known else read_image(asked[0], image_hw=asked[1])
         like = known.inputs if known else None
         inputs = self.grounder.prepare(image, sample.segments, name=sample.name, like=like)
         if not known:
@@ -206,7 +206,7 @@ def read_batches(
     Args:
         dataset: Reads and prepares.
         sampler: Which samples go together, in order.
-        workers: Processes that read pictures, see `count_workers`.
+        workers: Processes that read images, see `count_workers`.
 
     Raises:
         RunError: A worker died.

@@ -1,6 +1,6 @@
 """Batches of samples that are alike, so that little of a batch is padding.
 
-A sample's shape is known before its picture is read: the size of the picture decides the grid of
+A sample's shape is known before its image is read: the size of the image decides the grid of
 every view, and the length of the caption most of the tokens beside it.
 """
 
@@ -29,7 +29,7 @@ def sample_extents(samples: Sequence[Sample]) -> NDArray[np.int64]:
     if isinstance(samples, LazySamples):
         rows = [samples.extent(index) for index in range(len(samples))]
     else:
-        rows = [(*sample.picture_hw, len(sample.caption)) for sample in samples]
+        rows = [(*sample.image_hw, len(sample.caption)) for sample in samples]
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
 

@@ -19,7 +19,7 @@ class Rates:
 
     Attributes:
         seconds: Wall-clock time, without pauses.
-        pictures: How many; one that several samples of a batch share counts once.
+        images: How many; one that several samples of a batch share counts once.
         phrases: How many.
         waited: Seconds of them that nothing was computed in, for want of data.
     """
@@ -73,7 +73,7 @@ class Throughput:
 
     def _restart(self) -> None:
         self._start, self._waited = self.clock(), 0.0
-        self._pictures = self._phrases = 0
+        self._images = self._phrases = 0
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches; what each is waited for is counted."""
@@ -90,7 +90,7 @@ class Throughput:
 
     def count(self, samples: Sequence[Sample]) -> None:
         """One batch went through."""
-        self._pictures += len({sample.image_path for sample in samples})
+        self._images += len({sample.image_path for sample in samples})
         self._phrases += sum(len(sample.phrases) for sample in samples)
 
     @contextmanager
@@ -103,7 +103,7 @@ class Throughput:
     def rates(self) -> Rates:
         """Since the last lap."""
         seconds = self.clock() - self._start
-        return Rates(seconds, self._pictures, self._phrases, self._waited)
+        return Rates(seconds, self._images, self._phrases, self._waited)
 
     def lap(self) -> Rates:
         """Since the last lap; the next one begins."""

@@ -1,4 +1,4 @@
-"""How many processes read pictures, where the user leaves it open.
+"""How many processes read images, where the user leaves it open.
 
 While a model runs on an accelerator, the CPU is free to read and prepare what comes next. While
 the model runs on the CPU itself, it keeps all cores busy, and reading is a small part of the time:
@@ -34,7 +34,7 @@ def usable_cpus() -> int:
 
 
 def count_workers(workers: Workers, device: torch.device) -> int:
-    """The number of processes that read pictures, 0 for none but the main one.
+    """The number of processes that read images, 0 for none but the main one.
 
     Args:
         workers: As asked for. "auto" is 0 where the model runs on the CPU; else all usable CPUs

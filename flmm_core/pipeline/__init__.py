@@ -9,5 +9,5 @@ Shape letters, here and in every docstring:
     B samples       P phrases of a sample     T tokens of all its phrases    S sequence
     L layers        N heads                   V views                        C = V * L * N
     M image tokens  D hidden size of the VLM  E width of SAM's prompts
-    h, w            cells of a grid           H, W pixels of the picture
+    h, w            cells of a grid           H, W pixels of the image
 """

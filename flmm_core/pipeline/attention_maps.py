@@ -1,6 +1,6 @@
 """Stage 2: the recorded attention -> one stack of maps a phrase.
 
-What each phrase's words gave to the picture's tokens is laid out on the grids that these tokens
+What each phrase's words gave to the image's tokens is laid out on the grids that these tokens
 stand for, normalised, and brought into one frame: that of the view with the most cells.
 """
 
@@ -34,12 +34,12 @@ def attention_maps(trace: Trace) -> AttentionMaps:
         for part, grid in zip(parts, grids, strict=True)
     ]
     frame = max(range(len(grids)), key=lambda v: grids[v].numel())
-    box, size = trace.views[frame].picture_box, grids[frame]
+    box, size = trace.views[frame].image_box, grids[frame]
     aligned = [
-        resample(each, view.picture_box, box, (size[0], size[1]))
+        resample(each, view.image_box, box, (size[0], size[1]))
         for each, view in zip(maps, trace.views, strict=True)
     ]
-    return AttentionMaps(maps=torch.cat(aligned, dim=1), picture_box=box)  # (P, C, h, w)
+    return AttentionMaps(maps=torch.cat(aligned, dim=1), image_box=box)  # (P, C, h, w)
 
 
 def _normalise(part: Tensor) -> Tensor:

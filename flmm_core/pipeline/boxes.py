@@ -28,7 +28,7 @@ def enlarged_boxes(maps: Tensor, size: tuple[int, int], threshold: float) -> Ten
     Between the centres of four cells the enlarged map is linear along rows and along columns, so
     its largest pixel there is one of the four outermost. Those say between which centres a box
     ends; only the pixels next to that place are then looked at. Work and memory grow with the
-    sides of the picture's grid, not with its pixels.
+    sides of the image's grid, not with its pixels.
 
     Args:
         maps: (P, h, w) floating.
@@ -95,7 +95,7 @@ class _Axis:
         return torch.where(above, pixels, self.last).amin(dim=1).minimum(end), end
 
 
-_axis = lru_cache(maxsize=64)(_Axis)  # pictures of a data set have few sizes
+_axis = lru_cache(maxsize=64)(_Axis)  # images of a data set have few sizes
 
 
 def _span(occupied: Tensor) -> tuple[Tensor, Tensor]:

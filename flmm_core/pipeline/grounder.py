@@ -24,7 +24,7 @@ from flmm_core.pipeline.types import (
     AttentionMaps,
     BackboneBatch,
     BackboneInputs,
-    EncodedPicture,
+    EncodedImage,
     Features,
     Grounding,
 )
@@ -43,13 +43,13 @@ class GrounderInputs:
 
     Attributes:
         backbone: For the VLM.
-        picture: (3, h, w) uint8 for the refiner, or None where it needs none.
-        picture_hw: Height and width of the picture in pixels.
+        image: (3, h, w) uint8 for the refiner, or None where it needs none.
+        image_hw: Height and width of the image in pixels.
     """
 
     backbone: BackboneInputs
     picture: Tensor | None
-    picture_hw: tuple[int, int]
+    image_hw: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,16 @@ class GrounderBatch:
     """Samples that go through the flow together; attributes as in `GrounderInputs`."""
 
     backbone: BackboneBatch
-    pictures: tuple[Tensor | EncodedPicture | None, ...]
-    picture_hw: tuple[tuple[int, int], ...]
+    pictures: tuple[Tensor | EncodedImage | None, ...]
+    image_hw: tuple[tuple[int, int], ...]
 
     def __len__(self) -> int:
-        return len(self.picture_hw)
+        return len(self.image_hw)
 
     def pin_memory(self) -> GrounderBatch:
         """The same with page-locked tensors, for a DataLoader.
 
-        A picture that several samples share stays one tensor: the refiner encodes it once.
+        An image that several samples share stays one tensor: the refiner encodes it once.
         """
         distinct = {id(picture): picture for picture in self.pictures if picture is not None}
         pinned = {key: picture.pin_memory() for key, picture in distinct.items()}
@@ -161,17 +161,17 @@ class Grounder(nn.Module):
         """One sample, ready for the flow; needs no weights and runs in DataLoader workers.
 
         Args:
-            image: The picture.
+            image: The image.
             segments: The caption in pieces.
             name: Names the sample in messages.
-            like: A sample of the same picture and prompt, which is then read and encoded once
+            like: A sample of the same image and prompt, which is then read and encoded once
                 for both.
         """
         known = None if like is None else like.backbone
         return GrounderInputs(
             backbone=self.backbone.prepare(image, segments, name=name, like=known),
             picture=self.refiner.prepare(image) if like is None else like.picture,
-            picture_hw=(image.height, image.width),
+            image_hw=(image.height, image.width),
         )
 
     def collate(self, samples: Sequence[GrounderInputs]) -> GrounderBatch:
@@ -179,7 +179,7 @@ class Grounder(nn.Module):
         return GrounderBatch(
             backbone=self.backbone.collate([sample.backbone for sample in samples]),
             pictures=tuple(sample.picture for sample in samples),
-            picture_hw=tuple(sample.picture_hw for sample in samples),
+            image_hw=tuple(sample.image_hw for sample in samples),
         )
 
     def forward(self, batch: GrounderBatch) -> tuple[Grounding, ...]:
@@ -198,7 +198,7 @@ class Grounder(nn.Module):
         """
         if self.one_by_one and len(batch) > 1:
             look = partial(self.observe, layer_weights=layer_weights)
-            parts = zip(batch.backbone.samples, batch.pictures, batch.picture_hw, strict=True)
+            parts = zip(batch.backbone.samples, batch.pictures, batch.image_hw, strict=True)
             singles = (GrounderBatch(self.backbone.collate([x]), (y,), (z,)) for x, y, z in parts)
             return tuple(features for single in singles for features in look(single))
         traces = self.backbone.trace(batch.backbone, pool=self.pool, layer_weights=layer_weights)
@@ -206,7 +206,7 @@ class Grounder(nn.Module):
         prepared: Sequence[Any] = batch.pictures  # None only where the refiner needs none
         pictures = self.refiner.read(prepared)
         return tuple(
-            Features(sample_maps, trace.hidden, trace.row_phrase, picture, trace.picture_hw)
+            Features(sample_maps, trace.hidden, trace.row_phrase, picture, trace.image_hw)
             for sample_maps, trace, picture in zip(maps, traces, pictures, strict=True)
         )
 
@@ -215,7 +215,7 @@ class Grounder(nn.Module):
         maps = [each.maps for each in features]
         coarse = self.mask_head(maps)
         prompts = () if self.text_prompts is None else self.text_prompts(features)
-        pictures, sizes = zip(*((x.picture, x.picture_hw) for x in features), strict=True)
+        pictures, sizes = zip(*((x.picture, x.image_hw) for x in features), strict=True)
         logits = self.refiner(pictures, coarse, prompts, sizes)
         return tuple(
             Grounding(coarse_logits=coarse_logits, logits=refined_logits, maps=sample_maps)
@@ -230,7 +230,7 @@ class Grounder(nn.Module):
     def _chosen(self, maps: AttentionMaps) -> AttentionMaps:
         if not self.channels:
             return maps
-        return AttentionMaps(maps.maps[:, list(self.channels)], maps.picture_box)  # (P, K, h, w)
+        return AttentionMaps(maps.maps[:, list(self.channels)], maps.image_box)  # (P, K, h, w)
 
     def _layer_weights(self) -> list[float] | None:
         """What the VLM's layers count in the text prompts, unless that is being trained."""
@@ -248,18 +248,18 @@ class Grounder(nn.Module):
         together: bool = False,
         batch_size: int = 8,
     ) -> Result:
-        """Masks of phrases in a picture.
+        """Masks of phrases in an image.
 
         Args:
-            image: The picture.
+            image: The image.
             phrases: What to look for, for example `["red ring", "the star"]`.
-            prompt: What the user says beside the picture; by default the backbone's own.
+            prompt: What the user says beside the image; by default the backbone's own.
             together: Read all phrases in one caption, each seeing those before it, instead of
                 each alone.
             batch_size: Most phrases that go through the flow at a time, unless `together`.
 
         Raises:
-            UsageError: A phrase is empty, or there is no picture.
+            UsageError: A phrase is empty, or there is no image.
         """
         phrases = _checked_phrases(image, phrases)
         reader = self
@@ -322,9 +322,9 @@ class Grounder(nn.Module):
 def _checked_phrases(image: Image.Image, phrases: Sequence[str]) -> list[str]:
     if not isinstance(image, Image.Image):
         raise UsageError(
-            "There is no picture to ground in.",
+            "There is no image to ground in.",
             found=f"Found {type(image).__name__}; a PIL image was expected.",
-            repair="Read it with flmm_core.data.images.read_picture.",
+            repair="Read it with flmm_core.data.images.read_image.",
         )
     listed = [phrases] if isinstance(phrases, str) else list(phrases)
     for number, phrase in enumerate(listed):

@@ -49,7 +49,7 @@ class Recipe:
         backbone: Name of the plugin.
         model: Alias, hub id or folder of the VLM.
         options: The plugin's own settings.
-        prompt: What the user says beside the picture.
+        prompt: What the user says beside the image.
         pool: "mean" or "max".
         base_channels: See `MaskHead`.
         enlarge_to: See `MaskHead`.

@@ -1,4 +1,4 @@
-"""Stage 3: attention maps -> coarse logits that cover exactly the picture."""
+"""Stage 3: attention maps -> coarse logits that cover exactly the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK = 64
 
 
 class MaskHead(nn.Module):
-    """Enlarges the maps, runs the U-Net, and cuts the picture out of what comes.
+    """Enlarges the maps, runs the U-Net, and cuts the image out of what comes.
 
     Maps of equal shape, of whichever sample, pass the U-Net together. Its normalisation sees the
     padding, so maps of different shapes are never padded to one: what a sample gives does not
@@ -28,7 +28,7 @@ class MaskHead(nn.Module):
         in_channels: C, attention channels of the backbone.
         base_channels: Width of the U-Net's first stage.
         enlarge_to: Cells of the longest side that the U-Net sees, at least.
-        paper_rounding: Cut the picture out at whole cells as the original F-LMM does, shifting
+        paper_rounding: Cut the image out at whole cells as the original F-LMM does, shifting
             the mask by up to a cell, instead of exactly.
     """
 
@@ -47,7 +47,7 @@ class MaskHead(nn.Module):
         self.unet = UNet(in_channels, base_channels)
 
     def forward(self, maps: Sequence[AttentionMaps]) -> tuple[Tensor, ...]:
-        """Coarse logits per sample, (P, h, w) float32, covering exactly the picture.
+        """Coarse logits per sample, (P, h, w) float32, covering exactly the image.
 
         A sample without phrases gives (0, h, w), attached to the graph like any other.
         """
@@ -62,7 +62,7 @@ class MaskHead(nn.Module):
             stacked = torch.cat([maps[index].maps.to(device).float() for index in members])
             grids = torch.cat([self._grid_logits(part) for part in torch.split(stacked, CHUNK)])
             for index, grid in zip(members, torch.split(grids, counts), strict=True):
-                logits[index] = self._cut_picture(grid, (h, w), maps[index].picture_box)
+                logits[index] = self._cut_image(grid, (h, w), maps[index].image_box)
         return tuple(logits[index] for index in range(len(maps)))
 
     def _scale(self, grid_hw: tuple[int, int]) -> float:
@@ -83,8 +83,8 @@ class MaskHead(nn.Module):
         logits: Tensor = self.unet(padded)
         return logits[:, 0, :h, :w].float()  # (P, h', w')
 
-    def _cut_picture(self, grid: Tensor, maps_hw: tuple[int, int], box: Box) -> Tensor:
-        """(P, h', w') logits of a grid that lies at `box` -> (P, h, w) of exactly the picture."""
+    def _cut_image(self, grid: Tensor, maps_hw: tuple[int, int], box: Box) -> Tensor:
+        """(P, h', w') logits of a grid that lies at `box` -> (P, h, w) of exactly the image."""
         if self.paper_rounding:
             top, left, h, w = paper_crop(box, (grid.shape[1], grid.shape[2]))
             return grid[:, top : top + h, left : left + w]
@@ -98,9 +98,9 @@ class MaskHead(nn.Module):
 
 
 def paper_crop(box: Box, grid_hw: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Where the original F-LMM cuts the picture out of a grid that lies at `box`.
+    """Where the original F-LMM cuts the image out of a grid that lies at `box`.
 
-    The start is rounded down and the size to the nearest cell; the picture really lies up to a
+    The start is rounded down and the size to the nearest cell; the image really lies up to a
     cell elsewhere.
 
     Returns:
@@ -113,7 +113,7 @@ def paper_crop(box: Box, grid_hw: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def _paper_span(start: float, end: float, cells: int) -> tuple[int, int]:
-    per_picture = cells / (end - start)
+    per_image = cells / (end - start)
     # The box is a fraction; a hair is added so that 42.5 does not become 42.4999.
-    first = min(max(0, int(-start * per_picture + 1e-6)), cells - 1)
-    return first, min(max(1, int(per_picture + 0.5 + 1e-6)), cells - first)
+    first = min(max(0, int(-start * per_image + 1e-6)), cells - 1)
+    return first, min(max(1, int(per_image + 0.5 + 1e-6)), cells - first)

@@ -1,4 +1,4 @@
-"""Moving maps between frames of the picture, exactly: fractions of it, never rounded cells."""
+"""Moving maps between frames of the image, exactly: fractions of it, never rounded cells."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def resample(
 
     Args:
         maps: (P, C, h, w) floating.
-        source: (y0, x0, y1, x1), where the maps lie, in fractions of the picture.
+        source: (y0, x0, y1, x1), where the maps lie, in fractions of the image.
         target: Where the result is to lie, in the same fractions.
         size: (h2, w2) cells of the result.
         outside: What lies around the source: "border" repeats its outermost cells, "zero" fades
@@ -55,7 +55,7 @@ def _weights(
 ) -> Tensor:
     """(count, cells) float64: how much each source cell gives to each target cell, one axis."""
     centres = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    places = target_start + centres * (target_end - target_start)  # of the picture
+    places = target_start + centres * (target_end - target_start)  # of the image
     cell = (places - start) / (end - start) * cells - 0.5  # in source cells
     if outside == "border":
         cell = cell.clamp(0, cells - 1)

@@ -1,4 +1,4 @@
-"""What `Grounder.ground` gives: masks, scores, boxes, a picture of them, COCO records."""
+"""What `Grounder.ground` gives: masks, scores, boxes, an image of them, COCO records."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TINT = 110
 
 @dataclass(frozen=True)
 class Result:
-    """Masks of P phrases in one picture, on the CPU.
+    """Masks of P phrases in one image, on the CPU.
 
     Attributes:
-        image: The picture.
+        image: The image.
         phrases: What was looked for.
-        logits: (P, H, W) float32 at the picture's size.
-        coarse_logits: (P, h, w) float32, the mask head's, covering exactly the picture.
+        logits: (P, H, W) float32 at the image's size.
+        coarse_logits: (P, h, w) float32, the mask head's, covering exactly the image.
         masks: (P, H, W) bool, `logits > 0`; without a pixel where the phrase is not there.
         scores: (P,) float32, mean probability over the mask's pixels; 0 for an empty mask.
         boxes: (P, 4) int64 (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros if empty.
@@ -79,7 +79,7 @@ class Result:
         )
 
     def overlay(self) -> Image.Image:
-        """The picture (RGB) with every mask tinted and outlined in its colour of `colours`."""
+        """The image (RGB) with every mask tinted and outlined in its colour of `colours`."""
         picture = self.image.convert("RGB")
         for mask, colour in zip(self.masks, self.colours, strict=True):
             stencil = Image.fromarray(mask.numpy()).convert("L")
@@ -120,7 +120,7 @@ class ResultBuilder:
     """Collects groundings into one `Result`, holding the full-size logits once.
 
     Args:
-        image: The picture.
+        image: The image.
         phrases: All phrases, in the order in which their groundings will come.
         confidence: Evidence for masks to probabilities, (P,) both; None if there is none.
     """

@@ -15,26 +15,26 @@ from torch.nn import functional as F
 from flmm_core.segment import Segment as Segment
 
 Box = tuple[float, float, float, float]
-"""(y0, x0, y1, x1) in fractions of the picture's height and width."""
+"""(y0, x0, y1, x1) in fractions of the image's height and width."""
 
 WHOLE_PICTURE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class ImageView:
-    """Where one view of the picture lies: in the sequence, and on the picture.
+    """Where one view of the image lies: in the sequence, and on the image.
 
     Attributes:
         name: "image", "coarse", "fine", ...
         token_index: (h, w) int64; the place in the (unpadded) sequence of the token for cell
             (r, c), row 0 on top.
-        picture_box: (y0, x0, y1, x1), where the grid lies in the picture, in fractions of its
+        image_box: (y0, x0, y1, x1), where the grid lies in the image, in fractions of its
             height and width; beyond [0, 1] where the view shows padding, within where it cuts.
     """
 
     name: str
     token_index: Tensor
-    picture_box: Box = WHOLE_PICTURE
+    image_box: Box = WHOLE_PICTURE
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class BackboneInputs:
         views: In channel order.
         phrase_rows: Per phrase, (T_p,) int64 places of its tokens in the sequence, T_p >= 1.
         phrases: The words of each phrase.
-        picture_hw: Height and width of the picture in pixels.
+        image_hw: Height and width of the image in pixels.
         name: Names the sample in messages.
         prompt_length: Number of tokens before the caption.
     """
@@ -56,7 +56,7 @@ class BackboneInputs:
     views: tuple[ImageView, ...]
     phrase_rows: tuple[Tensor, ...]
     phrases: tuple[str, ...]
-    picture_hw: tuple[int, int]
+    image_hw: tuple[int, int]
     name: str = ""
     prompt_length: int = 0
 
@@ -90,7 +90,7 @@ class BackboneBatch:
             `captions`, each different prompt once: (U, S_prompt).
         samples: The samples it was made of, in order.
         offsets: Per sample, how many padding tokens stand before its first token.
-        captions: Where samples share a picture, what follows the prompts.
+        captions: Where samples share an image, what follows the prompts.
     """
 
     tensors: Mapping[str, Tensor]
@@ -119,14 +119,14 @@ class Trace:
             final norm), without gradient; (1, T, D) where they were summed by weights.
         row_phrase: (T,) int64, the phrase that each row of `hidden` belongs to, ascending.
         views: As in the inputs.
-        picture_hw: Height and width of the picture in pixels.
+        image_hw: Height and width of the image in pixels.
     """
 
     attention: Tensor
     hidden: Tensor
     row_phrase: Tensor
     views: tuple[ImageView, ...]
-    picture_hw: tuple[int, int]
+    image_hw: tuple[int, int]
 
     @property
     def phrases(self) -> int:
@@ -140,26 +140,26 @@ class AttentionMaps:
 
     Attributes:
         maps: (P, C, h, w) float32, each map sums to 1 over its own view.
-        picture_box: Where that grid lies in the picture.
+        image_box: Where that grid lies in the image.
     """
 
     maps: Tensor
-    picture_box: Box
+    image_box: Box
 
 
 @dataclass(frozen=True)
-class EncodedPicture:
-    """What SAM's frozen image encoder says of a picture.
+class EncodedImage:
+    """What SAM's frozen image encoder says of an image.
 
     Attributes:
         embedding: (E, g, g).
-        input_hw: Height and width of the part of SAM's square that the picture fills, in pixels.
+        input_hw: Height and width of the part of SAM's square that the image fills, in pixels.
     """
 
     embedding: Tensor
     input_hw: tuple[int, int]
 
-    def pin_memory(self) -> EncodedPicture:
+    def pin_memory(self) -> EncodedImage:
         """The same, page-locked."""
         return replace(self, embedding=self.embedding.pin_memory())
 
@@ -172,15 +172,15 @@ class Features:
         maps: The attention maps, of the channels that the head takes.
         hidden: (L, T, D) as in `Trace`; (0, T, 0) where a stored one was kept without.
         row_phrase: (T,) int64 as in `Trace`.
-        picture: For the refiner, or None where it needs none.
-        picture_hw: Height and width of the picture in pixels.
+        image: For the refiner, or None where it needs none.
+        image_hw: Height and width of the image in pixels.
     """
 
     maps: AttentionMaps
     hidden: Tensor
     row_phrase: Tensor
-    picture: EncodedPicture | None
-    picture_hw: tuple[int, int]
+    picture: EncodedImage | None
+    image_hw: tuple[int, int]
 
     @property
     def phrases(self) -> int:
@@ -202,9 +202,9 @@ class Grounding:
     """What the flow gives for one sample.
 
     Attributes:
-        coarse_logits: (P, h, w) the mask head's, covering exactly the picture.
-        logits: (P, H, W) the refined masks' at the picture's size; `logits > 0` is the mask.
-        maps: The attention maps that they were made of, for pictures and inspection.
+        coarse_logits: (P, h, w) the mask head's, covering exactly the image.
+        logits: (P, H, W) the refined masks' at the image's size; `logits > 0` is the mask.
+        maps: The attention maps that they were made of, for images and inspection.
     """
 
     coarse_logits: Tensor
@@ -232,7 +232,7 @@ class Grounding:
         it tells right masks from wrong ones less well.
         """
         agreement = self.scores.clone()
-        # One at a time: pictures can be huge.
+        # One at a time: images can be huge.
         for index, (coarse, logits) in enumerate(zip(self.coarse_logits, self.logits, strict=True)):
             probs, fine = coarse.float().sigmoid()[None, None], logits.float().sigmoid()
             rough = F.interpolate(probs, fine.shape, mode="bilinear")[0, 0]

@@ -38,13 +38,13 @@ class Columns:
 
     Attributes:
         items: The unique names.
-        pictures: (M,) the number of each row's picture, in the order of their names, so that no
+        images: (M,) the number of each row's image, in the order of their names, so that no
             figure depends on the order of the rows.
         slices: The data set's part of each row.
         tags: The further parts of each row.
         words: (M,) number of words of each phrase.
         counts: (M, 6) intersection, union, predicted, truth, coarse intersection, coarse union.
-        area: (M,) pixels of the picture.
+        area: (M,) pixels of the image.
         distractors: (M,) other objects of its category.
         ignored: (M,) pixels that do not count.
         values: (M, 5) score, probability, box IoU, point in mask, seconds.

@@ -28,9 +28,9 @@ class Difference:
         first: Of the first cell.
         second: Of the second.
         difference: Second minus first.
-        low: Lower end of the difference's 95 % interval, None with fewer than two pictures.
+        low: Lower end of the difference's 95 % interval, None with fewer than two images.
         high: Upper end.
-        p: Two-sided, by exchanging the cells picture by picture.
+        p: Two-sided, by exchanging the cells image by image.
     """
 
     first: float
@@ -51,7 +51,7 @@ class Comparison:
         source: The label of the second's source.
         protocol: Of both.
         phrases: How many both have.
-        pictures: How many pictures these come from.
+        images: How many images these come from.
         only_first: Items that the second lacks.
         only_second: Items that the first lacks.
         scores: By name: cIoU and mIoU.

@@ -21,7 +21,7 @@ from flmm_core.report.slices import Reliability
 from flmm_core.report.table import Report, Row, interval, percent, said_p, signed
 
 NOTE = (
-    "IoUs in percent, with 95 % bootstrap intervals over pictures; "
+    "IoUs in percent, with 95 % bootstrap intervals over images; "
     "“to the best” is the difference of cIoU to the highest row of the same data and protocol, "
     "with the p-value of a paired test (not corrected for several comparisons)."
 )

@@ -1,4 +1,4 @@
-"""The best and the worst phrases of a cell, their pictures inside the page."""
+"""The best and the worst phrases of a cell, their images inside the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flmm_core.data.images import read_picture
+from flmm_core.data.images import read_image
 from flmm_core.data.rle import decode, to_rle
 from flmm_core.errors import DataError
 from flmm_core.evaluation.phrase_rows import ITEMS, Item, Rle, read_some_items
@@ -26,7 +26,7 @@ TRUE, PREDICTED = (0, 114, 178), (230, 120, 0)
 
 @dataclass(frozen=True)
 class Panel:
-    """One small picture.
+    """One small image.
 
     Attributes:
         title: What it shows.
@@ -45,14 +45,14 @@ class Example:
 
     Attributes:
         phrase: Its words.
-        picture: The file's name.
+        image: The file's name.
         item: Its unique name.
         iou: Of its mask, a fraction of 1.
         score: The method's own.
         probability: Calibrated, or None.
         note: Why something is not shown, or empty.
         size: (W, H) of each panel in pixels.
-        panels: Picture, truth, prediction; without what is not known.
+        panels: Image, truth, prediction; without what is not known.
     """
 
     phrase: str
@@ -67,7 +67,7 @@ class Example:
 
 
 def best_and_worst(cell: Cell, count: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Examples of a cell, at most one a picture in each gallery.
+    """Examples of a cell, at most one an image in each gallery.
 
     Best is the highest IoU; worst the lowest, the surest first, then the largest object.
 
@@ -76,14 +76,14 @@ def best_and_worst(cell: Cell, count: int) -> tuple[tuple[Example, ...], tuple[E
         count: How many of each; a small cell gives fewer rather than showing one in both.
 
     Raises:
-        DataError: A row or a mask is broken. A picture that cannot be read is only noted.
+        DataError: A row or a mask is broken. An image that cannot be read is only noted.
     """
     columns = cell.columns
     count = min(count, len(columns) // 2)
     sure = np.lexsort((-columns.truth, -columns.score, columns.iou))
-    worst = _one_a_picture(columns, sure, count)
+    worst = _one_a_image(columns, sure, count)
     good = np.lexsort((-columns.score, -columns.iou))
-    best = _one_a_picture(columns, good[~np.isin(good, worst)], count)
+    best = _one_a_image(columns, good[~np.isin(good, worst)], count)
     items = read_some_items(cell.folder / ITEMS, {*best, *worst})
     return (
         tuple(_example(cell, items[place]) for place in best),
@@ -91,7 +91,7 @@ def best_and_worst(cell: Cell, count: int) -> tuple[tuple[Example, ...], tuple[E
     )
 
 
-def _one_a_picture(columns: Columns, order: NDArray[np.int64], count: int) -> list[int]:
+def _one_a_image(columns: Columns, order: NDArray[np.int64], count: int) -> list[int]:
     chosen: dict[int, int] = {}
     for place in order:
         if len(chosen) >= count:
@@ -107,10 +107,10 @@ def _example(cell: Cell, item: Item) -> Example:
     note, panels = "", []
     path = Path(cell.facts.pictures or "") / item.picture
     try:
-        picture = read_picture(path, picture_hw=item.size).resize(small, Image.Resampling.LANCZOS)
-        panels.append(Panel("picture", f"The picture {item.picture}", _data_uri(picture)))
+        picture = read_image(path, image_hw=item.size).resize(small, Image.Resampling.LANCZOS)
+        panels.append(Panel("picture", f"The image {item.picture}", _data_uri(picture)))
     except DataError:
-        note = "The picture was not found; the masks are shown on grey."
+        note = "The image was not found; the masks are shown on grey."
         picture = Image.new("RGB", small, (150, 150, 150))
     said = f"“{item.phrase}” in {item.picture}"
     if item.truth_segmentation is not None:
@@ -141,8 +141,8 @@ def tint(picture: Image.Image, mask: NDArray[np.bool_], colour: Sequence[int]) -
     """The mask in colour with a firm edge, all else faded.
 
     Args:
-        picture: RGB, of any size.
-        mask: (H, W) bool; brought to the picture's size by area.
+        image: RGB, of any size.
+        mask: (H, W) bool; brought to the image's size by area.
         colour: RGB, each in [0, 255].
     """
     values = Image.fromarray(mask.astype(np.float32))
@@ -157,7 +157,7 @@ def tint(picture: Image.Image, mask: NDArray[np.bool_], colour: Sequence[int]) -
 
 
 def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels of the mask beside one that is not in it; the picture's border is no edge."""
+    """Pixels of the mask beside one that is not in it; the image's border is no edge."""
     padded = np.pad(mask, 1, mode="edge")
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner

@@ -54,7 +54,7 @@ def render_page(report: Report, *, examples: int = 4) -> str:
 
     Args:
         report: What it shows.
-        examples: Best and worst phrases of each cell; 0 for a page without pictures.
+        examples: Best and worst phrases of each cell; 0 for a page without images.
 
     Raises:
         DataError: A row that is to be shown is broken.

@@ -1,4 +1,4 @@
-"""The scores of a set of rows, each with a bootstrap interval over pictures.
+"""The scores of a set of rows, each with a bootstrap interval over images.
 
 Every score is a ratio of two sums, so that one bootstrap serves all of them:
 
@@ -45,7 +45,7 @@ class Score:
 
     Attributes:
         value: The figure.
-        low: Lower end of its 95 % interval, None with fewer than two pictures.
+        low: Lower end of its 95 % interval, None with fewer than two images.
         high: Upper end.
     """
 
@@ -60,7 +60,7 @@ class Scores:
 
     Attributes:
         phrases: How many rows.
-        pictures: How many pictures they come from.
+        images: How many images they come from.
         by_name: Each of `TITLES`.
     """
 

@@ -70,7 +70,7 @@ def slice_rows(columns: Columns) -> tuple[Slicing, ...]:
         _binned(
             columns,
             "object_size",
-            "Object size (share of the picture)",
+            "Object size (share of the image)",
             np.where(columns.truth == 0, -1.0, share),
             (0.0, 0.01, 0.05, 0.2),
             ("no target", "< 1 %", "1–5 %", "5–20 %", "≥ 20 %"),

@@ -1,8 +1,8 @@
-"""How sure a score is: bootstrap intervals over pictures, and a paired test. No torch.
+"""How sure a score is: bootstrap intervals over images, and a paired test. No torch.
 
-Phrases of one picture are not independent, so pictures are drawn, never phrases. Every score of
+Phrases of one image are not independent, so images are drawn, never phrases. Every score of
 the field is a ratio of sums (cIoU: intersections over unions; mIoU: IoUs over phrases), so all
-that is needed of a picture is its share of the numerators and denominators. Letters: N pictures,
+that is needed of an image is its share of the numerators and denominators. Letters: N images,
 K scores.
 """
 
@@ -23,10 +23,10 @@ _CHUNK = 1_000_000
 
 
 def sum_by_cluster(clusters: NDArray[np.int64], values: ArrayLike) -> Floats:
-    """Add up rows of one picture.
+    """Add up rows of one image.
 
     Args:
-        clusters: (M,) the number of each row's picture, in [0, N).
+        clusters: (M,) the number of each row's image, in [0, N).
         values: (M, K).
 
     Returns:
@@ -53,17 +53,17 @@ def bootstrap_intervals(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Floats:
-    """Percentile intervals of ratios of sums over pictures (cluster bootstrap).
+    """Percentile intervals of ratios of sums over images (cluster bootstrap).
 
     Args:
-        numerators: (N, K), a row a picture.
+        numerators: (N, K), a row an image.
         denominators: (N, K).
-        resamples: How often N pictures are drawn with replacement.
+        resamples: How often N images are drawn with replacement.
         level: The share of the draws that lies within.
-        seed: The same seed draws the same pictures.
+        seed: The same seed draws the same images.
 
     Returns:
-        (K, 2) lower and upper ends; nan for a score that fewer than two pictures have part in.
+        (K, 2) lower and upper ends; nan for a score that fewer than two images have part in.
     """
     draws = [
         ratios(weights @ numerators, weights @ denominators)
@@ -80,11 +80,11 @@ def bootstrap_difference(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Floats:
-    """Percentile intervals of the second's ratios minus the first's, on the same pictures.
+    """Percentile intervals of the second's ratios minus the first's, on the same images.
 
     Args:
         first: Numerators and denominators, (N, K) each.
-        second: The same of the other system, the same pictures in the same order.
+        second: The same of the other system, the same images in the same order.
         resamples: As in `bootstrap_intervals`; each draw serves both systems.
         level: As there.
         seed: As there.
@@ -108,14 +108,14 @@ def paired_test(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> Floats:
-    """Two-sided p-values of "both systems are the same": exchange them picture by picture.
+    """Two-sided p-values of "both systems are the same": exchange them image by image.
 
     For a mean this is the sign-flip test. The given assignment counts as one of the draws (the +1
     correction), so p is never 0 and never too small.
 
     Args:
         first: Numerators and denominators, (N, K) each.
-        second: The same of the other system, the same pictures in the same order.
+        second: The same of the other system, the same images in the same order.
         permutations: How many random exchanges are drawn.
         seed: The same seed draws the same exchanges.
 
@@ -141,7 +141,7 @@ def paired_test(
 
 
 def _bootstrap_weights(count: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each of N pictures is drawn: (draws, N), together `resamples` draws."""
+    """How often each of N images is drawn: (draws, N), together `resamples` draws."""
     rng = np.random.default_rng(seed)
     for size in _chunks(resamples, count) if count else ():
         drawn = rng.integers(0, count, size=(size, count))
@@ -157,7 +157,7 @@ def _chunks(total: int, width: int) -> Iterator[int]:
 
 
 def _percentiles(draws: list[Floats], counted: NDArray[np.int64], level: float) -> Floats:
-    """(K, 2) of all draws, nan where fewer than two pictures are counted."""
+    """(K, 2) of all draws, nan where fewer than two images are counted."""
     ends = np.full((len(counted), 2), np.nan)
     enough = counted >= 2
     if enough.any():

@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 """How far two ways to compute the same may differ, as a share of the largest value, in float32."""
 
 SHAPES = ((96, 144), (300, 60), (131, 133), (200, 120), (60, 300))
-"""(H, W) of the pictures that the checks show: wide, tall, odd, and as long as 5:1."""
+"""(H, W) of the images that the checks show: wide, tall, odd, and as long as 5:1."""
 
 
 def require(kept: object, otherwise: str) -> None:
@@ -87,15 +87,15 @@ def check_loads_frozen(backbone: Backbone) -> None:
 
 
 def check_views_cover_image_tokens(backbone: Backbone) -> None:
-    """Cells and declared separators are all image tokens, each once, in every shape of picture."""
+    """Cells and declared separators are all image tokens, each once, in every shape of image."""
     for height, width in SHAPES:
         inputs = backbone.prepare(picture(height, width), CAPTION)
-        where = f"picture {width} x {height}"
+        where = f"image {width} x {height}"
         require(
             tuple(v.name for v in inputs.views) == backbone.view_names,
             f"{where}: views {[v.name for v in inputs.views]}, declared {backbone.view_names}",
         )
-        require(inputs.picture_hw == (height, width), f"{where}: picture_hw {inputs.picture_hw}")
+        require(inputs.image_hw == (height, width), f"{where}: image_hw {inputs.image_hw}")
         cells = torch.cat([v.token_index.flatten() for v in inputs.views])
         require(len(cells.unique()) == len(cells), f"{where}: a token belongs to two cells")
         is_image = backbone.vision_token_mask(inputs)
@@ -107,16 +107,16 @@ def check_views_cover_image_tokens(backbone: Backbone) -> None:
             f"and {separators} separators",
         )
         for view in inputs.views:
-            y0, x0, y1, x1 = view.picture_box
-            require(y0 < y1 and x0 < x1, f"{where}: {view.name} has the box {view.picture_box}")
+            y0, x0, y1, x1 = view.image_box
+            require(y0 < y1 and x0 < x1, f"{where}: {view.name} has the box {view.image_box}")
             require(
                 min(y1, x1) > 0 and max(y0, x0) < 1,
-                f"{where}: {view.name} lies beside the picture, at {view.picture_box}",
+                f"{where}: {view.name} lies beside the image, at {view.image_box}",
             )
 
 
 def check_repainted_spot(backbone: Backbone) -> None:
-    """When one spot of the picture is repainted, the token of the cell there changes most.
+    """When one spot of the image is repainted, the token of the cell there changes most.
 
     This is what shows that rows, columns, order and box of every view are right. Three spots of
     four must answer exactly: a trained vision tower may move a rare one.
@@ -126,13 +126,13 @@ def check_repainted_spot(backbone: Backbone) -> None:
         for number, name in enumerate(backbone.view_names):
             view = backbone.prepare(image, CAPTION).views[number]
             wanted = aims(view, (height, width), count=8, seed=height)
-            require(wanted, f"view {name}: no cell lies within a picture of {width} x {height}")
+            require(wanted, f"view {name}: no cell lies within an image of {width} x {height}")
             cells = answers(backbone, image, number, [aim.spot for aim in wanted])
             pairs = [(aim.cell, cell) for aim, cell in zip(wanted, cells, strict=True)]
             wrong = [(cell, found) for cell, found in pairs if cell != found]
             require(
                 len(wrong) <= len(wanted) // 4,
-                f"view {name}, picture {width} x {height}: {len(wrong)} of {len(wanted)} spots "
+                f"view {name}, image {width} x {height}: {len(wrong)} of {len(wanted)} spots "
                 f"changed another cell most; (repainted, changed): {wrong}",
             )
 
@@ -158,7 +158,7 @@ def _require_same_inputs(first: BackboneInputs, other: BackboneInputs, how: str)
         require(torch.equal(value, other.tensors[key]), f"{how}: {key!r} differs")
     for one, two in zip(first.views, other.views, strict=True):
         require(torch.equal(one.token_index, two.token_index), f"{how}: view {one.name} differs")
-        require(one.picture_box == two.picture_box, f"{how}: the box of {one.name} differs")
+        require(one.image_box == two.image_box, f"{how}: the box of {one.name} differs")
     require(all(map(torch.equal, first.phrase_rows, other.phrase_rows)), f"{how}: rows differ")
 
 
@@ -173,7 +173,7 @@ def check_phrases_are_found(backbone: Backbone) -> None:
 
 
 def check_control_words_are_text(backbone: Backbone) -> None:
-    """Control tokens that a user writes are read as text: no second picture, no early end."""
+    """Control tokens that a user writes are read as text: no second image, no early end."""
     words = [*backbone.tokenizer.all_special_tokens, backbone.processor.image_token]
     image = picture(96, 144)
     plain = backbone.prepare(image, CAPTION)
@@ -245,7 +245,7 @@ def check_companions_do_not_matter(backbone: Backbone) -> None:
 
 
 def check_shared_prompts(backbone: Backbone) -> None:
-    """Captions about one picture give behind one pass of their prompt what each gives alone."""
+    """Captions about one image give behind one pass of their prompt what each gives alone."""
     image = picture(*SHAPES[0])
     first = backbone.prepare(image, CAPTION, name="a")
     other = backbone.prepare(image, [Segment("it", 0)], name="b", like=first)
@@ -278,7 +278,7 @@ def _require_near(found: Tensor, expected: Tensor, what: str) -> None:
 
 
 def check_answers(backbone: Backbone) -> None:
-    """With the capability "chat": it answers about a picture, the same twice, in plain text."""
+    """With the capability "chat": it answers about an image, the same twice, in plain text."""
     if "chat" not in backbone.spec.capabilities:
         return
     image, token = picture(96, 144), backbone.processor.image_token
@@ -286,7 +286,7 @@ def check_answers(backbone: Backbone) -> None:
     require(isinstance(first, str), f"generate gave {type(first).__name__}")
     again = backbone.generate(image, "What is this?", max_new_tokens=8)
     require(again == first, f"greedy answers differ: {first!r}, {again!r}")
-    backbone.generate(image, f"What is {token}?", max_new_tokens=1)  # no second picture
+    backbone.generate(image, f"What is {token}?", max_new_tokens=1)  # no second image
 
 
 def check_vlm_stays_unchanged(backbone: Backbone) -> None:

@@ -1,4 +1,4 @@
-"""What the checks look at: test pictures, what the language model is given, where it changes."""
+"""What the checks look at: test images, what the language model is given, where it changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Spot = tuple[int, int, int, int]
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
-    """A picture with soft colours and grain, the same for the same arguments."""
+    """An image with soft colours and grain, the same for the same arguments."""
     rng = np.random.default_rng(seed)
     soft = rng.integers(60, 196, (5, 5, 3), dtype=np.uint8)
     base = np.asarray(Image.fromarray(soft).resize((width, height), Image.Resampling.BILINEAR))
@@ -36,7 +36,7 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
 
 
 def repaint(image: Image.Image, spot: Spot) -> Image.Image:
-    """The picture with the pixels of a spot sent to the far end of their range."""
+    """The image with the pixels of a spot sent to the far end of their range."""
     pixels = np.array(image)
     y0, x0, y1, x1 = spot
     pixels[y0:y1, x0:x1] = np.where(pixels[y0:y1, x0:x1] < 128, 255, 0)
@@ -78,7 +78,7 @@ class Aim:
     spot: Spot
 
 
-def aims(view: ImageView, picture_hw: tuple[int, int], *, count: int, seed: int) -> list[Aim]:
+def aims(view: ImageView, image_hw: tuple[int, int], *, count: int, seed: int) -> list[Aim]:
     """Some spots of a view, each well within one cell but away from its middle.
 
     A spot is at most 0.4 cells wide and lies 0.05 cells from two sides of its cell, so a grid
@@ -86,8 +86,8 @@ def aims(view: ImageView, picture_hw: tuple[int, int], *, count: int, seed: int)
     Cells of less than three pixels have no such spot.
     """
     h, w = view.token_index.shape
-    y0, x0, y1, x1 = view.picture_box
-    height, width = picture_hw
+    y0, x0, y1, x1 = view.image_box
+    height, width = image_hw
     cell_h, cell_w = (y1 - y0) / h * height, (x1 - x0) / w * width  # pixels
     cells = [(r, c) for r in range(h) for c in range(w)]
     found: list[Aim] = []
@@ -109,7 +109,7 @@ def answers(
     pictures = [image, *(repaint(image, spot) for spot in spots)]
     found: list[tuple[int, int]] = []
     embedded: list[Tensor] = []
-    for changed in pictures:  # one by one: the memory of one picture, however large
+    for changed in pictures:  # one by one: the memory of one image, however large
         inputs = backbone.prepare(changed, CAPTION)
         given = decoder_inputs(backbone, backbone.collate([inputs]))["inputs_embeds"][0]  # (S, D)
         index = inputs.views[view].token_index

@@ -1,4 +1,4 @@
-"""Pictures that show the flow: picture, attention, coarse mask, refined mask and truth."""
+"""Images that show the flow: image, attention, coarse mask, refined mask and truth."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def draw_sheet(
     """One row a phrase, side by side.
 
     Args:
-        image: The picture.
+        image: The image.
         phrases: P of them.
         maps: Their attention maps; the mean over the three most focused channels is shown.
-        coarse_logits: (P, h, w) covering exactly the picture.
-        logits: (P, H, W) at the picture's size.
+        coarse_logits: (P, h, w) covering exactly the image.
+        logits: (P, H, W) at the image's size.
         truth: (P, H, W) bool, or None where it is unknown: the column is left out.
     """
     scale = SIDE / max(image.size)
@@ -51,7 +51,7 @@ def draw_sheet(
         top = LINE + MARGIN + row * step_y
         cells = [
             small,
-            _heat(small, attention_picture(maps, row)),
+            _heat(small, attention_image(maps, row)),
             _tint(small, coarse_logits[row].sigmoid() > 0.5, PREDICTED),
             _tint(small, logits[row] > 0, PREDICTED),
         ]
@@ -64,8 +64,8 @@ def draw_sheet(
     return sheet
 
 
-def attention_picture(maps: AttentionMaps, phrase: int, channels: int = 3) -> Tensor:
-    """(h, w) in [0, 1] covering exactly the picture: the most focused channels' mean.
+def attention_image(maps: AttentionMaps, phrase: int, channels: int = 3) -> Tensor:
+    """(h, w) in [0, 1] covering exactly the image: the most focused channels' mean.
 
     A map's focus is the share of its mass in the heaviest tenth of its cells.
     """
@@ -73,18 +73,18 @@ def attention_picture(maps: AttentionMaps, phrase: int, channels: int = 3) -> Te
     heaviest = flat.topk(max(1, flat.shape[1] // 10), dim=1).values.sum(1)
     mean = maps.maps[phrase, heaviest.topk(min(channels, len(flat))).indices].mean(0)
     h, w = mean.shape
-    shown = resample(mean[None, None], maps.picture_box, WHOLE_PICTURE, (h, w))[0, 0]
+    shown = resample(mean[None, None], maps.image_box, WHOLE_PICTURE, (h, w))[0, 0]
     shown = shown - shown.amin()
     return shown / shown.amax().clamp(min=1e-12)
 
 
 def _heat(picture: Image.Image, values: Tensor) -> Image.Image:
-    """Values in [0, 1] as warmth over a grey picture."""
+    """Values in [0, 1] as warmth over a grey image."""
     size = (picture.height, picture.width)
     warm = F.interpolate(values[None, None].float().cpu(), size, mode="bilinear")[0, 0].numpy()
     colours = np.stack([255 * warm, 190 * warm**2, 60 * (1 - warm)], axis=-1)
     grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float64)
-    return _picture(0.35 * grey + 0.65 * colours)
+    return _image(0.35 * grey + 0.65 * colours)
 
 
 def _tint(picture: Image.Image, mask: Tensor, colour: tuple[int, int, int]) -> Image.Image:
@@ -92,10 +92,8 @@ def _tint(picture: Image.Image, mask: Tensor, colour: tuple[int, int, int]) -> I
     share = F.interpolate(mask[None, None].to(torch.float32).cpu(), size, mode="area")[0, 0].numpy()
     pixels = np.asarray(picture, dtype=np.float64)
     inside = 0.6 * share[..., None]
-    return _picture(
-        (1 - inside) * (0.55 * pixels + 90) + inside * np.array(colour, dtype=np.float64)
-    )
+    return _image((1 - inside) * (0.55 * pixels + 90) + inside * np.array(colour, dtype=np.float64))
 
 
-def _picture(values: NDArray[np.float64]) -> Image.Image:
+def _image(values: NDArray[np.float64]) -> Image.Image:
     return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))

@@ -5,7 +5,7 @@ runs/NAME/config.yaml        the resolved settings
           metrics.jsonl      a line every `log_every` steps
           checkpoints/step-N head + optimizer; `best` and `last` point to two of them;
                              with validation data also how likely a mask is right
-          pictures/          the flow on unseen pictures, side by side
+          pictures/          the flow on unseen images, side by side
           summary.json       the scores at the end
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from flmm_core.config import RunConfig
-from flmm_core.data.images import read_picture
+from flmm_core.data.images import read_image
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source, open_sources
 from flmm_core.errors import RunError, UsageError
@@ -95,7 +95,7 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
         for text, part in held_out.items()
     }
     if held_out and config.pictures:
-        write_pictures(grounder, next(iter(held_out.values())), config.pictures, folder.pictures)
+        write_images(grounder, next(iter(held_out.values())), config.pictures, folder.pictures)
     summary = summarise(config, grounder, scores)
     summary["vlm_sha256"] = {"before": before, "after": grounder.backbone.weights_digest()}
     summary["seconds"] = round(time.monotonic() - started, 1)
@@ -341,7 +341,7 @@ def summarise(
 
 
 @torch.no_grad()
-def write_pictures(grounder: Grounder, samples: Sequence[Sample], count: int, folder: Path) -> None:
+def write_images(grounder: Grounder, samples: Sequence[Sample], count: int, folder: Path) -> None:
     """Sheets of samples spread over a source, named by their number."""
     folder.mkdir(parents=True, exist_ok=True)
     grounder.eval()
@@ -351,7 +351,7 @@ def write_pictures(grounder: Grounder, samples: Sequence[Sample], count: int, fo
         example = ExampleDataset(samples, grounder).example(index)
         (grounding,) = grounder(grounder.collate([example.inputs]))
         sheet = draw_sheet(
-            read_picture(sample.image_path),
+            read_image(sample.image_path),
             [phrase.text for phrase in sample.phrases],
             grounding.maps,
             grounding.coarse_logits,

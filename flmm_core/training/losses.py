@@ -74,7 +74,7 @@ def grounding_loss(
 
     Args:
         groundings: What the flow gave.
-        truths: Per sample, (P, H, W) bool or 0/1 at the picture's size.
+        truths: Per sample, (P, H, W) bool or 0/1 at the image's size.
         nearest: See `resize_truth`.
     """
     parts: list[list[Tensor]] = [[], [], [], []]

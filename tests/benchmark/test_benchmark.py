@@ -23,7 +23,7 @@ from flmm_core.benchmark import BenchmarkRun, Plan, run
 from flmm_core.benchmark.plan import held
 from flmm_core.benchmark.rows import SampleRows
 from flmm_core.cli import main
-from flmm_core.data.drawn.writing import draw_pictures
+from flmm_core.data.drawn.writing import draw_images
 from flmm_core.data.formats.refcoco import write_refcoco
 from flmm_core.data.sources import open_source
 from flmm_core.errors import RunError, UsageError
@@ -176,7 +176,7 @@ def test_rows_of_two_heads_are_never_mixed(
 def test_what_cannot_be_scored_is_listed_and_limited(
     plan: Plan, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    data = write_refcoco(tmp_path / "data", draw_pictures(4, seed=8))
+    data = write_refcoco(tmp_path / "data", draw_images(4, seed=8))
     source = f"refcoco:{data}@train"
     samples = open_source(source)
     broken = samples[3].image_path
@@ -299,7 +299,7 @@ class Processes:
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_processes_and_kills_change_no_row(head: Path, tmp_path: Path) -> None:
-    data = write_refcoco(tmp_path / "data", draw_pictures(10, seed=8, sentences=2))
+    data = write_refcoco(tmp_path / "data", draw_images(10, seed=8, sentences=2))
     source = f"refcoco:{data}@train"
 
     def arguments(output: str) -> list[str]:
@@ -349,7 +349,7 @@ def test_the_page_is_true(
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "qwen").symlink_to(head)
     for name in ("shapes", "scenes"):
-        write_refcoco(tmp_path / name, draw_pictures(2, seed=3, split="val"))
+        write_refcoco(tmp_path / name, draw_images(2, seed=3, split="val"))
     (line,) = re.findall(r"^flmm (.*)$", PAGE, re.M)
     (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 

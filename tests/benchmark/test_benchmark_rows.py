@@ -12,7 +12,7 @@ from flmm_core.errors import DataError
 
 def test_row_files_of_any_number_of_processes_are_read_together(tmp_path: Path) -> None:
     lines = {n: SampleRows(sample=n).to_line() for n in range(6)}
-    skip = SampleRows(sample=5, skipped="no picture").to_line()
+    skip = SampleRows(sample=5, skipped="no image").to_line()
     (tmp_path / "rows-0-of-2.jsonl").write_bytes(lines[4] + lines[0] + skip)
     (tmp_path / "rows-1-of-2.jsonl").write_bytes(lines[3] + lines[1][:9])
     (tmp_path / "rows-2-of-3.jsonl").write_bytes(lines[2][:-1])
@@ -20,7 +20,7 @@ def test_row_files_of_any_number_of_processes_are_read_together(tmp_path: Path) 
     rows.mend()
     assert (tmp_path / "rows-2-of-3.jsonl").read_bytes() == b""
     rows.scan()
-    assert (rows.done, rows.skipped) == (3, {5: "no picture"})
+    assert (rows.done, rows.skipped) == (3, {5: "no image"})
     assert [row.sample for row in rows.in_order()] == [0, 3, 4]
     assert rows.missing([[0], [1, 2], [3, 4], [5]]) == [[1, 2], [5]]
     (tmp_path / "rows-0-of-1.jsonl").write_bytes(lines[5])

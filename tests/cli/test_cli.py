@@ -133,7 +133,7 @@ def test_a_killed_worker_is_told_whenever_it_is_noticed(
     use_train(monkeypatch, raising(RuntimeError(said)))
     assert main(["train", "--backbone", "qwen"]) == 1
     assert capsys.readouterr().err == (
-        f"flmm: A process that reads pictures has died.\n{said}\n"
+        f"flmm: A process that reads images has died.\n{said}\n"
         "The machine may be short of memory or of /dev/shm: give fewer --workers, or 0.\n"
     )
 

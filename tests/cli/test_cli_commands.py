@@ -207,13 +207,13 @@ def test_ground_refuses_an_empty_phrase(photo: str, capsys: Capture) -> None:
     assert capsys.readouterr().err == "flmm: Phrase 2 is empty.\nGive it at least one word.\n"
 
 
-def test_ground_refuses_a_broken_picture_before_loading_a_model(
+def test_ground_refuses_a_broken_image_before_loading_a_model(
     monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(flmm_core, "Grounder", None, raising=False)
     Path("empty.png").write_bytes(b"")
     assert main(["ground", "empty.png", "a ring", "--head", "runs/a"]) == 3
-    assert capsys.readouterr().err.startswith("flmm: The picture empty.png is empty.\n")
+    assert capsys.readouterr().err.startswith("flmm: The image empty.png is empty.\n")
     assert not Path("out").exists()
 
 
@@ -282,7 +282,7 @@ def test_data_is_drawn_checked_and_converted(capsys: Capture) -> None:
     assert main(["data", "check", "png:told@val", "--pictures", "1", "--output", "seen"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "told"
-    assert shown[1].startswith("png:told@val: no faults; 2 pictures, ")
+    assert shown[1].startswith("png:told@val: no faults; 2 images, ")
     assert shown[2] == "seen"
     assert len(list(Path("seen").iterdir())) == 1
     assert main(["data", "convert", "png:told@val", "lines"]) == 0
@@ -303,7 +303,7 @@ def test_a_check_lists_every_fault_and_exits_3(capsys: Capture) -> None:
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == f"1. Line 1 of {path} is not whole JSON."
     assert shown[3] == f"2. Line 2 of {path} has no 'width'."
-    assert shown[-1].startswith("jsonl:lines@train: 2 faults; 1 pictures, ")
+    assert shown[-1].startswith("jsonl:lines@train: 2 faults; 1 images, ")
 
 
 def test_what_a_check_leaves_out_is_listed(capsys: Capture) -> None:
@@ -315,13 +315,13 @@ def test_what_a_check_leaves_out_is_listed(capsys: Capture) -> None:
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "left out: own/train/train_plain_000000.json: it has no shape"
     assert shown[10] == "left out: 2 more"
-    assert shown[11].startswith("labelme:own@train: no faults; 2 pictures, ")
+    assert shown[11].startswith("labelme:own@train: no faults; 2 images, ")
 
 
 def test_a_drawing_that_is_stopped_leaves_nothing(monkeypatch: Patch, capsys: Capture) -> None:
     import flmm_core.data.drawn.writing as drawing
 
-    whole = drawing.draw_pictures
+    whole = drawing.draw_images
 
     def stopped(*arguments: Any, **details: Any) -> Any:
         yield next(whole(*arguments, **details))
@@ -337,5 +337,5 @@ def test_a_drawing_that_is_stopped_leaves_nothing(monkeypatch: Patch, capsys: Ca
 def test_drawings_of_a_check_need_a_place(capsys: Capture) -> None:
     assert main(["data", "check", "shapes@test", "--pictures", "3"]) == 2
     assert capsys.readouterr().err == (
-        "flmm: --pictures and --output belong together.\nGive both to draw pictures, or none.\n"
+        "flmm: --pictures and --output belong together.\nGive both to draw images, or none.\n"
     )

@@ -152,8 +152,8 @@ def drawn_object(
 
 
 @pytest.fixture
-def drawn_pictures() -> list[tuple[Image.Image, str, list[GroundedObject]]]:
-    """Three pictures in two splits, with slices, as a drawer of scenes hands them over."""
+def drawn_images() -> list[tuple[Image.Image, str, list[GroundedObject]]]:
+    """Three images in two splits, with slices, as a drawer of scenes hands them over."""
     first = [
         drawn_object(20, 30, (2, 3, 8, 9), "the red square", "left square", category="square"),
         drawn_object(20, 30, (10, 20, 20, 30), "a ring", category="ring", slice="relation"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flmm_core.data.drawn.writing import FORMATS, draw_pictures
+from flmm_core.data.drawn.writing import FORMATS, draw_images
 from flmm_core.data.tools.check import check_source
 
 JUNK: tuple[Any, ...] = (
@@ -47,7 +47,7 @@ def changed(value: Any, path: tuple[Any, ...], junk: Any) -> Any:
 @given(data=st.data())
 def test_a_changed_value_never_stops_a_check(form: str, tmp_path: Path, data: Any) -> None:
     if not any(tmp_path.iterdir()):
-        FORMATS[form].write(tmp_path, draw_pictures(1, 3, extras=FORMATS[form].extras))
+        FORMATS[form].write(tmp_path, draw_images(1, 3, extras=FORMATS[form].extras))
     files = sorted(tmp_path.rglob("*.json*"))
     file = data.draw(st.sampled_from(files))
     whole = file.read_text()

@@ -29,7 +29,7 @@ def test_the_commands_run(
     assert len(lines) == 4
     for line in lines:
         assert main(shlex.split(line)) == 0, line
-    assert "jsonl:lines@train: no faults; 3 pictures" in capsys.readouterr().out
+    assert "jsonl:lines@train: no faults; 3 images" in capsys.readouterr().out
     assert len(list(Path("seen").iterdir())) == 2
 
 
@@ -41,7 +41,7 @@ def test_the_examples_are_read(
     for name, text in re.findall(r"<!-- file: (.*?) -->\n```json\n(.*?)```", example, re.S):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
-    for name, width, height in re.findall(r"<!-- picture: (.*) (\d+)x(\d+) -->", example):
+    for name, width, height in re.findall(r"<!-- image: (.*) (\d+)x(\d+) -->", example):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (int(width), int(height))).save(name)
     for name in re.findall(r"<!-- segments: (.*) -->", example):

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_core.data.images import picture_size_of, read_picture
+from flmm_core.data.images import image_size_of, read_image
 from flmm_core.errors import DataError
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
 
-def corner_picture() -> Image.Image:
+def corner_image() -> Image.Image:
     """40 x 24 pixels, green, with a red top left quarter."""
     picture = Image.new("RGB", (40, 24), GREEN)
     picture.paste(RED, (0, 0, 20, 12))
@@ -31,8 +31,8 @@ def colours(picture: Image.Image) -> np.ndarray:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-def test_pictures_stand_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
-    # How a camera would have stored the upright picture; each undoes what the number asks for.
+def test_images_stand_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    # How a camera would have stored the upright image; each undoes what the number asks for.
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -42,13 +42,13 @@ def test_pictures_stand_upright(tmp_path: Path, orientation: int, suffix: str) -
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
     }.get(orientation)
-    stored = corner_picture() if undo is None else corner_picture().transpose(undo)
+    stored = corner_image() if undo is None else corner_image().transpose(undo)
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / f"a.{suffix}", exif=exif)
-    read = read_picture(tmp_path / f"a.{suffix}", picture_hw=(24, 40))
-    assert np.abs(colours(read) - colours(corner_picture()))[2:10, 2:18].max() < 20
-    assert np.abs(colours(read) - colours(corner_picture()))[14:, 22:].max() < 20
+    read = read_image(tmp_path / f"a.{suffix}", image_hw=(24, 40))
+    assert np.abs(colours(read) - colours(corner_image()))[2:10, 2:18].max() < 20
+    assert np.abs(colours(read) - colours(corner_image()))[14:, 22:].max() < 20
 
 
 @pytest.mark.parametrize(
@@ -59,15 +59,15 @@ def test_pictures_stand_upright(tmp_path: Path, orientation: int, suffix: str) -
         (lambda exif: exif[:20], (40, 24)),
     ],
 )
-def test_damaged_exif_does_not_cost_the_picture(
+def test_damaged_exif_does_not_cost_the_image(
     tmp_path: Path, damage: Callable[[bytes], bytes], size: tuple[int, int]
 ) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "described"
-    corner_picture().save(tmp_path / "a.jpg", exif=damage(exif.tobytes()))
+    corner_image().save(tmp_path / "a.jpg", exif=damage(exif.tobytes()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert read_picture(tmp_path / "a.jpg").size == size
+        assert read_image(tmp_path / "a.jpg").size == size
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_every_mode_becomes_rgb_on_white(
     tmp_path: Path, mode: str, value: object, expected: tuple[int, int, int]
 ) -> None:
     Image.new(mode, (5, 4), value).save(tmp_path / "a.png")  # type: ignore[arg-type]
-    read = read_picture(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
     assert read.size == (5, 4)
     assert {read.getpixel((x, y)) for x in range(5) for y in range(4)} == {expected}
 
@@ -107,7 +107,7 @@ def test_a_palette_with_transparency(tmp_path: Path) -> None:
         ("many.png", (244, 224, 214)),
         ("a.gif", (255, 255, 255)),
     ):
-        read = read_picture(tmp_path / name)
+        read = read_image(tmp_path / name)
         assert (read.getpixel((0, 0)), read.getpixel((1, 0))) == ((10, 20, 30), second)
 
 
@@ -117,9 +117,9 @@ def test_transparent_grey_and_rgb(tmp_path: Path) -> None:
     wide = Image.new("I;16", (2, 1), 9000)
     wide.putpixel((1, 0), 0)
     wide.save(tmp_path / "i16.png", transparency=9000)
-    assert read_picture(tmp_path / "l.png").getpixel((0, 0)) == (255, 255, 255)
-    assert read_picture(tmp_path / "rgb.png").getpixel((0, 0)) == (255, 255, 255)
-    read = read_picture(tmp_path / "i16.png")
+    assert read_image(tmp_path / "l.png").getpixel((0, 0)) == (255, 255, 255)
+    assert read_image(tmp_path / "rgb.png").getpixel((0, 0)) == (255, 255, 255)
+    read = read_image(tmp_path / "i16.png")
     assert (read.getpixel((0, 0)), read.getpixel((1, 0))) == ((255, 255, 255), (0, 0, 0))
 
 
@@ -127,10 +127,10 @@ def test_transparent_grey_and_rgb(tmp_path: Path) -> None:
 @pytest.mark.parametrize("profile", [None, b"no profile"])
 def test_cmyk_keeps_its_colours(tmp_path: Path, suffix: str, profile: bytes | None) -> None:
     extra = {} if profile is None else {"icc_profile": profile}
-    corner_picture().convert("CMYK").save(tmp_path / f"a.{suffix}", quality=95, **extra)
+    corner_image().convert("CMYK").save(tmp_path / f"a.{suffix}", quality=95, **extra)
     with Image.open(tmp_path / f"a.{suffix}") as stored:
         assert stored.mode == "CMYK"
-    difference = colours(read_picture(tmp_path / f"a.{suffix}")) - colours(corner_picture())
+    difference = colours(read_image(tmp_path / f"a.{suffix}")) - colours(corner_image())
     assert np.abs(difference)[2:10, 2:18].max() < 12
     assert np.abs(difference)[14:, 22:].max() < 12
 
@@ -138,7 +138,7 @@ def test_cmyk_keeps_its_colours(tmp_path: Path, suffix: str, profile: bytes | No
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (3, 2), colour) for colour in (RED, GREEN)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert read_picture(tmp_path / "a.gif").getpixel((0, 0)) == RED
+    assert read_image(tmp_path / "a.gif").getpixel((0, 0)) == RED
 
 
 # --- what cannot be read -----------------------------------------------------------------------
@@ -146,18 +146,17 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
 
 def fails(path: Path, **arguments: object) -> DataError:
     with pytest.raises(DataError) as caught:
-        read_picture(path, **arguments)  # type: ignore[arg-type]
+        read_image(path, **arguments)  # type: ignore[arg-type]
     assert caught.value.exit_code == 3
     return caught.value
 
 
-def test_a_missing_picture_and_a_folder(tmp_path: Path) -> None:
+def test_a_missing_image_and_a_folder(tmp_path: Path) -> None:
     assert str(fails(tmp_path / "no.png")) == (
-        f"The picture {tmp_path}/no.png cannot be read.\nNo such file or directory.\n"
-        "Check the path."
+        f"The image {tmp_path}/no.png cannot be read.\nNo such file or directory.\nCheck the path."
     )
     assert str(fails(tmp_path)).splitlines()[:2] == [
-        f"The picture {tmp_path} cannot be read.",
+        f"The image {tmp_path} cannot be read.",
         "Is a directory.",
     ]
 
@@ -165,16 +164,16 @@ def test_a_missing_picture_and_a_folder(tmp_path: Path) -> None:
 def test_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     assert str(fails(tmp_path / "a.jpg")) == (
-        f"The picture {tmp_path}/a.jpg is empty.\n"
+        f"The image {tmp_path}/a.jpg is empty.\n"
         "The file has zero bytes.\n"
         "Copy or download it again."
     )
 
 
-def test_a_file_that_is_no_picture(tmp_path: Path) -> None:
+def test_a_file_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("<html>404</html>")
     assert str(fails(tmp_path / "a.jpg")) == (
-        f"The file {tmp_path}/a.jpg is not a picture.\n"
+        f"The file {tmp_path}/a.jpg is not an image.\n"
         "Its contents are of no format that Pillow can read.\n"
         "Use a JPEG, PNG, WebP, TIFF, BMP or GIF file."
     )
@@ -182,7 +181,7 @@ def test_a_file_that_is_no_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp", "gif", "webp"])
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
-def test_a_picture_cut_off(tmp_path: Path, suffix: str, kept: float) -> None:
+def test_a_image_cut_off(tmp_path: Path, suffix: str, kept: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(noise).save(path)
@@ -190,8 +189,8 @@ def test_a_picture_cut_off(tmp_path: Path, suffix: str, kept: float) -> None:
     path.write_bytes(whole[: int(kept * len(whole))])
     message = str(fails(path))
     assert message.splitlines()[0] in (
-        f"The picture {path} is broken or cut off.",
-        f"The file {path} is not a picture.",
+        f"The image {path} is broken or cut off.",
+        f"The file {path} is not an image.",
     )
     if suffix in ("jpg", "png"):
         assert message.splitlines()[0].endswith("is broken or cut off.")
@@ -210,7 +209,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(("width", "height"), [(20_000, 10_000), (12_000, 10_000)])
-def test_a_picture_too_large_is_refused_by_its_header(
+def test_a_image_too_large_is_refused_by_its_header(
     tmp_path: Path, width: int, height: int
 ) -> None:
     """200 megapixels lie beyond Pillow's own limit, 120 below it; neither is decoded."""
@@ -219,43 +218,42 @@ def test_a_picture_too_large_is_refused_by_its_header(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert str(fails(path)) == (
-            f"The picture {path} is too large.\n"
+            f"The image {path} is too large.\n"
             f"It has {width * height / 1e6:.1f} megapixels; the limit is 100.0.\n"
             "Make it smaller first."
         )
 
 
 def test_the_limit_can_be_moved(tmp_path: Path) -> None:
-    corner_picture().save(tmp_path / "a.png")
-    assert read_picture(tmp_path / "a.png", max_pixels=960).size == (40, 24)
+    corner_image().save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", max_pixels=960).size == (40, 24)
     assert fails(tmp_path / "a.png", max_pixels=959).asked.endswith("is too large.")
     (tmp_path / "b.png").write_bytes(png_header(20_000, 10_000))
     error = fails(tmp_path / "b.png", max_pixels=300_000_000)
-    assert error.asked == f"The picture {tmp_path}/b.png is too large for Pillow."
+    assert error.asked == f"The image {tmp_path}/b.png is too large for Pillow."
 
 
-def test_a_picture_of_another_size_than_its_annotations(tmp_path: Path) -> None:
-    corner_picture().save(tmp_path / "a.png")
-    assert str(fails(tmp_path / "a.png", picture_hw=(40, 24))) == (
-        f"The picture {tmp_path}/a.png does not have the size that its annotations were made "
+def test_a_image_of_another_size_than_its_annotations(tmp_path: Path) -> None:
+    corner_image().save(tmp_path / "a.png")
+    assert str(fails(tmp_path / "a.png", image_hw=(40, 24))) == (
+        f"The image {tmp_path}/a.png does not have the size that its annotations were made "
         "for.\n"
         "It is 24 x 40 (height x width, upright), the annotations say 40 x 24.\n"
-        "Check that this is the picture that was annotated, neither resized nor turned."
+        "Check that this is the image that was annotated, neither resized nor turned."
     )
 
 
 def test_an_eps_program_is_not_run(tmp_path: Path) -> None:
-    corner_picture().save(tmp_path / "a.eps")
+    corner_image().save(tmp_path / "a.eps")
     assert str(fails(tmp_path / "a.eps")) == (
-        f"The picture {tmp_path}/a.eps is an EPS program, which is not run.\n"
-        "Save it as PNG or JPEG."
+        f"The image {tmp_path}/a.eps is an EPS program, which is not run.\nSave it as PNG or JPEG."
     )
 
 
 def test_floating_point_pixels(tmp_path: Path) -> None:
     Image.new("F", (2, 2), 0.5).save(tmp_path / "a.tif")
     assert str(fails(tmp_path / "a.tif")) == (
-        f"The picture {tmp_path}/a.tif has floating-point pixels.\n"
+        f"The image {tmp_path}/a.tif has floating-point pixels.\n"
         "Which of its values is white is not recorded.\n"
         "Save it with 8 or 16 bits a channel."
     )
@@ -263,10 +261,10 @@ def test_floating_point_pixels(tmp_path: Path) -> None:
 
 def test_the_file_is_closed_again(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    corner_picture().save(path)
+    corner_image().save(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
-        picture = read_picture(path)
+        picture = read_image(path)
         path.write_bytes(b"gone")
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
@@ -274,20 +272,20 @@ def test_the_file_is_closed_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_in_the_header_is_that_of_the_upright_picture(
+def test_the_size_in_the_header_is_that_of_the_upright_image(
     tmp_path: Path, orientation: int
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "a.jpg"
-    corner_picture().save(path, exif=exif)
-    read = read_picture(path)
-    assert picture_size_of(path) == (read.height, read.width)
+    corner_image().save(path, exif=exif)
+    read = read_image(path)
+    assert image_size_of(path) == (read.height, read.width)
 
 
 def test_what_has_no_size_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_text("no picture")
-    with pytest.raises(DataError, match="is not a picture"):
-        picture_size_of(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_text("no image")
+    with pytest.raises(DataError, match="is not an image"):
+        image_size_of(tmp_path / "a.jpg")
     with pytest.raises(DataError, match="No such file"):
-        picture_size_of(tmp_path / "b.jpg")
+        image_size_of(tmp_path / "b.jpg")

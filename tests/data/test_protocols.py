@@ -9,8 +9,8 @@ import pytest
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Skipped
-from flmm_core.data.protocols import PROTOCOLS, PictureSamples
-from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Phrase, Sample
+from flmm_core.data.protocols import PROTOCOLS, ImageSamples
+from flmm_core.data.sample import AnnotatedImage, GroundedObject, Phrase, Sample
 from flmm_core.errors import UsageError
 from flmm_core.segment import Segment
 
@@ -20,7 +20,7 @@ ORIGINAL = json.loads(
 """What the original pipeline makes of two objects, with one token a byte: byte + 3."""
 
 
-def picture(name: str, *objects: tuple[str, ...]) -> AnnotatedPicture:
+def picture(name: str, *objects: tuple[str, ...]) -> AnnotatedImage:
     things = []
     for index, sentences in enumerate(objects):
         mask = np.zeros((4, 5), dtype=bool)
@@ -28,7 +28,7 @@ def picture(name: str, *objects: tuple[str, ...]) -> AnnotatedPicture:
         things.append(
             GroundedObject(rle.encode(mask), sentences, f"c{index}", f"s{index}", name="7")
         )
-    return AnnotatedPicture(name, Path("pictures") / name, (4, 5), tuple(things))
+    return AnnotatedImage(name, Path("pictures") / name, (4, 5), tuple(things))
 
 
 def tokens(sample: Sample) -> tuple[list[int], list[list[int]]]:
@@ -45,7 +45,7 @@ def tokens(sample: Sample) -> tuple[list[int], list[list[int]]]:
 
 def test_flmm_paper_gives_the_originals_tokens() -> None:
     texts = ORIGINAL["refcoco_text"]
-    (sample,) = PictureSamples(
+    (sample,) = ImageSamples(
         [picture("dogs.jpg", (texts[0], "never said"), (texts[1],))], "flmm-paper"
     )
     ids, named = tokens(sample)
@@ -58,7 +58,7 @@ def test_flmm_paper_gives_the_originals_tokens() -> None:
 
 def test_standard_gives_the_originals_tokens_of_split_captions() -> None:
     texts = ORIGINAL["refcoco_text"]
-    samples = PictureSamples([picture("dogs.jpg", (texts[0],), (texts[1],))], "standard")
+    samples = ImageSamples([picture("dogs.jpg", (texts[0],), (texts[1],))], "standard")
     for sample, original in zip(samples, ORIGINAL["refcoco_split"], strict=True):
         ids, named = tokens(sample)
         assert ORIGINAL["prompt_len"] + len(ids) == original["n"]
@@ -66,12 +66,12 @@ def test_standard_gives_the_originals_tokens_of_split_captions() -> None:
 
 
 @pytest.fixture
-def pictures() -> list[AnnotatedPicture]:
+def pictures() -> list[AnnotatedImage]:
     return [picture("a.jpg", ("one", "two"), ("three",)), picture("b.jpg", ("four",))]
 
 
-def test_standard_takes_every_sentence_alone(pictures: list[AnnotatedPicture]) -> None:
-    samples = PictureSamples(pictures, "standard", "refcoco@val")
+def test_standard_takes_every_sentence_alone(pictures: list[AnnotatedImage]) -> None:
+    samples = ImageSamples(pictures, "standard", "refcoco@val")
     assert [sample.caption for sample in samples] == ["one.", "two.", "three.", "four."]
     assert [sample.name for sample in samples] == [
         "refcoco@val/a.jpg#7/0",
@@ -88,8 +88,8 @@ def test_standard_takes_every_sentence_alone(pictures: list[AnnotatedPicture]) -
     )
 
 
-def test_flmm_paper_takes_all_objects_of_a_picture(pictures: list[AnnotatedPicture]) -> None:
-    samples = PictureSamples(pictures, "flmm-paper")
+def test_flmm_paper_takes_all_objects_of_a_image(pictures: list[AnnotatedImage]) -> None:
+    samples = ImageSamples(pictures, "flmm-paper")
     assert [sample.caption for sample in samples] == ["one.three.", "four."]
     assert [sample.name for sample in samples] == ["a.jpg", "b.jpg"]
     first = samples[0]
@@ -98,8 +98,8 @@ def test_flmm_paper_takes_all_objects_of_a_picture(pictures: list[AnnotatedPictu
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_samples_behave_like_any_sequence(pictures: list[AnnotatedPicture], protocol: str) -> None:
-    samples = PictureSamples(pictures, protocol)
+def test_samples_behave_like_any_sequence(pictures: list[AnnotatedImage], protocol: str) -> None:
+    samples = ImageSamples(pictures, protocol)
     everything = list(samples)
     assert len(everything) == len(samples) == {"standard": 4, "flmm-paper": 2}[protocol]
     assert samples[-1] == everything[-1]
@@ -111,17 +111,17 @@ def test_samples_behave_like_any_sequence(pictures: list[AnnotatedPicture], prot
 
 def test_nothing_has_no_samples() -> None:
     for protocol in PROTOCOLS:
-        assert list(PictureSamples([], protocol)) == []
+        assert list(ImageSamples([], protocol)) == []
 
 
 def test_an_unknown_protocol() -> None:
     with pytest.raises(UsageError) as caught:
-        PictureSamples([], "flmm-papper")
+        ImageSamples([], "flmm-papper")
     assert str(caught.value) == (
         "Unknown protocol 'flmm-papper'. Did you mean 'flmm-paper'?\n"
         "Protocols: flmm-paper, standard.\n"
         "'standard' scores every sentence alone; 'flmm-paper' puts the first sentence of each "
-        "object of a picture into one caption."
+        "object of an image into one caption."
     )
 
 
@@ -136,11 +136,11 @@ def test_a_sample_whose_segments_and_phrases_differ(segments: tuple[Segment, ...
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_caption_of_its_own_is_one_sample_under_either_protocol(
-    pictures: list[AnnotatedPicture], protocol: str
+    pictures: list[AnnotatedImage], protocol: str
 ) -> None:
     pieces = (Segment("Here "), Segment("one", 0), Segment(" or "), Segment(" three", 1))
     told = replace(pictures[0], caption=pieces, name="5")
-    samples = PictureSamples([told, pictures[1]], protocol, "png@val", [Skipped("x", "why")])
+    samples = ImageSamples([told, pictures[1]], protocol, "png@val", [Skipped("x", "why")])
     assert samples[0].name == "png@val/a.jpg#5"
     assert len(samples) == 2
     assert samples[0].segments == pieces
@@ -149,9 +149,9 @@ def test_a_caption_of_its_own_is_one_sample_under_either_protocol(
     assert samples.skipped == (Skipped("x", "why"),)
 
 
-def test_tags_and_ignored_pixels_reach_the_phrases(pictures: list[AnnotatedPicture]) -> None:
+def test_tags_and_ignored_pixels_reach_the_phrases(pictures: list[AnnotatedImage]) -> None:
     thing = pictures[1].objects[0]
     marked = replace(thing, tags=frozenset({"thing"}), ignore=thing.read_mask())
-    (sample,) = PictureSamples([replace(pictures[1], objects=(marked,))], "standard")
+    (sample,) = ImageSamples([replace(pictures[1], objects=(marked,))], "standard")
     assert sample.phrases[0].tags == {"thing"}
     assert sample.phrases[0].ignore == thing.mask

@@ -82,7 +82,7 @@ def test_masks_of_different_sizes_cannot_be_merged() -> None:
 
 @settings(max_examples=300)
 @given(masks, st.data())
-def test_a_damaged_code_is_refused_or_still_a_mask_of_the_picture(
+def test_a_damaged_code_is_refused_or_still_a_mask_of_the_image(
     mask: np.ndarray, data: st.DataObject
 ) -> None:
     height, width = mask.shape
@@ -126,7 +126,7 @@ def test_a_polygon_may_trace_the_border() -> None:
 
 
 SOURCE = "annotation 17 in instances.json"
-REPAIR = "Check that the annotation belongs to this picture and was made at its size."
+REPAIR = "Check that the annotation belongs to this image and was made at its size."
 
 
 @pytest.mark.parametrize(
@@ -135,15 +135,15 @@ REPAIR = "Check that the annotation belongs to this picture and was made at its 
         (
             {"size": [10, 20], "counts": [200]},
             (
-                f"The mask of {SOURCE} does not fit its picture.\n"
-                f"The RLE is 10 x 20, the picture 12 x 20 (height x width).\n{REPAIR}"
+                f"The mask of {SOURCE} does not fit its image.\n"
+                f"The RLE is 10 x 20, the image 12 x 20 (height x width).\n{REPAIR}"
             ),
         ),
         (
             [[0, 0, 30, 0, 30, 5]],
             (
-                f"The mask of {SOURCE} does not fit its picture.\n"
-                "Polygon 0 spans x 0 to 30 and y 0 to 5; the picture is 12 x 20 (height x width).\n"
+                f"The mask of {SOURCE} does not fit its image.\n"
+                "Polygon 0 spans x 0 to 30 and y 0 to 5; the image is 12 x 20 (height x width).\n"
                 f"{REPAIR}"
             ),
         ),

@@ -126,8 +126,8 @@ def fake_draw(root: Path) -> ModuleType:
 
 
 @pytest.fixture
-def root(tmp_path: Path, drawn_pictures: Any) -> Path:
-    return write_refcoco(tmp_path / "drawn", drawn_pictures)
+def root(tmp_path: Path, drawn_images: Any) -> Path:
+    return write_refcoco(tmp_path / "drawn", drawn_images)
 
 
 def test_drawn_scenes_go_through_the_refcoco_reader(
@@ -147,17 +147,15 @@ def test_drawn_scenes_go_through_the_refcoco_reader(
         open_source("shapes@hard")
 
 
-def test_both_formats_give_the_same_samples(
-    tmp_path: Path, root: Path, drawn_pictures: Any
-) -> None:
-    other = write_jsonl(tmp_path / "lines", drawn_pictures)
+def test_both_formats_give_the_same_samples(tmp_path: Path, root: Path, drawn_images: Any) -> None:
+    other = write_jsonl(tmp_path / "lines", drawn_images)
     for protocol in ("standard", "flmm-paper"):
         first = open_source(f"refcoco:{root}@train", protocol)
         second = open_source(f"jsonl:{other}@train", protocol)
         assert len(first) == len(second) > 0
         for one, two in zip(first, second, strict=True):
             assert one.segments == two.segments
-            assert one.picture_hw == two.picture_hw
+            assert one.image_hw == two.image_hw
             assert [p.mask for p in one.phrases] == [p.mask for p in two.phrases]
             assert one.image_path.read_bytes() == two.image_path.read_bytes()
 

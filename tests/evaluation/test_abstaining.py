@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from flmm_core.benchmark import BenchmarkRun, Plan
-from flmm_core.data.drawn.writing import FORMATS, draw_pictures
-from flmm_core.data.images import read_picture
+from flmm_core.data.drawn.writing import FORMATS, draw_images
+from flmm_core.data.images import read_image
 from flmm_core.data.sources import open_source
 from flmm_core.errors import UsageError
 from flmm_core.evaluation.confidence import Confidence
@@ -25,7 +25,7 @@ from flmm_core.report.cells import load_cell
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Scenes in which some phrases name nothing."""
     folder = tmp_path_factory.mktemp("absent")
-    FORMATS["grefcoco"].write(folder, draw_pictures(4, seed=8, extras=("absent",)))
+    FORMATS["grefcoco"].write(folder, draw_images(4, seed=8, extras=("absent",)))
     return f"grefcoco:{folder}@train"
 
 
@@ -77,7 +77,7 @@ def test_eval_and_benchmark_abstain_as_ground_does(head: Path, source: str, tmp_
     assert threshold is not None
     assert facts["abstain_below"] == found["abstain_below"] == threshold
     for sample, row in list(zip(open_source(source), rows, strict=True))[:6]:
-        result = grounder.ground(read_picture(sample.image_path), [row.phrase]).abstain(threshold)
+        result = grounder.ground(read_image(sample.image_path), [row.phrase]).abstain(threshold)
         assert bool(result.there[0]) == row.there
         assert (int(result.masks.sum()) == 0) == (row.predicted == 0)
 

@@ -30,7 +30,7 @@ from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Box
 
 NO_GROUNDER: Any = None
 PADDED: Box = (-0.5, 0.0, 1.5, 1.0)
-"""Of a grid whose middle half of rows shows the picture."""
+"""Of a grid whose middle half of rows shows the image."""
 
 
 def block(top: int, left: int, height: int = 8, width: int = 8, size: int = 32) -> Tensor:
@@ -71,7 +71,7 @@ def test_a_share_is_the_mass_on_the_truth_partly_covered_cells_by_their_part() -
 
 def test_what_lies_on_padding_does_not_count() -> None:
     grid = torch.zeros(1, 2, 8, 4)
-    grid[0, :, 2:6, 1] = 1.0  # on the picture, in its second quarter from the left
+    grid[0, :, 2:6, 1] = 1.0  # on the image, in its second quarter from the left
     grid[0, 1, :2] = grid[0, 1, 6:] = 5.0  # on the padding above and below
     maps = AttentionMaps(grid, PADDED)
     truth = torch.zeros(1, 16, 16, dtype=torch.bool)
@@ -83,7 +83,7 @@ def test_what_lies_on_padding_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("channels", [None, (0,), (4, 2, 1)])
-def test_heat_runs_from_0_to_1_at_the_pictures_size(channels: tuple[int, ...] | None) -> None:
+def test_heat_runs_from_0_to_1_at_the_images_size(channels: tuple[int, ...] | None) -> None:
     warmth = heat(LABELLED[0][0], channels, (19, 41))
     assert warmth.shape == (2, 19, 41)
     assert warmth.amin((1, 2)).tolist() == [0, 0]
@@ -149,7 +149,7 @@ def test_every_method_gives_what_the_flow_gives(name: str, grounder: Grounder, d
     with torch.no_grad():
         first, second = method(batch)
     for grounding, sample in zip((first, second), samples, strict=False):
-        assert grounding.logits.shape == (len(sample.phrases), *sample.picture_hw)
+        assert grounding.logits.shape == (len(sample.phrases), *sample.image_hw)
         assert len(grounding.coarse_logits) == len(grounding.maps.maps) == len(sample.phrases)
         assert grounding.logits.isfinite().all()
         assert not grounding.logits.requires_grad

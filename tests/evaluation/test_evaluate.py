@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from flmm_core.data import rle
-from flmm_core.data.drawn.writing import FORMATS, draw_pictures
-from flmm_core.data.protocols import PictureSamples
+from flmm_core.data.drawn.writing import FORMATS, draw_images
+from flmm_core.data.protocols import ImageSamples
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError
 from flmm_core.evaluation.evaluate import Evaluation, evaluate
@@ -21,15 +21,15 @@ from tests.flows import knowing_flow
 SCENES = 6
 
 
-def samples_of(folder: Path, form: str) -> PictureSamples:
+def samples_of(folder: Path, form: str) -> ImageSamples:
     written = FORMATS[form]
-    pictures = draw_pictures(SCENES, seed=4, kinds=("plain", "relation"), split="val",
+    pictures = draw_images(SCENES, seed=4, kinds=("plain", "relation"), split="val",
                              extras=written.extras)  # fmt: skip
     written.write(folder, pictures)
     return open_source(f"{form}:{folder}@val")
 
 
-def scored(samples: PictureSamples, share: float = 0.5) -> tuple[Evaluation, list[Item]]:
+def scored(samples: ImageSamples, share: float = 0.5) -> tuple[Evaluation, list[Item]]:
     rows: list[Item] = []
     result = evaluate(knowing_flow(samples, share), samples, batch_size=4, on_row=rows.append)
     return result, rows
@@ -122,7 +122,7 @@ def test_batches_and_limits_change_no_row(tmp_path: Path) -> None:
     ]
 
 
-def test_a_broken_picture_stops_an_evaluation(tmp_path: Path) -> None:
+def test_a_broken_image_stops_an_evaluation(tmp_path: Path) -> None:
     samples = samples_of(tmp_path, "refcoco")
     samples[3].image_path.write_bytes(b"GIF89a")
     with pytest.raises(DataError, match=samples[3].image_path.name):

@@ -1,4 +1,4 @@
-"""A phrase that names nothing in the picture: its truth is a mask without a pixel."""
+"""A phrase that names nothing in the image: its truth is a mask without a pixel."""
 
 from __future__ import annotations
 

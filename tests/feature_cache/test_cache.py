@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from flmm_core import Grounder, UsageError
-from flmm_core.data.images import read_picture
+from flmm_core.data.images import read_image
 from flmm_core.data.sources import open_sources
 from flmm_core.evaluation.evaluate import evaluate_run
 from flmm_core.feature_cache.flow import CachedGrounder, StoredBatch
@@ -61,12 +61,12 @@ def test_a_head_from_the_cache_is_the_one_without_it_bit_for_bit(
 
 
 def test_without_exact_the_last_bits_depend_on_companions(runs: Runs) -> None:
-    """Why `exact` is there: pictures of several lengths in a batch are padded."""
+    """Why `exact` is there: images of several lengths in a batch are padded."""
     config, spec = runs.config()
     samples = open_sources(config.data, config.train_protocol)
     grounder = build_from_config(config, spec)
     inputs = [
-        grounder.prepare(read_picture(sample.image_path), sample.segments) for sample in samples
+        grounder.prepare(read_image(sample.image_path), sample.segments) for sample in samples
     ]
     alone = [grounder.observe(grounder.collate([one]))[0] for one in inputs]
     together = grounder.observe(grounder.collate(inputs))
@@ -178,7 +178,7 @@ def test_channels_are_chosen_on_the_training_data_and_stay_with_the_head(
     assert head["mask_head.unet.encoder.0.0.convs.0.conv.weight"].shape[1] == 5
     grounder = Grounder.from_pretrained(run)
     assert grounder.recipe.channels == manifest.channels
-    picture = read_picture(next((drawn / "images").iterdir()))
+    picture = read_image(next((drawn / "images").iterdir()))
     result = grounder.ground(picture, ["red ring"])
     assert result.logits.shape == (1, picture.height, picture.width)
     runs.build(channels=5)

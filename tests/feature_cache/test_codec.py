@@ -11,7 +11,7 @@ import torch
 
 from flmm_core.feature_cache.codec import MapType, Packing, SampleFacts, pack, unpack
 from flmm_core.feature_cache.store import Manifest, ShardWriter, Store, VlmFacts
-from flmm_core.pipeline.types import AttentionMaps, EncodedPicture, Features
+from flmm_core.pipeline.types import AttentionMaps, EncodedImage, Features
 
 
 def observed(dtype: torch.dtype = torch.float32) -> Features:
@@ -20,7 +20,7 @@ def observed(dtype: torch.dtype = torch.float32) -> Features:
     maps = torch.randn(3, 4, 5, 6, generator=chance).mul(3).flatten(2).softmax(2).view(3, 4, 5, 6)
     hidden = torch.randn(2, 6, 8, generator=chance).to(dtype).float()
     rows = torch.tensor([0, 0, 1, 2, 2, 2])
-    picture = EncodedPicture(torch.randn(7, 3, 3, generator=chance), (20, 30))
+    picture = EncodedImage(torch.randn(7, 3, 3, generator=chance), (20, 30))
     return Features(AttentionMaps(maps, (-0.1, 0.0, 1.1, 1 / 3)), hidden, rows, picture, (40, 60))
 
 
@@ -36,7 +36,7 @@ def test_float32_maps_lose_nothing(dtype: torch.dtype) -> None:
     assert torch.equal(back.maps.maps, features.maps.maps)
     assert torch.equal(back.hidden, features.hidden)
     assert torch.equal(back.row_phrase, features.row_phrase)
-    assert back.maps.picture_box == features.maps.picture_box
+    assert back.maps.image_box == features.maps.image_box
     assert pack(features, packing, dtype)["hidden"].dtype == dtype
 
 
@@ -78,7 +78,7 @@ def test_a_store_gives_back_what_was_written_and_can_be_pickled(tmp_path: Path) 
     facts = SampleFacts.of(features, "sky")
     writer.add_sample("one", facts, pack(features, manifest.packing, torch.float32))
     assert features.picture is not None
-    writer.add_picture("sky", features.picture.input_hw, features.picture.embedding)
+    writer.add_image("sky", features.picture.input_hw, features.picture.embedding)
     assert writer.flush() is not None
     assert writer.flush() is None
     store = Store(tmp_path)
@@ -88,6 +88,6 @@ def test_a_store_gives_back_what_was_written_and_can_be_pickled(tmp_path: Path) 
         assert torch.equal(back.maps.maps, features.maps.maps)
         assert torch.equal(back.hidden, features.hidden)
         assert torch.equal(back.picture.embedding, features.picture.embedding)
-        assert (back.picture.input_hw, back.picture_hw) == ((20, 30), (40, 60))
+        assert (back.picture.input_hw, back.image_hw) == ((20, 30), (40, 60))
         with pytest.raises(KeyError):
             each.features("two")

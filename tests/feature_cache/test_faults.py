@@ -14,7 +14,7 @@ import pytest
 from safetensors import SafetensorError
 
 from flmm_core import UsageError, WeightsError
-from flmm_core.data.images import read_picture
+from flmm_core.data.images import read_image
 from flmm_core.errors import DataError, RunError
 from flmm_core.feature_cache import build as building
 from flmm_core.feature_cache.build import Forecast
@@ -191,7 +191,7 @@ def test_samples_that_were_added_without_a_refiner_are_made_again_for_one(runs: 
     runs.build()
     runs.build(val_data=[runs.source], refiner="none")
     forecast = runs.build(val_data=[runs.source])
-    assert forecast.samples == 0  # the pictures of these sentences were encoded before
+    assert forecast.samples == 0  # the images of these sentences were encoded before
     for path in shards(runs.cache):
         path.unlink()
     runs.build(refiner="none")
@@ -214,7 +214,7 @@ def test_samples_that_are_not_in_the_cache_are_named(
     changed = tmp_path / "changed"
     shutil.copytree(drawn, changed)
     picture = next((changed / "images").iterdir())
-    read_picture(picture).rotate(180).save(picture)
+    read_image(picture).rotate(180).save(picture)
     with pytest.raises(DataError, match="lacks samples of this run"):
         runs.train("other", cache=runs.cache, data=[f"refcoco:{changed}@train"])
 

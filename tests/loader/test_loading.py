@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench import loading
-from flmm_core.data.drawn.writing import FORMATS, draw_pictures
+from flmm_core.data.drawn.writing import FORMATS, draw_images
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError, RunError, reader_died
 from flmm_core.loader import workers as counting
@@ -109,7 +109,7 @@ def test_workers_give_the_same_batches(dataset: ExampleDataset) -> None:
 
 
 @pytest.mark.multiprocess
-def test_pictures_that_samples_share_stay_shared_on_their_way(
+def test_images_that_samples_share_stay_shared_on_their_way(
     dataset: ExampleDataset, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(Tensor, "pin_memory", lambda self, device=None: self.clone())
@@ -132,7 +132,7 @@ def test_pictures_that_samples_share_stay_shared_on_their_way(
         assert pinned.truths[0] is not examples.truths[0]
 
 
-def test_batches_without_pictures_for_a_refiner_can_be_pinned(
+def test_batches_without_images_for_a_refiner_can_be_pinned(
     dataset: ExampleDataset, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(Tensor, "pin_memory", lambda self, device=None: self.clone())
@@ -180,9 +180,9 @@ def test_what_is_packed_is_unpacked(monkeypatch: Patch) -> None:
 
 @pytest.mark.multiprocess
 def test_an_error_in_a_worker_is_the_same_message(grounder: Grounder, tmp_path: Path) -> None:
-    folder = FORMATS["refcoco"].write(tmp_path, draw_pictures(3, seed=5)) or tmp_path
+    folder = FORMATS["refcoco"].write(tmp_path, draw_images(3, seed=5)) or tmp_path
     samples = open_source(f"refcoco:{folder}@train")
-    samples[1].image_path.write_bytes(b"\xff\xd8 no picture")
+    samples[1].image_path.write_bytes(b"\xff\xd8 no image")
     said = []
     for number in (0, 2):
         with pytest.raises(DataError) as error:
@@ -209,7 +209,7 @@ def test_a_worker_that_dies_is_told(dataset: ExampleDataset) -> None:
         list(load_batches(deadly, workers=1))
     told = error.value if isinstance(error.value, RunError) else reader_died(error.value)
     assert told is not None
-    assert told.asked == "A process that reads pictures has died."
+    assert told.asked == "A process that reads images has died."
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_whatever_a_killed_worker_leaves_is_told(
     with pytest.raises(RunError) as error:
         list(load_batches(dataset))
     first, found, repair = str(error.value).splitlines()
-    assert first == "A process that reads pictures has died."
+    assert first == "A process that reads images has died."
     assert found == (str(killed) or "EOFError")
     assert repair == (
         "The machine may be short of memory or of /dev/shm: give fewer --workers, or 0."
@@ -294,7 +294,7 @@ def test_ctrl_c_leaves_no_worker_behind(random_twin: Path, drawn: Path, tmp_path
 # --- throughput ------------------------------------------------------------------------------
 
 
-def test_throughput_counts_pictures_phrases_and_waiting(drawn: Path) -> None:
+def test_throughput_counts_images_phrases_and_waiting(drawn: Path) -> None:
     now = 0.0
     samples = list(open_source(f"refcoco:{drawn}@train", "flmm-paper"))[:2]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flmm_core.data.drawn.writing import FORMATS, draw_pictures
+from flmm_core.data.drawn.writing import FORMATS, draw_images
 from flmm_core.data.sources import open_source, open_sources
 from flmm_core.loader.dataset import StepSampler
 from flmm_core.loader.samplers import BucketSampler, sample_extents
@@ -71,10 +71,10 @@ def test_buckets_are_mixed() -> None:
 @pytest.mark.parametrize("protocol", ["standard", "flmm-paper"])
 def test_extents_are_those_of_the_samples(form: str, protocol: str, tmp_path: Path) -> None:
     written = FORMATS[form]
-    written.write(tmp_path, draw_pictures(4, seed=2, split="val", extras=written.extras))
+    written.write(tmp_path, draw_images(4, seed=2, split="val", extras=written.extras))
     source = f"{form}:{tmp_path}@val"
     samples = open_source(source, protocol)
-    wanted = [[*sample.picture_hw, len(sample.caption)] for sample in samples]
+    wanted = [[*sample.image_hw, len(sample.caption)] for sample in samples]
     assert sample_extents(samples).tolist() == wanted
     assert sample_extents(list(samples)).tolist() == wanted
     assert sample_extents(open_sources([source, source], protocol)).tolist() == 2 * wanted

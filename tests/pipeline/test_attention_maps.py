@@ -24,14 +24,14 @@ def trace(*views: ImageView) -> Trace:
         hidden=torch.zeros(L, P, 8),
         row_phrase=torch.arange(P),
         views=views,
-        picture_hw=(30, 40),
+        image_hw=(30, 40),
     )
 
 
 def test_one_view_is_laid_out_row_by_row_layer_by_layer() -> None:
     given = trace(view("image", 2, 5, PADDED))
     found = attention_maps(given)
-    assert found.picture_box == PADDED
+    assert found.image_box == PADDED
     assert found.maps.shape == (P, L * N, 2, 5)
     for p in range(P):
         for layer in range(L):
@@ -54,7 +54,7 @@ def test_other_views_come_into_the_frame_of_the_one_with_most_cells() -> None:
     coarse, fine = view("coarse", 3, 3, WHOLE_PICTURE), view("fine", 4, 6, PADDED)
     given = trace(coarse, fine)
     found = attention_maps(given)
-    assert found.picture_box == PADDED
+    assert found.image_box == PADDED
     part = given.attention[..., :9]
     each = (part / part.sum(-1, keepdim=True)).flatten(0, 1).transpose(0, 1).unflatten(2, (3, 3))
     expected = resample(each, WHOLE_PICTURE, PADDED, (4, 6))
@@ -62,7 +62,7 @@ def test_other_views_come_into_the_frame_of_the_one_with_most_cells() -> None:
 
     # the channels stay in the order of the views, whichever frame is taken
     turned = attention_maps(trace(fine, coarse))
-    assert turned.picture_box == PADDED
+    assert turned.image_box == PADDED
     torch.testing.assert_close(turned.maps[:, : L * N].sum((2, 3)), torch.ones(P, L * N))
 
 

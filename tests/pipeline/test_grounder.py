@@ -123,7 +123,7 @@ def test_without_a_refiner_no_text_prompts_are_kept(qwen: Any) -> None:
 def test_preparing_needs_no_weights_and_can_be_sent_to_workers(grounder: Grounder) -> None:
     sample = pickle.loads(pickle.dumps(batch_of(grounder)[0]))
     assert sample.picture.dtype is torch.uint8
-    assert sample.picture_hw == (48, 48)
+    assert sample.image_hw == (48, 48)
 
 
 # --- what belongs to it ------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_phrases_go_through_in_portions(
     assert sizes == [3, 2, 1, 1, 1, 1]
 
 
-def test_a_picture_is_encoded_once_for_all_phrases(
+def test_a_image_is_encoded_once_for_all_phrases(
     grounder: Grounder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -266,9 +266,7 @@ def test_no_phrases_give_an_empty_result(grounder: Grounder) -> None:
 
 
 @pytest.mark.parametrize("size", [(240, 48), (48, 240), (30, 1), (1, 30)])
-def test_narrow_pictures_give_masks_of_their_size(
-    grounder: Grounder, size: tuple[int, int]
-) -> None:
+def test_narrow_images_give_masks_of_their_size(grounder: Grounder, size: tuple[int, int]) -> None:
     result = grounder.ground(picture(*size), ["it"])
     assert result.logits.shape == (1, size[1], size[0])
     assert result.logits.isfinite().all()
@@ -281,9 +279,9 @@ def test_an_empty_phrase_is_refused(grounder: Grounder, phrases: Any) -> None:
         grounder.ground(picture(48, 24), phrases)
 
 
-def test_a_missing_picture_is_refused(grounder: Grounder) -> None:
+def test_a_missing_image_is_refused(grounder: Grounder) -> None:
     missing: Any = "ring.png"
-    with pytest.raises(UsageError, match="There is no picture to ground in"):
+    with pytest.raises(UsageError, match="There is no image to ground in"):
         grounder.ground(missing, ["it"])
 
 
@@ -377,7 +375,7 @@ def test_the_overlay_tints_the_masks_and_nothing_else(known: Result) -> None:
     assert len(set(known.colours)) == 3
 
 
-def test_the_overlay_leaves_the_picture_as_it_was() -> None:
+def test_the_overlay_leaves_the_image_as_it_was() -> None:
     image = Image.new("RGB", (8, 8), (100, 100, 100))
     result_of(torch.ones(1, 8, 8), ["all"], image).overlay()
     assert image.getpixel((4, 4)) == (100, 100, 100)

@@ -1,4 +1,4 @@
-"""Coarse logits must lie where the picture lies, whatever the grid and the companions."""
+"""Coarse logits must lie where the image lies, whatever the grid and the companions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def see_through(monkeypatch: pytest.MonkeyPatch, head: MaskHead) -> None:
 
 
 def ramps(h: int, w: int, box: Box) -> AttentionMaps:
-    """Two phrases whose map is the height and the width in the picture at each cell's centre."""
+    """Two phrases whose map is the height and the width in the image at each cell's centre."""
     y = box[0] + (torch.arange(h) + 0.5) / h * (box[2] - box[0])
     x = box[1] + (torch.arange(w) + 0.5) / w * (box[3] - box[1])
     maps = torch.stack([y[:, None].expand(h, w), x[None, :].expand(h, w)])  # (2, h, w)
@@ -53,7 +53,7 @@ def ramps(h: int, w: int, box: Box) -> AttentionMaps:
         ((28, 48), (0.013, -0.02, 0.991, 1.02)),
     ],
 )
-def test_logits_lie_where_the_picture_lies(
+def test_logits_lie_where_the_image_lies(
     head: MaskHead, monkeypatch: pytest.MonkeyPatch, grid: tuple[int, int], box: Box
 ) -> None:
     see_through(monkeypatch, head)
@@ -85,7 +85,7 @@ def test_the_papers_cut_is_the_originals(case: dict[str, Any]) -> None:
 
 
 def fraction_box(meta: dict[str, Any]) -> Box:
-    """Where the padded square lies in the picture, in fractions of the picture."""
+    """Where the padded square lies in the image, in fractions of the image."""
     padding, shape = meta["padding"], meta["image_shape"]
     top, left = padding["before_height"], padding["before_width"]
     h, w = shape["height"], shape["width"]

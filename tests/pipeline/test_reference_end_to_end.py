@@ -25,7 +25,7 @@ from tests.heads import arrays, reference_mask_head, reference_sam, tensors
 LAYERS, HEADS, HIDDEN, PHRASES = 3, 8, 64, 3
 GRID = torch.arange(3, 3 + 576).view(24, 24)
 PADDED = (-64 / 255, 0.0, (255 + 65) / 255, 1.0)
-"""The picture is 255 of the 384 rows that the VLM saw, with 64 of padding above, 65 below."""
+"""The image is 255 of the 384 rows that the VLM saw, with 64 of padding above, 65 below."""
 
 PICTURE_HW = (333, 500)
 
@@ -53,7 +53,7 @@ class Recorded:
                 hidden=self.numbers["hidden_states_all"][1:, rows],
                 row_phrase=row_phrase,
                 views=(ImageView("image", GRID, PADDED),),
-                picture_hw=PICTURE_HW,
+                image_hw=PICTURE_HW,
             ),
         )
 

@@ -21,7 +21,7 @@ def maps(h: int, w: int) -> torch.Tensor:
 
 
 def ramp(h: int, w: int, box: Box) -> torch.Tensor:
-    """At each cell's centre 2 y - 3 x of the picture, for cells of a box: (1, 1, h, w)."""
+    """At each cell's centre 2 y - 3 x of the image, for cells of a box: (1, 1, h, w)."""
     y = box[0] + (torch.arange(h) + 0.5) / h * (box[2] - box[0])
     x = box[1] + (torch.arange(w) + 0.5) / w * (box[3] - box[1])
     return (2 * y[:, None] - 3 * x[None, :])[None, None]
@@ -74,8 +74,8 @@ def test_nothing_exceeds_what_was_there(source: Box, target: Box, h: int, w: int
     torch.testing.assert_close(ones, torch.ones(1, 1, 5, 6))
 
 
-def test_padding_around_the_picture_is_cut_off() -> None:
-    """A 4x4 grid whose middle two rows show the picture: bands of 10 and 20, padding of 99."""
+def test_padding_around_the_image_is_cut_off() -> None:
+    """A 4x4 grid whose middle two rows show the image: bands of 10 and 20, padding of 99."""
     bands = torch.tensor([99.0, 10.0, 20.0, 99.0])[:, None].expand(4, 4)[None, None]
     found = resample(bands, (-0.5, 0.0, 1.5, 1.0), WHOLE_PICTURE, (2, 4))
     expected = torch.tensor([10.0, 20.0])[:, None].expand(2, 4)[None, None]

@@ -17,7 +17,7 @@ def trace(lengths: list[int], seed: int = 0) -> Trace:
         hidden=torch.randn(LAYERS, sum(lengths), HIDDEN, generator=generator),
         row_phrase=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths).long()),
         views=(ImageView("image", torch.arange(4).view(2, 2)),),
-        picture_hw=(20, 20),
+        image_hw=(20, 20),
     )
 
 
@@ -50,7 +50,7 @@ def test_the_layer_weights_learn() -> None:
 
 def test_half_precision_states_give_float32_tokens() -> None:
     one = trace([2])
-    half = Trace(one.attention, one.hidden.bfloat16(), one.row_phrase, one.views, one.picture_hw)
+    half = Trace(one.attention, one.hidden.bfloat16(), one.row_phrase, one.views, one.image_hw)
     assert TextPrompts(LAYERS, HIDDEN, WIDTH)([half])[0][0].dtype is torch.float32
 
 

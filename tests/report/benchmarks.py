@@ -142,7 +142,7 @@ def write_benchmark(
     absent: float = 0.0,
     **given: Any,
 ) -> Path:
-    """A benchmark of discs: a backbone with its skill (0..1) on each source, with pictures."""
+    """A benchmark of discs: a backbone with its skill (0..1) on each source, with images."""
     write_facts(folder, facts())
     shown = folder / "pictures"
     shown.mkdir(parents=True, exist_ok=True)

@@ -122,7 +122,7 @@ def test_the_command_prints_text_and_json(
     assert main(["report", "compare", a, b, "--common"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[:2] == [f"A {a}", f"B {b}"]
-    assert shown[2] == f"shapes@test, protocol standard: {len(items) - 1} phrases of 20 pictures"
+    assert shown[2] == f"shapes@test, protocol standard: {len(items) - 1} phrases of 20 images"
     assert shown[3].split() == ["A", "B", "B", "-", "A", "95", "%", "p"]
     score = pair.scores["ciou"]
     assert shown[4].split()[:4] == [

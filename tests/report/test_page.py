@@ -167,7 +167,7 @@ def test_unfinished_cells_and_two_protocols_are_said(tmp_path: Path) -> None:
     assert [row.is_best for row in rows] == [True, True]
 
 
-# --- pictures --------------------------------------------------------------------------------
+# --- images --------------------------------------------------------------------------------
 
 
 def test_the_worst_are_the_surest_failures_and_no_phrase_is_shown_twice(tmp_path: Path) -> None:
@@ -185,13 +185,13 @@ def test_the_worst_are_the_surest_failures_and_no_phrase_is_shown_twice(tmp_path
     assert [panel.title for panel in best[0].panels] == ["picture", "truth", "prediction"]
 
 
-def test_a_picture_that_is_gone_is_noted(tmp_path: Path) -> None:
+def test_a_image_that_is_gone_is_noted(tmp_path: Path) -> None:
     items = list(random_items(0, 0.5, 4))
     items = [item.model_copy(update={"truth_segmentation": None}) for item in items]
     cell = load_cell(write_cell(tmp_path, cell_facts("a", "b"), items))
     best, _ = best_and_worst(cell, 1)
     assert [panel.title for panel in best[0].panels] == ["prediction"]
-    assert best[0].note == "The picture was not found; the masks are shown on grey."
+    assert best[0].note == "The image was not found; the masks are shown on grey."
 
 
 def test_a_broken_mask_is_named(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_panels_are_small_and_show_the_mask(tmp_path: Path) -> None:
         assert panel.size == best[0].size == (SIDE, round(SIDE * 600 / 900))
         pixels = np.asarray(panel).astype(int)
     assert np.abs(pixels[73, 24] - np.array(PREDICTED)).sum() < 200
-    assert np.ptp(pixels[73, 150]) < 12  # faded, and grey as the picture
+    assert np.ptp(pixels[73, 150]) < 12  # faded, and grey as the image
 
 
 def test_the_edge_is_firm_but_not_at_the_border() -> None:

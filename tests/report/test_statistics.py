@@ -20,7 +20,7 @@ from flmm_core.report.statistics import (
 
 
 def sums(seed: int, pictures: int) -> tuple[Floats, Floats]:
-    """Random pictures: intersections and unions, then IoUs and phrases."""
+    """Random images: intersections and unions, then IoUs and phrases."""
     rng = np.random.default_rng(seed)
     unions = rng.integers(1, 500, pictures)
     phrases = rng.integers(1, 5, pictures)
@@ -28,7 +28,7 @@ def sums(seed: int, pictures: int) -> tuple[Floats, Floats]:
     return tops.astype(np.float64), np.stack([unions, phrases], axis=1).astype(np.float64)
 
 
-def test_sums_of_pictures_are_those_of_their_rows() -> None:
+def test_sums_of_images_are_those_of_their_rows() -> None:
     values = np.arange(10).reshape(5, 2)
     assert_array_equal(
         sum_by_cluster(np.array([1, 0, 1, 2, 0]), values), [[2 + 8, 3 + 9], [0 + 4, 1 + 5], [6, 7]]
@@ -40,7 +40,7 @@ def test_ratios_of_nothing_are_not_numbers() -> None:
     assert_array_equal(ratios(np.array([1.0, 0.0]), np.array([4.0, 0.0])), [0.25, np.nan])
 
 
-def test_the_bootstrap_draws_pictures_and_divides_their_sums() -> None:
+def test_the_bootstrap_draws_images_and_divides_their_sums() -> None:
     tops, bottoms = sums(1, 7)
     rng = np.random.default_rng(5)
     drawn = []
@@ -57,7 +57,7 @@ def test_the_bootstrap_draws_pictures_and_divides_their_sums() -> None:
     assert (narrow[:, 1] <= found[:, 1]).all()
 
 
-def test_the_interval_is_that_of_all_draws_of_three_pictures() -> None:
+def test_the_interval_is_that_of_all_draws_of_three_images() -> None:
     """All 27 draws with replacement, each as likely: the quantiles of that law."""
     tops, bottoms = sums(9, 3)
     law = np.array(
@@ -120,14 +120,14 @@ def test_the_interval_holds_the_true_mean_as_often_as_it_says() -> None:
     assert 0.90 <= held / 200 <= 0.99
 
 
-def test_repeating_phrases_within_their_pictures_makes_no_score_surer() -> None:
+def test_repeating_phrases_within_their_images_makes_no_score_surer() -> None:
     tops, bottoms = sums(4, 20)
     assert_allclose(
         bootstrap_intervals(tops, bottoms), bootstrap_intervals(10 * tops, 10 * bottoms)
     )
 
 
-def test_a_single_picture_has_no_interval() -> None:
+def test_a_single_image_has_no_interval() -> None:
     tops, bottoms = sums(5, 3)
     bottoms[1:, 1] = 0
     found = bootstrap_intervals(tops, bottoms)
@@ -136,7 +136,7 @@ def test_a_single_picture_has_no_interval() -> None:
     assert np.isnan(bootstrap_intervals(np.zeros((0, 2)), np.zeros((0, 2)))).all()
 
 
-def test_the_difference_is_of_the_same_pictures() -> None:
+def test_the_difference_is_of_the_same_images() -> None:
     first = sums(6, 25)
     shifted = first[0] + 0.1 * first[1], first[1]
     assert_allclose(bootstrap_difference(first, shifted), np.full((2, 2), 0.1))

@@ -98,9 +98,9 @@ def reorder(change: Callable[[torch.Tensor], torch.Tensor]) -> Break:
 
 def move(dy: float) -> Break:
     def shift(view: ImageView) -> ImageView:
-        y0, x0, y1, x1 = view.picture_box
+        y0, x0, y1, x1 = view.image_box
         step = dy * (y1 - y0) / len(view.token_index)
-        return dataclasses.replace(view, picture_box=(y0 + step, x0, y1 + step, x1))
+        return dataclasses.replace(view, image_box=(y0 + step, x0, y1 + step, x1))
 
     return change_views(shift)
 
@@ -141,7 +141,7 @@ def one_token_early(inputs: BackboneInputs) -> dict[str, Any]:
 
 
 class NotTheSameTwice:
-    """A processor that changes the picture by chance."""
+    """A processor that changes the image by chance."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor

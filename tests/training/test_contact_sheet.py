@@ -10,7 +10,7 @@ from flmm_core.training.contact_sheet import (
     MARGIN,
     PREDICTED,
     SIDE,
-    attention_picture,
+    attention_image,
     draw_sheet,
 )
 
@@ -25,15 +25,15 @@ def maps_with_a_spot(
     return AttentionMaps(maps, box)  # type: ignore[arg-type]
 
 
-def test_the_attention_picture_shows_the_most_focused_channel() -> None:
-    shown = attention_picture(maps_with_a_spot(1, 6), 0, channels=1)
+def test_the_attention_image_shows_the_most_focused_channel() -> None:
+    shown = attention_image(maps_with_a_spot(1, 6), 0, channels=1)
     assert divmod(int(shown.argmax()), 8) == (1, 6)
     assert (float(shown.min()), float(shown.max())) == (0, 1)
 
 
-def test_the_attention_picture_leaves_padding_out() -> None:
-    # The grid's upper half shows padding: its cell (6, 2) lies in the middle of the picture.
-    shown = attention_picture(maps_with_a_spot(6, 2, (-1.0, 0.0, 1.0, 1.0)), 0, channels=1)
+def test_the_attention_image_leaves_padding_out() -> None:
+    # The grid's upper half shows padding: its cell (6, 2) lies in the middle of the image.
+    shown = attention_image(maps_with_a_spot(6, 2, (-1.0, 0.0, 1.0, 1.0)), 0, channels=1)
     row, _ = divmod(int(shown.argmax()), 8)
     assert row in (3, 4, 5)
 

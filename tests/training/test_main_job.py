@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_core.data.drawn.writing import draw_pictures
+from flmm_core.data.drawn.writing import draw_images
 from flmm_core.data.formats.refcoco import write_refcoco
 from recipes.all_objects import all_objects
 from recipes.twins import build_twin
@@ -45,9 +45,9 @@ def flmm(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    write_refcoco(folder / "train", draw_pictures(300, seed=1, kinds=("plain",)))
-    write_refcoco(folder / "test", draw_pictures(40, seed=2, kinds=("plain",), split="test"))
-    write_refcoco(folder / "flat", draw_pictures(20, seed=3, kinds=("flat",), split="test"))
+    write_refcoco(folder / "train", draw_images(300, seed=1, kinds=("plain",)))
+    write_refcoco(folder / "test", draw_images(40, seed=2, kinds=("plain",), split="test"))
+    write_refcoco(folder / "flat", draw_images(20, seed=3, kinds=("flat",), split="test"))
     return folder
 
 
@@ -106,7 +106,7 @@ def test_another_renderer_is_grounded_too(run: Path, scenes: Path) -> None:
     assert json.loads(done.stdout)["data"][source]["refined"]["ciou"] > 0.35
 
 
-def test_pictures_of_every_kind_are_grounded_upright(run: Path, tmp_path: Path) -> None:
+def test_images_of_every_kind_are_grounded_upright(run: Path, tmp_path: Path) -> None:
     upright = Image.new("RGB", (200, 120), (225, 225, 225))
     rows, columns = np.mgrid[0:120, 0:200]
     pixels = np.asarray(upright).copy()

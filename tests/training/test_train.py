@@ -16,8 +16,8 @@ from transformers import AutoModelForImageTextToText
 
 from flmm_core import Grounder, UsageError, WeightsError
 from flmm_core.config import load_config
-from flmm_core.data.drawn.writing import FORMATS, draw_pictures
-from flmm_core.data.images import read_picture
+from flmm_core.data.drawn.writing import FORMATS, draw_images
+from flmm_core.data.images import read_image
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError, RunError
 from flmm_core.evaluation.evaluate import evaluate, evaluate_run
@@ -170,7 +170,7 @@ def test_validation_data_make_a_head_say_how_sure_it_is(
     run: Train, drawn: Path, tmp_path: Path
 ) -> None:
     source = f"refcoco:{drawn}@train"
-    scenes = draw_pictures(3, seed=8, extras=("absent",))
+    scenes = draw_images(3, seed=8, extras=("absent",))
     absent = f"grefcoco:{FORMATS['grefcoco'].write(tmp_path / 'absent', scenes)}@train"
     folder = run(val_data=[source, absent], pictures=0)
     summary = json.loads((folder / "summary.json").read_text())
@@ -184,7 +184,7 @@ def test_validation_data_make_a_head_say_how_sure_it_is(
     assert again == summary["calibration"]
     copy = Grounder.from_pretrained(grounder.save_pretrained(tmp_path / "copy"))
     assert copy.confidence == grounder.confidence
-    out = copy.ground(read_picture(next((drawn / "images").iterdir())), ["red ring", "the star"])
+    out = copy.ground(read_image(next((drawn / "images").iterdir())), ["red ring", "the star"])
     assert ((out.probabilities > 0) & (out.probabilities < 1)).all()
 
 
@@ -229,7 +229,7 @@ def test_training_without_a_refiner(run: Train) -> None:
 
 def test_a_saved_head_gives_the_same_masks(run: Train, drawn: Path, tmp_path: Path) -> None:
     folder = run()
-    picture = read_picture(next((drawn / "images").iterdir()))
+    picture = read_image(next((drawn / "images").iterdir()))
     first = Grounder.from_pretrained(folder)
     second = Grounder.from_pretrained(first.save_pretrained(tmp_path / "copy"))
     one, two = (g.ground(picture, ["red ring", "the star"]) for g in (first, second))
@@ -260,9 +260,7 @@ def test_evaluating_a_run_names_its_protocol(run: Train, drawn: Path) -> None:
 
 
 @pytest.mark.multiprocess
-def test_a_broken_picture_is_named_from_a_worker_too(
-    run: Train, drawn: Path, tmp_path: Path
-) -> None:
+def test_a_broken_image_is_named_from_a_worker_too(run: Train, drawn: Path, tmp_path: Path) -> None:
     import shutil
 
     broken = tmp_path / "broken"

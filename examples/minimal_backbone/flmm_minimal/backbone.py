@@ -24,12 +24,12 @@ class MinimalBackbone(Backbone):
         return vlm, processor
 
     def _views(
-        self, input_ids: Tensor, picture_hw: tuple[int, int], tensors: Mapping[str, Tensor]
+        self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
         vision, pictures = self.config.vision_config, self.processor.image_processor
         side = vision.image_size // vision.patch_size
         places = self.image_token_places(input_ids, side * side)
-        box = views.picture_box(
-            picture_hw, pictures.size["shortest_edge"], pictures.crop_size["height"]
+        box = views.image_box(
+            image_hw, pictures.size["shortest_edge"], pictures.crop_size["height"]
         )
         return (ImageView("image", places.view(side, side), box),)

@@ -1,4 +1,4 @@
-"""Plain scenes by another painter: flat colours, other sizes of pictures and of shapes.
+"""Plain scenes by another painter: flat colours, other sizes of images and of shapes.
 
 A head that lives off one renderer's shading, edges or sizes fails here. Shapes are polygons and
 ellipses of Pillow's, without noise, light or anti-aliasing.

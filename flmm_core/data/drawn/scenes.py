@@ -1,6 +1,6 @@
-"""Drawn scenes: deterministic pictures of coloured shapes with exact masks and their words.
+"""Drawn scenes: deterministic images of coloured shapes with exact masks and their words.
 
-A scene is data (`Scene`), made from a seed by `make_scene`; `paint` turns it into a picture and
+A scene is data (`Scene`), made from a seed by `make_scene`; `paint` turns it into an image and
 one exact mask an object; `expressions` and `narration` put it into words. Every kind but "plain"
 asks for more than a colour and a shape, and is reported as a slice of its own.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flmm_core.segment import Segment
 
 VERSION = 3
-"""Goes up when the same seed no longer gives the same picture or words."""
+"""Goes up when the same seed no longer gives the same image or words."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
@@ -68,7 +68,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture to be drawn; later shapes lie in front of earlier ones."""
+    """An image to be drawn; later shapes lie in front of earlier ones."""
 
     height: int
     width: int
@@ -184,7 +184,7 @@ def paint(scene: Scene) -> tuple[NDArray[np.uint8], Bools, NDArray[np.int64]]:
     """Draw a scene.
 
     Returns:
-        The picture (H, W, 3), the visible mask of each shape (P, H, W), and how many pixels each
+        The image (H, W, 3), the visible mask of each shape (P, H, W), and how many pixels each
         would cover if nothing lay in front of it (P,).
     """
     rng = np.random.default_rng(scene.seed)
@@ -276,7 +276,7 @@ def _stripes(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def place_words(scene: Scene, shape: Shape) -> str:
-    """Where a shape lies, by thirds of the picture: "in the top left", "on the right", ..."""
+    """Where a shape lies, by thirds of the image: "in the top left", "on the right", ..."""
     row = ("top", "", "bottom")[min(2, int(3 * shape.y / scene.height))]
     column = ("left", "", "right")[min(2, int(3 * shape.x / scene.width))]
     if row and column:

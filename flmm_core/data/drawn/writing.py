@@ -35,7 +35,7 @@ from flmm_core.data.formats.labelme import write_labelme
 from flmm_core.data.formats.png import write_narratives
 from flmm_core.data.formats.reasonseg import write_reasonseg
 from flmm_core.data.formats.refcoco import write_refcoco
-from flmm_core.data.formats.shared.writing import NewPicture, whole_folder
+from flmm_core.data.formats.shared.writing import NewImage, whole_folder
 from flmm_core.data.sample import GroundedObject, Mask
 from flmm_core.errors import UsageError, did_you_mean
 
@@ -48,11 +48,11 @@ class Format:
     """A format that scenes can be written in.
 
     Attributes:
-        write: Its writer: (folder, pictures).
-        extras: What else of a scene it is made for, see `draw_pictures`.
+        write: Its writer: (folder, images).
+        extras: What else of a scene it is made for, see `draw_images`.
     """
 
-    write: Callable[[Path, Iterable[NewPicture]], Path]
+    write: Callable[[Path, Iterable[NewImage]], Path]
     extras: tuple[str, ...] = ()
 
 
@@ -77,9 +77,9 @@ class Split:
     """A default split.
 
     Attributes:
-        pictures: How many.
+        images: How many.
         seed: No two splits share one.
-        kinds: Slices, picture by picture in turn.
+        kinds: Slices, image by image in turn.
         sentences: Most sentences an object.
         extras: From `EXTRAS`.
     """
@@ -100,7 +100,7 @@ SPLITS = {
 }
 
 
-def draw_pictures(
+def draw_images(
     pictures: int,
     seed: int,
     *,
@@ -108,13 +108,13 @@ def draw_pictures(
     split: str = "train",
     sentences: int = 1,
     extras: Sequence[str] = (),
-) -> Iterator[NewPicture]:
-    """Pictures of drawn scenes for a writer of data sets; the same arguments, the same pictures.
+) -> Iterator[NewImage]:
+    """Images of drawn scenes for a writer of data sets; the same arguments, the same images.
 
     Args:
-        pictures: How many, at least 1.
+        images: How many, at least 1.
         seed: Where all chance comes from.
-        kinds: From `KINDS`; picture i is of kind i modulo their number.
+        kinds: From `KINDS`; image i is of kind i modulo their number.
         split: What the objects say they belong to.
         sentences: Most referring expressions an object.
         extras: From `EXTRAS`: "pair" adds the first two objects together, "absent" a colour and
@@ -131,7 +131,7 @@ def draw_pictures(
                 found=f"Known: {', '.join(KINDS)}.",
             )
     if pictures < 1:
-        raise UsageError(f"{pictures} pictures cannot be drawn.", found="At least 1 is needed.")
+        raise UsageError(f"{pictures} images cannot be drawn.", found="At least 1 is needed.")
     for index in range(pictures):
         kind = kinds[index % len(kinds)]
         yield _draw(index, (seed, index), kind, split, sentences, extras)
@@ -144,8 +144,8 @@ def _draw(
     split: str,
     sentences: int,
     extras: Sequence[str],
-) -> NewPicture:
-    """One picture with at least one object that can be asked for."""
+) -> NewImage:
+    """One image with at least one object that can be asked for."""
     attempt = 0
     while True:
         if kind == "flat":
@@ -165,7 +165,7 @@ def _draw(
             name = f"{split}_{kind}_{index:06}.png"
             missing = _missing(scene, np.random.default_rng((*seed, attempt, 2)))
             things = _with_extras(objects, missing, np.any(masks, axis=0), extras)
-            return NewPicture(Image.fromarray(pixels), name, things)
+            return NewImage(Image.fromarray(pixels), name, things)
         attempt += 1
 
 
@@ -243,7 +243,7 @@ def ensure_shapes(split: str) -> Path:
     if folder.is_dir():
         return folder
     with whole_folder(folder) as aside:
-        drawn = draw_pictures(
+        drawn = draw_images(
             plan.pictures,
             plan.seed,
             kinds=plan.kinds,

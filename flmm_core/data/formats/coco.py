@@ -1,14 +1,14 @@
-"""COCO-style annotations of a user's own pictures, and a writer of them.
+"""COCO-style annotations of a user's own images, and a writer of them.
 
     ROOT/instances.json        {"images", "annotations", "categories"}; or another file's path
-    ROOT/images/...            pictures as `file_name` says, in ROOT, ROOT/images or ROOT/SPLIT
+    ROOT/images/...            images as `file_name` says, in ROOT, ROOT/images or ROOT/SPLIT
 
 With a split: ROOT/SPLIT/instances.json, ROOT/SPLIT/_annotations.coco.json (Roboflow) or
 ROOT/annotations/instances_SPLIT.json (COCO itself).
 
 Protocol: an annotation with "phrases" (a list of strings) or "caption" (a string) is one object
-named by these. All other annotations of a picture are joined by their category: its name means all
-of them, crowds included. Pictures without annotations are left out, counted and listed.
+named by these. All other annotations of an image are joined by their category: its name means all
+of them, crowds included. Images without annotations are left out, counted and listed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from flmm_core.data.formats.shared.coco_book import CocoBook
 from flmm_core.data.formats.shared.coco_files import Instances, first_file
 from flmm_core.data.formats.shared.fields import brief, sentence
 from flmm_core.data.formats.shared.writing import (
-    NewPicture,
-    new_pictures,
-    write_picture,
+    NewImage,
+    new_images,
+    write_image,
     write_whole,
 )
-from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Mask
+from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask
 from flmm_core.errors import DataError
 
 FILE_NAME = "instances.json"
@@ -56,16 +56,16 @@ def find_coco(path: Path, split: str | None = None) -> Path:
 
 def read_coco(
     path: Path, findings: Findings | None = None, split: str = ""
-) -> tuple[AnnotatedPicture, ...]:
-    """The pictures of a file in the order of their first annotations.
+) -> tuple[AnnotatedImage, ...]:
+    """The images of a file in the order of their first annotations.
 
     Args:
         path: The annotation file.
         findings: Collects faults; without it the first is raised.
-        split: What the objects say they belong to; a folder of this name may hold the pictures.
+        split: What the objects say they belong to; a folder of this name may hold the images.
 
     Raises:
-        DataError: A file or picture is missing, broken or does not fit another.
+        DataError: A file or image is missing, broken or does not fit another.
     """
     findings = findings or Findings()
     instances = Instances(path, findings)
@@ -88,7 +88,7 @@ def read_coco(
                     f"Annotation {ann_id} in {path} has nothing that names it.",
                     repair="Give it a 'category_id', 'phrases' or a 'caption'.",
                 )
-    pictures: list[AnnotatedPicture] = []
+    pictures: list[AnnotatedImage] = []
     roots = [path.parent, *path.parents[1:2]]
     folders = [r / sub for r in roots for sub in ("", "images", split, f"images/{split}")]
     for image_id, things in named.items():
@@ -98,26 +98,26 @@ def read_coco(
         ]
         with findings.part():
             if things:
-                pictures.append(_picture(image_id, things, instances, folders))
+                pictures.append(_image(image_id, things, instances, folders))
     for image_id in instances.image_ids:
         if image_id not in named:
-            findings.skip(f"picture {image_id} in {path}", "it has no annotation")
+            findings.skip(f"image {image_id} in {path}", "it has no annotation")
     return tuple(pictures)
 
 
-def _picture(
+def _image(
     image_id: int, things: Sequence[GroundedObject], instances: Instances, folders: Sequence[Path]
-) -> AnnotatedPicture:
+) -> AnnotatedImage:
     name = instances.file_name(image_id)
     found = first_file(folders, [name, Path(name).name])
     if found is None:
         tried = dict.fromkeys(folder / name for folder in folders)
         raise DataError(
-            f"The picture {name} of {instances.path} is missing.",
+            f"The image {name} of {instances.path} is missing.",
             found="Looked for:\n" + "\n".join(f"  {path}" for path in tried),
-            repair="Put the pictures beside the file, or into a folder 'images' there.",
+            repair="Put the images beside the file, or into a folder 'images' there.",
         )
-    return AnnotatedPicture(name, found, instances.size(image_id), tuple(things))
+    return AnnotatedImage(name, found, instances.size(image_id), tuple(things))
 
 
 def _sentences(annotation: dict[Any, Any], where: str) -> tuple[str, ...]:
@@ -134,29 +134,29 @@ def _sentences(annotation: dict[Any, Any], where: str) -> tuple[str, ...]:
 
 
 def write_coco(
-    folder: Path, pictures: Iterable[NewPicture | tuple[Any, str, Sequence[GroundedObject]]]
+    folder: Path, pictures: Iterable[NewImage | tuple[Any, str, Sequence[GroundedObject]]]
 ) -> Path:
-    """Write pictures and their objects as ROOT/SPLIT/instances.json and ROOT/SPLIT/images.
+    """Write images and their objects as ROOT/SPLIT/instances.json and ROOT/SPLIT/images.
 
     Every object becomes an annotation with its sentences as "phrases". Files are written last and
     whole; an object without a split goes to "train".
 
     Args:
         folder: The ROOT; it is created.
-        pictures: See `NewPicture`; read once, one at a time.
+        images: See `NewImage`; read once, one at a time.
 
     Returns:
         `folder`, which `find_coco` takes together with a split.
     """
     books: dict[str, CocoBook] = {}
-    for picture, size in new_pictures(pictures):
+    for picture, size in new_images(pictures):
         image_ids: dict[str, int] = {}
         for thing in picture.objects:
             split = thing.split or "train"
             book = books.setdefault(split, CocoBook())
             if split not in image_ids:
                 image_ids[split] = book.add_image(picture.file_name, size)
-                write_picture(picture, folder / split / "images" / picture.file_name)
+                write_image(picture, folder / split / "images" / picture.file_name)
             sentences = list(thing.sentences)
             book.add(thing.read_mask(), image_ids[split], thing.category, phrases=sentences)
     for split, book in books.items():

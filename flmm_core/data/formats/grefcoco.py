@@ -1,9 +1,9 @@
 """gRefCOCO as it is distributed, and a writer of the same files.
 
     ROOT/grefcoco/grefs(unc).json   list of refs as in RefCOCO; ann_id and category_id are lists,
-                                    [-1] where nothing in the picture is meant
+                                    [-1] where nothing in the image is meant
     ROOT/grefcoco/instances.json    as in RefCOCO
-    ROOT/train2014/COCO_train2014_*.jpg, or wherever RefCOCO's pictures may lie
+    ROOT/train2014/COCO_train2014_*.jpg, or wherever RefCOCO's images may lie
 
 Splits: train, val, testA, testB. Protocol (GRES, CVPR 2023): every sentence is scored alone; its
 truth is the union of all its targets, and no pixel where there is none. Slices: "no target",
@@ -19,18 +19,18 @@ from typing import Any
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
-from flmm_core.data.formats.refcoco import find_folder, joined_pictures, refs_of_split, sentences_of
+from flmm_core.data.formats.refcoco import find_folder, joined_images, refs_of_split, sentences_of
 from flmm_core.data.formats.shared.coco_book import CocoBook
 from flmm_core.data.formats.shared.coco_files import Instances
 from flmm_core.data.formats.shared.fields import brief, field, sentence
 from flmm_core.data.formats.shared.json_files import read_json
 from flmm_core.data.formats.shared.writing import (
-    NewPicture,
-    new_pictures,
-    write_picture,
+    NewImage,
+    new_images,
+    write_image,
     write_whole,
 )
-from flmm_core.data.sample import AnnotatedPicture, GroundedObject
+from flmm_core.data.sample import AnnotatedImage, GroundedObject
 from flmm_core.errors import DataError
 
 FILE_NAME = "grefs(unc).json"
@@ -39,8 +39,8 @@ SLICES = ("no target", "one target", "several targets")
 
 def read_grefcoco(
     path: Path, split: str, findings: Findings | None = None
-) -> tuple[AnnotatedPicture, ...]:
-    """The pictures of a split in the order of their first refs, each with all its refs.
+) -> tuple[AnnotatedImage, ...]:
+    """The images of a split in the order of their first refs, each with all its refs.
 
     Args:
         path: The folder that holds "grefcoco/", or that folder itself.
@@ -48,7 +48,7 @@ def read_grefcoco(
         findings: Collects faults; without it the first is raised.
 
     Raises:
-        DataError: A file or picture is missing, broken or does not fit another.
+        DataError: A file or image is missing, broken or does not fit another.
     """
     findings = findings or Findings()
     folder = find_folder(path, "grefcoco", ())
@@ -60,18 +60,18 @@ def read_grefcoco(
         with findings.part():
             image_id, thing = _object(ref, refs_path, instances)
             objects.setdefault(image_id, []).append(thing)
-    return joined_pictures(folder, instances, objects, findings)
+    return joined_images(folder, instances, objects, findings)
 
 
 def _object(
     ref: dict[Any, Any], refs_path: Path, instances: Instances
 ) -> tuple[int, GroundedObject]:
-    """(image id, object) of a ref, its targets joined and checked against its picture."""
+    """(image id, object) of a ref, its targets joined and checked against its image."""
     where = f"ref {ref['ref_id']} of {refs_path}"
     image_id = field(ref, "image_id", int, where)
     if not instances.has_image(image_id):
         raise DataError(
-            f"Ref {ref['ref_id']} of {refs_path} has no picture.",
+            f"Ref {ref['ref_id']} of {refs_path} has no image.",
             found=f"Its image_id is {image_id}, which is not among the 'images' of "
             f"{instances.path}.",
             repair="Use refs and instances of one release.",
@@ -81,7 +81,7 @@ def _object(
         theirs = instances.image_of(ann_id, where)
         if theirs != image_id:
             raise DataError(
-                f"Ref {ref['ref_id']} of {refs_path} and its annotation name different pictures.",
+                f"Ref {ref['ref_id']} of {refs_path} and its annotation name different images.",
                 found=f"The ref says image_id {image_id}; annotation {ann_id} in "
                 f"{instances.path} says {theirs}.",
                 repair="Use refs and instances of one release.",
@@ -118,24 +118,24 @@ def _targets(ref: dict[Any, Any], where: str) -> list[int]:
 
 
 def write_grefcoco(
-    folder: Path, pictures: Iterable[NewPicture | tuple[Any, str, Sequence[GroundedObject]]]
+    folder: Path, pictures: Iterable[NewImage | tuple[Any, str, Sequence[GroundedObject]]]
 ) -> Path:
-    """Write pictures and their objects as a gRefCOCO folder.
+    """Write images and their objects as a gRefCOCO folder.
 
-    An object's `parts` are written as an annotation each, an empty mask as no target. Pictures go
+    An object's `parts` are written as an annotation each, an empty mask as no target. Images go
     to `folder/images`; the two annotation files are written last and whole.
 
     Args:
         folder: The ROOT; it is created.
-        pictures: See `NewPicture`; read once, one at a time.
+        images: See `NewImage`; read once, one at a time.
 
     Returns:
         `folder`, which `read_grefcoco` takes.
     """
     book = CocoBook()
     refs: list[dict[str, Any]] = []
-    for picture, size in new_pictures(pictures):
-        write_picture(picture, folder / "images" / picture.file_name)
+    for picture, size in new_images(pictures):
+        write_image(picture, folder / "images" / picture.file_name)
         image_id = book.add_image(picture.file_name, size)
         written: dict[bytes, tuple[int, int]] = {}  # (annotation, category) of each target
         for thing in picture.objects:

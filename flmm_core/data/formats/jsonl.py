@@ -1,6 +1,6 @@
-"""Our own format: a `metadata.jsonl` beside its pictures, which is also a Hugging Face imagefolder.
+"""Our own format: a `metadata.jsonl` beside its images, which is also a Hugging Face imagefolder.
 
-One picture a line; what belongs to objects stands in lists of equal length:
+One image a line; what belongs to objects stands in lists of equal length:
 
     {"file_name": "images/1.png", "width": 128, "height": 96,
      "objects": {"phrases": [["the red ring", "ring on the left"], ["a star"]],
@@ -11,7 +11,7 @@ One picture a line; what belongs to objects stands in lists of equal length:
 writer writes compressed RLE, so that every line has the same types. `category` and `slice` may be
 left out, and so may `tags` (lists of strings: subsets that scores are reported by) and `ignore`
 (segmentations or null: pixels that count neither way). A mask without a pixel inside says that the
-phrases name nothing in the picture. `captions` are whole texts about the picture, each in pieces
+phrases name nothing in the image. `captions` are whole texts about the image, each in pieces
 that name objects by their index, or nothing by -1; each is a sample of its own then:
 
     "captions": [[{"text": "There is ", "object": -1}, {"text": "a star", "object": 1}]]
@@ -30,10 +30,10 @@ from typing import Any
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
-from flmm_core.data.formats.shared.fields import brief, field, mapping, picture_size, sentence
+from flmm_core.data.formats.shared.fields import brief, field, image_size, mapping, sentence
 from flmm_core.data.formats.shared.json_files import is_file
-from flmm_core.data.formats.shared.writing import NewPicture, WholeFile, new_pictures, write_picture
-from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Mask, Segment
+from flmm_core.data.formats.shared.writing import NewImage, WholeFile, new_images, write_image
+from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask, Segment
 from flmm_core.errors import DataError, did_you_mean
 
 FILE_NAME = "metadata.jsonl"
@@ -64,11 +64,11 @@ def find_jsonl(path: Path, split: str | None = None) -> Path:
     )
 
 
-def read_jsonl(path: Path, findings: Findings | None = None) -> tuple[AnnotatedPicture, ...]:
-    """The pictures of a file, in its order; one with captions as often as it has captions.
+def read_jsonl(path: Path, findings: Findings | None = None) -> tuple[AnnotatedImage, ...]:
+    """The images of a file, in its order; one with captions as often as it has captions.
 
     Every line is checked and every mask compressed here, so that a fault is named before any work
-    is done; pictures are only looked up. Blank lines are passed over.
+    is done; images are only looked up. Blank lines are passed over.
 
     Args:
         path: The file.
@@ -78,7 +78,7 @@ def read_jsonl(path: Path, findings: Findings | None = None) -> tuple[AnnotatedP
         DataError: Names the file and the line (1-based) of the first fault.
     """
     findings = findings or Findings()
-    pictures: list[AnnotatedPicture] = []
+    pictures: list[AnnotatedImage] = []
     lines: dict[str, int] = {}
     try:
         with path.open("rb") as file:
@@ -89,13 +89,13 @@ def read_jsonl(path: Path, findings: Findings | None = None) -> tuple[AnnotatedP
                     where = f"line {number} of {path}"
                     record = _record(line, where)
                     file_name = field(record, "file_name", str, where)
-                    said = _pictures(record, file_name, path, where, findings)
+                    said = _images(record, file_name, path, where, findings)
                     first = lines.setdefault(file_name, number)
                     if first != number:
                         raise DataError(
-                            f"The picture {file_name} stands twice in {path}.",
+                            f"The image {file_name} stands twice in {path}.",
                             found=f"On lines {first} and {number}.",
-                            repair="Put all objects of a picture on one line.",
+                            repair="Put all objects of an image on one line.",
                         )
                     pictures += said
     except OSError as error:
@@ -103,7 +103,7 @@ def read_jsonl(path: Path, findings: Findings | None = None) -> tuple[AnnotatedP
             f"The file {path} cannot be read.", found=f"{error.strerror or error}."
         ) from error
     if not pictures and not findings.faults:
-        raise DataError(f"The file {path} has no pictures.", found="It has no lines.")
+        raise DataError(f"The file {path} has no images.", found="It has no lines.")
     return tuple(pictures)
 
 
@@ -118,18 +118,18 @@ def _record(line: bytes, where: str) -> dict[Any, Any]:
         ) from error
 
 
-def _pictures(
+def _images(
     record: dict[Any, Any], file_name: str, path: Path, where: str, findings: Findings
-) -> tuple[AnnotatedPicture, ...]:
-    """What a line says: one picture, or one for each caption; none if its objects are faulty."""
-    picture_path = path.parent / file_name
-    if not is_file(picture_path):
+) -> tuple[AnnotatedImage, ...]:
+    """What a line says: one image, or one for each caption; none if its objects are faulty."""
+    image_path = path.parent / file_name
+    if not is_file(image_path):
         raise DataError(
-            f"The picture {file_name} on {where} is missing.",
-            found=f"Looked for {picture_path}.",
+            f"The image {file_name} on {where} is missing.",
+            found=f"Looked for {image_path}.",
             repair="'file_name' is relative to the folder of the file.",
         )
-    height, width = picture_size(record, where)
+    height, width = image_size(record, where)
     columns = field(record, "objects", dict, where)
     where_objects = f"'objects' on {where}"
     phrases = field(columns, "phrases", list, where_objects)
@@ -162,10 +162,10 @@ def _pictures(
             )
     if len(objects) < count:
         return ()
-    whole = AnnotatedPicture(file_name, picture_path, (height, width), tuple(objects))
+    whole = AnnotatedImage(file_name, image_path, (height, width), tuple(objects))
     if record.get("captions") in (None, []):
         return (whole,)
-    pictures: list[AnnotatedPicture] = []
+    pictures: list[AnnotatedImage] = []
     unnamed = set(range(count))
     for number, pieces in enumerate(field(record, "captions", list, where)):
         with findings.part():
@@ -177,8 +177,8 @@ def _pictures(
     return tuple(pictures)
 
 
-def _captioned(whole: AnnotatedPicture, pieces: Any, name: str, where: str) -> AnnotatedPicture:
-    """The picture with one of its captions and the objects that this one names."""
+def _captioned(whole: AnnotatedImage, pieces: Any, name: str, where: str) -> AnnotatedImage:
+    """The image with one of its captions and the objects that this one names."""
     if not isinstance(pieces, list):
         raise DataError(
             f"{sentence(where)} is {brief(pieces)}.", found="Expected a list of pieces."
@@ -256,28 +256,28 @@ def _text(value: Any, key: str, source: str) -> str:
 
 
 def write_jsonl(
-    folder: Path, pictures: Iterable[NewPicture | tuple[Any, str, Sequence[GroundedObject]]]
+    folder: Path, pictures: Iterable[NewImage | tuple[Any, str, Sequence[GroundedObject]]]
 ) -> Path:
-    """Write pictures and their objects as ROOT/SPLIT/metadata.jsonl, one folder a split.
+    """Write images and their objects as ROOT/SPLIT/metadata.jsonl, one folder a split.
 
-    A picture with objects of several splits stands in each of them, with that split's objects;
-    an object without a split goes to "train". Pictures go to ROOT/SPLIT/images, as they come;
+    An image with objects of several splits stands in each of them, with that split's objects;
+    an object without a split goes to "train". Images go to ROOT/SPLIT/images, as they come;
     the metadata files are written last and whole.
 
     Args:
         folder: The ROOT; it is created.
-        pictures: See `NewPicture`; read once, one at a time.
+        images: See `NewImage`; read once, one at a time.
 
     Returns:
         `folder`, which `find_jsonl` takes together with a split.
     """
     with ExitStack() as stack:
         files: dict[str, WholeFile] = {}
-        for picture, (height, width) in new_pictures(pictures):
+        for picture, (height, width) in new_images(pictures):
             file_name = f"images/{picture.file_name}"
             record = {"file_name": file_name, "width": int(width), "height": int(height)}
             for split, kept in _by_split(picture.objects).items():
-                write_picture(picture, folder / split / file_name)
+                write_image(picture, folder / split / file_name)
                 line = record | {"objects": _columns([picture.objects[i] for i in kept])}
                 if captions := _captions(picture, kept):
                     line["captions"] = captions
@@ -314,7 +314,7 @@ def _segmentation(mask: Mask) -> dict[str, Any]:
     return {"size": [int(side) for side in mask["size"]], "counts": mask["counts"].decode()}
 
 
-def _captions(picture: NewPicture, kept: Sequence[int]) -> list[list[dict[str, Any]]]:
+def _captions(picture: NewImage, kept: Sequence[int]) -> list[list[dict[str, Any]]]:
     """The captions that name only objects of `kept`, as a line has them."""
     places = {index: place for place, index in enumerate(kept)} | {None: -1}
     return [

@@ -1,4 +1,4 @@
-"""LabelMe's annotations: one JSON file a picture; and a writer of them.
+"""LabelMe's annotations: one JSON file an image; and a writer of them.
 
     ROOT/a.jpg   ROOT/a.json   {"imagePath": "a.jpg", "imageWidth": 640, "imageHeight": 480,
                                 "shapes": [{"label": "the red mug", "shape_type": "polygon",
@@ -7,9 +7,9 @@
 With a split the files lie in ROOT/SPLIT. Shapes: polygon, rectangle, circle, and mask (a PNG in
 base64 whose corners are the two points); others have no area.
 
-Protocol: a label is a phrase, and all shapes of one label in a picture are joined: the words mean
+Protocol: a label is a phrase, and all shapes of one label in an image are joined: the words mean
 all of them. The label "__ignore__" marks pixels that count neither way for any phrase of the
-picture. Pictures without shapes are left out, counted and listed.
+image. Images without shapes are left out, counted and listed.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from PIL import Image
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
-from flmm_core.data.formats.shared.fields import brief, field, mapping, picture_size, sentence
+from flmm_core.data.formats.shared.fields import brief, field, image_size, mapping, sentence
 from flmm_core.data.formats.shared.json_files import is_file, read_json
 from flmm_core.data.formats.shared.polygons import check_points, fill
 from flmm_core.data.formats.shared.writing import (
-    NewPicture,
-    new_pictures,
-    write_picture,
+    NewImage,
+    new_images,
+    write_image,
     write_whole,
 )
-from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Mask
+from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask
 from flmm_core.errors import DataError
 
 IGNORE = "__ignore__"
@@ -45,8 +45,8 @@ LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}
 
 def read_labelme(
     path: Path, split: str | None = None, findings: Findings | None = None
-) -> tuple[AnnotatedPicture, ...]:
-    """The pictures of a folder by the names of their JSON files.
+) -> tuple[AnnotatedImage, ...]:
+    """The images of a folder by the names of their JSON files.
 
     Args:
         path: ROOT, or one JSON file.
@@ -54,7 +54,7 @@ def read_labelme(
         findings: Collects faults; without it the first is raised.
 
     Raises:
-        DataError: A file or picture is missing or broken.
+        DataError: A file or image is missing or broken.
     """
     findings = findings or Findings()
     folder = path / split if split else path
@@ -67,10 +67,10 @@ def read_labelme(
             f"{', '.join(there) or 'none'}.",
             repair="Give the folder that LabelMe saved to; a folder in it after an '@'.",
         )
-    pictures: list[AnnotatedPicture] = []
+    pictures: list[AnnotatedImage] = []
     for file in files:
         with findings.part():
-            picture = _picture(file, split or "", findings)
+            picture = _image(file, split or "", findings)
             if picture.objects:
                 pictures.append(picture)
             else:
@@ -78,7 +78,7 @@ def read_labelme(
     return tuple(pictures)
 
 
-def _picture(file: Path, split: str, findings: Findings) -> AnnotatedPicture:
+def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage:
     where = f"the file {file}"
     record = mapping(read_json(file), where)
     # LabelMe on Windows writes backslashes.
@@ -86,12 +86,12 @@ def _picture(file: Path, split: str, findings: Findings) -> AnnotatedPicture:
     image = file.parent / name
     if not is_file(image):
         raise DataError(
-            f"The picture {name} of {file} is missing.",
+            f"The image {name} of {file} is missing.",
             found=f"Looked for {image}."
-            + (" The file holds the picture in 'imageData'." if record.get("imageData") else ""),
-            repair="Save the picture there; 'imagePath' is relative to the folder of the file.",
+            + (" The file holds the image in 'imageData'." if record.get("imageData") else ""),
+            repair="Save the image there; 'imagePath' is relative to the folder of the file.",
         )
-    height, width = picture_size(record, where, ("imageHeight", "imageWidth"))
+    height, width = image_size(record, where, ("imageHeight", "imageWidth"))
     regions: dict[str, NDArray[np.bool_]] = {}
     for number, shape in enumerate(field(record, "shapes", list, where)):
         with findings.part():
@@ -108,7 +108,7 @@ def _picture(file: Path, split: str, findings: Findings) -> AnnotatedPicture:
         )
         for index, (label, region) in enumerate(regions.items())
     ]
-    return AnnotatedPicture(name, image, (height, width), tuple(objects))
+    return AnnotatedImage(name, image, (height, width), tuple(objects))
 
 
 def _outside(ignored: NDArray[np.bool_], region: NDArray[np.bool_]) -> Mask | None:
@@ -158,9 +158,9 @@ def _stored(
     left, top = corner
     if left < 0 or top < 0 or top + patch.shape[0] > height or left + patch.shape[1] > width:
         raise DataError(
-            f"The mask of {where} does not fit its picture.",
+            f"The mask of {where} does not fit its image.",
             found=f"It is {patch.shape[0]} x {patch.shape[1]} at row {top}, column {left}; the "
-            f"picture is {height} x {width} (height x width).",
+            f"image is {height} x {width} (height x width).",
         )
     region = np.zeros((height, width), dtype=np.bool_)
     region[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
@@ -168,21 +168,21 @@ def _stored(
 
 
 def write_labelme(
-    folder: Path, pictures: Iterable[NewPicture | tuple[Any, str, Sequence[GroundedObject]]]
+    folder: Path, pictures: Iterable[NewImage | tuple[Any, str, Sequence[GroundedObject]]]
 ) -> Path:
-    """Write pictures and their objects as ROOT/SPLIT/NAME.json beside NAME's picture.
+    """Write images and their objects as ROOT/SPLIT/NAME.json beside NAME's image.
 
     Every sentence becomes a shape of the kind "mask", which LabelMe 5.3 or newer shows. A JSON
-    file is written after its picture.
+    file is written after its image.
 
     Args:
         folder: The ROOT; it is created.
-        pictures: See `NewPicture`; read once, one at a time.
+        images: See `NewImage`; read once, one at a time.
 
     Returns:
         `folder`, which `read_labelme` takes together with a split.
     """
-    for picture, (height, width) in new_pictures(pictures):
+    for picture, (height, width) in new_images(pictures):
         shapes: dict[str, list[dict[str, Any]]] = {}
         for thing in picture.objects:
             region = rle.decode(thing.read_mask())
@@ -194,7 +194,7 @@ def write_labelme(
                 of_split.append(_record(IGNORE, rle.decode(thing.ignore)))
         for split, records in shapes.items():
             image = folder / split / picture.file_name
-            write_picture(picture, image)
+            write_image(picture, image)
             record: dict[str, Any] = {
                 "version": "5.3.0",
                 "flags": {},

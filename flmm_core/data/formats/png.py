@@ -3,7 +3,7 @@
     ROOT/annotations/png_coco_val2017.json   list of narratives: {"image_id": "139", "caption",
                                              "segments": [{"utterance", "noun", "plural",
                                                            "segment_ids": ["3226956", ...]}]}
-    ROOT/annotations/panoptic_val2017.json   which segments a picture has, of which category
+    ROOT/annotations/panoptic_val2017.json   which segments an image has, of which category
     ROOT/annotations/panoptic_segmentation/val2017/000000000139.png   (or .../panoptic_val2017/)
     ROOT/images/val2017/000000000139.jpg     (or ROOT/val2017/)
 
@@ -43,13 +43,13 @@ from flmm_core.data.formats.shared.panoptic import (
     segment_colour,
 )
 from flmm_core.data.formats.shared.writing import (
-    NewPicture,
-    new_pictures,
+    NewImage,
+    new_images,
     plain_caption,
-    write_picture,
+    write_image,
     write_whole,
 )
-from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Mask, Segment
+from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask, Segment
 from flmm_core.errors import DataError, did_you_mean
 
 PNG_FOLDERS = (
@@ -63,7 +63,7 @@ PICTURE_FOLDERS = ("images/{}", "{}", "coco/{}", "images")
 
 def read_narratives(
     path: Path, split: str, findings: Findings | None = None
-) -> tuple[AnnotatedPicture, ...]:
+) -> tuple[AnnotatedImage, ...]:
     """The narratives of a split in the file's order, each with the phrases that have segments.
 
     Ids, categories, files and the sizes of the PNGs are checked here; the PNGs' pixels are read
@@ -76,7 +76,7 @@ def read_narratives(
             is raised.
 
     Raises:
-        DataError: A file or picture is missing, broken or does not fit another.
+        DataError: A file or image is missing, broken or does not fit another.
     """
     findings = findings or Findings()
     whole = split if split.endswith("2017") else f"{split}2017"
@@ -88,7 +88,7 @@ def read_narratives(
             found=f"It is a {type(narratives).__name__}.",
         )
     files = _Files(path, whole, findings)
-    pictures: list[AnnotatedPicture] = []
+    pictures: list[AnnotatedImage] = []
     for number, record in enumerate(narratives):
         with findings.part():
             where = f"narrative {number} of {narratives_path}"
@@ -121,26 +121,26 @@ def _find_file(path: Path, pattern: str, split: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What is known of one picture."""
+    """What is known of one image."""
 
     file_name: str
     path: Path
     png: Path
-    picture_hw: tuple[int, int]
+    image_hw: tuple[int, int]
     segments: dict[int, tuple[str, bool]]
 
 
 class _Files:
-    """The panoptic files of a split; every picture is looked up once."""
+    """The panoptic files of a split; every image is looked up once."""
 
     def __init__(self, root: Path, split: str, findings: Findings) -> None:
         self.panoptic = Panoptic(_find_file(root, "panoptic_{}.json", split), findings)
         self._png_folders = [root / sub.format(split) for sub in PNG_FOLDERS]
-        self._picture_folders = [root / sub.format(split) for sub in PICTURE_FOLDERS]
+        self._image_folders = [root / sub.format(split) for sub in PICTURE_FOLDERS]
         self._places: dict[int, _Place | DataError] = {}
 
     def place(self, image_id: int, asker: str) -> _Place:
-        """A picture's files and segments; the same DataError every time if they are broken."""
+        """An image's files and segments; the same DataError every time if they are broken."""
         if image_id not in self._places:
             try:
                 self._places[image_id] = self._look_up(image_id, asker)
@@ -153,9 +153,9 @@ class _Files:
 
     def _look_up(self, image_id: int, asker: str) -> _Place:
         size = self.panoptic.size(image_id, asker)
-        name = self.panoptic.picture_name(image_id)
+        name = self.panoptic.image_name(image_id)
         png_name = self.panoptic.png_name(image_id)
-        picture = _find(self._picture_folders, coco_names(name, image_id), "picture")
+        picture = _find(self._image_folders, coco_names(name, image_id), "picture")
         png = _find(self._png_folders, [png_name], "panoptic PNG")
         check_png_size(png, size)
         segments = {
@@ -171,7 +171,7 @@ def _find(folders: Sequence[Path], names: Sequence[str], what: str) -> Path:
         raise DataError(
             f"The {what} {names[0]} is missing.",
             found="Looked for:\n" + "\n".join(f"  {f / n}" for f in folders for n in names),
-            repair="Put COCO's 2017 pictures and panoptic PNGs (https://cocodataset.org/#download) "
+            repair="Put COCO's 2017 images and panoptic PNGs (https://cocodataset.org/#download) "
             "into these folders.",
         )
     return found
@@ -179,7 +179,7 @@ def _find(folders: Sequence[Path], names: Sequence[str], what: str) -> Path:
 
 def _narrative(
     record: dict[Any, Any], number: int, where: str, files: _Files, split: str
-) -> AnnotatedPicture:
+) -> AnnotatedImage:
     image_id = _number(field(record, "image_id", object, where), "image_id", where)
     place = files.place(image_id, where)
     caption: list[Segment] = []
@@ -198,7 +198,7 @@ def _narrative(
         if unknown:
             raise DataError(
                 f"The segment {unknown[0]} is not in {files.panoptic.path}.",
-                found=f"It is among the segment_ids of {where_piece}, which is about picture "
+                found=f"It is among the segment_ids of {where_piece}, which is about image "
                 f"{image_id}.",
                 repair="Use narratives and panoptic files of one release.",
             )
@@ -206,7 +206,7 @@ def _narrative(
         kinds = [place.segments[segment_id] for segment_id in ids]
         objects.append(
             GroundedObject(
-                mask=SegmentsMask(place.png, ids, place.picture_hw),
+                mask=SegmentsMask(place.png, ids, place.image_hw),
                 sentences=(text.strip(),),
                 category=", ".join(dict.fromkeys(name for name, _ in kinds)),
                 split=split,
@@ -219,10 +219,10 @@ def _narrative(
                 ),
             )
         )
-    return AnnotatedPicture(
+    return AnnotatedImage(
         place.file_name,
         place.path,
-        place.picture_hw,
+        place.image_hw,
         tuple(objects),
         tuple(caption),
         str(number),
@@ -245,28 +245,28 @@ def _number(value: Any, key: str, where: str) -> int:
 
 
 def write_narratives(
-    folder: Path, pictures: Iterable[NewPicture | tuple[Any, str, Sequence[GroundedObject]]]
+    folder: Path, pictures: Iterable[NewImage | tuple[Any, str, Sequence[GroundedObject]]]
 ) -> Path:
-    """Write pictures, their objects and their captions as a PNG folder.
+    """Write images, their objects and their captions as a PNG folder.
 
-    A picture without captions gets one made of its objects' first sentences. An object's `parts`
+    An image without captions gets one made of its objects' first sentences. An object's `parts`
     are a segment each, an object without a pixel has none; no two segments may overlap. The tag
     "stuff" makes an object's category one. The JSON files are written last and whole.
 
     Args:
         folder: The ROOT; it is created.
-        pictures: See `NewPicture`; read once, one at a time.
+        images: See `NewImage`; read once, one at a time.
 
     Returns:
         `folder`, which `read_narratives` takes.
     """
     books: dict[str, _Book] = {}
-    for number, (picture, size) in enumerate(new_pictures(pictures), start=1):
+    for number, (picture, size) in enumerate(new_images(pictures), start=1):
         splits = {thing.split or "train" for thing in picture.objects}
         if len(splits) > 1:
             raise ValueError(f"{picture.file_name}: a narrative is of one split, not {splits}")
         split = f"{splits.pop()}2017"
-        write_picture(picture, folder / "images" / split / picture.file_name)
+        write_image(picture, folder / "images" / split / picture.file_name)
         book = books.setdefault(split, _Book())
         png = folder / "annotations" / "panoptic_segmentation" / split / f"{number:012d}.png"
         png.parent.mkdir(parents=True, exist_ok=True)
@@ -299,8 +299,8 @@ class _Book:
             "categories": categories,
         }
 
-    def add(self, picture: NewPicture, image_id: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Note a picture; (H, W, 3) for its panoptic PNG."""
+    def add(self, picture: NewImage, image_id: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Note an image; (H, W, 3) for its panoptic PNG."""
         height, width = size
         self._images.append(
             {"id": image_id, "file_name": picture.file_name, "height": height, "width": width}
@@ -328,7 +328,7 @@ class _Book:
         mask: Mask,
         thing: GroundedObject,
         infos: list[dict[str, Any]],
-        picture: NewPicture,
+        picture: NewImage,
     ) -> int:
         """The id of a new segment."""
         inside = rle.decode(mask)

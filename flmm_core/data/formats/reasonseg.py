@@ -5,13 +5,13 @@
                                      "shapes": [{"label": "target", "points": [[x, y], ...]},
                                                 {"label": "ignore", "points": ...}]}
 
-One picture, one target. Polygons are painted from the largest to the smallest, so a small
+One image, one target. Polygons are painted from the largest to the smallest, so a small
 "ignore" region within the target is not part of it; shapes labelled "flag" mean nothing. Points
 are cut to whole pixels and polygons filled with their outline, as the publishers do. Most files
 are UTF-8, some are cp1252.
 
 Splits: train, val, test. Protocol: the truth is the union of the target polygons; pixels in
-"ignore" count neither way. Published scores take the first text of each picture, as "flmm-paper"
+"ignore" count neither way. Published scores take the first text of each image, as "flmm-paper"
 does; "standard" scores every text. Slices: "long query" (a sentence), "short query" (a phrase).
 """
 
@@ -31,13 +31,13 @@ from flmm_core.data.formats.shared.fields import brief, field, mapping
 from flmm_core.data.formats.shared.json_files import read_json
 from flmm_core.data.formats.shared.polygons import check_points, fill, rectangles
 from flmm_core.data.formats.shared.writing import (
-    NewPicture,
-    new_pictures,
-    write_picture,
+    NewImage,
+    new_images,
+    write_image,
     write_whole,
 )
-from flmm_core.data.images import picture_size_of
-from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Mask
+from flmm_core.data.images import image_size_of
+from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask
 from flmm_core.errors import DataError, did_you_mean
 
 ENCODINGS = ("utf-8", "cp1252")
@@ -47,10 +47,10 @@ SLICES = {True: "long query", False: "short query"}
 
 def read_reasonseg(
     path: Path, split: str, findings: Findings | None = None
-) -> tuple[AnnotatedPicture, ...]:
-    """The pictures of a split by name, each with its one object.
+) -> tuple[AnnotatedImage, ...]:
+    """The images of a split by name, each with its one object.
 
-    Masks are painted and compressed here; of the pictures only the size is read.
+    Masks are painted and compressed here; of the images only the size is read.
 
     Args:
         path: The folder that holds "ReasonSeg/", or that folder itself.
@@ -58,14 +58,14 @@ def read_reasonseg(
         findings: Collects faults; without it the first is raised.
 
     Raises:
-        DataError: A file or picture is missing or broken.
+        DataError: A file or image is missing or broken.
     """
     findings = findings or Findings()
     folder = _find_split(path, split)
-    pictures: list[AnnotatedPicture] = []
+    pictures: list[AnnotatedImage] = []
     for file in sorted(folder.glob("*.json")):
         with findings.part():
-            pictures.append(_picture(file, split))
+            pictures.append(_image(file, split))
     return tuple(pictures)
 
 
@@ -87,15 +87,15 @@ def _find_split(path: Path, split: str) -> Path:
     )
 
 
-def _picture(file: Path, split: str) -> AnnotatedPicture:
+def _image(file: Path, split: str) -> AnnotatedImage:
     record = mapping(read_json(file, ENCODINGS), f"the file {file}")
     where = f"the file {file}"
     image = next((p for p in map(file.with_suffix, PICTURE_ENDINGS) if p.is_file()), None)
     if image is None:
         raise DataError(
-            f"The picture of {file} is missing.",
+            f"The image of {file} is missing.",
             found=f"Looked for {file.with_suffix('.jpg')}.",
-            repair="Each picture lies beside its JSON file under the same name.",
+            repair="Each image lies beside its JSON file under the same name.",
         )
     texts = field(record, "text", list, where)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
@@ -103,9 +103,9 @@ def _picture(file: Path, split: str) -> AnnotatedPicture:
             f"The file {file} has {brief(texts)} for 'text'.",
             found="Expected a list of strings, at least one and none empty.",
         )
-    height, width = picture_size_of(image)
+    height, width = image_size_of(image)
     target, ignored = _paint(field(record, "shapes", list, where), height, width, file)
-    return AnnotatedPicture(
+    return AnnotatedImage(
         image.name,
         image,
         (height, width),
@@ -159,29 +159,29 @@ def _paint(
 
 
 def write_reasonseg(
-    folder: Path, pictures: Iterable[NewPicture | tuple[Any, str, Sequence[GroundedObject]]]
+    folder: Path, pictures: Iterable[NewImage | tuple[Any, str, Sequence[GroundedObject]]]
 ) -> Path:
-    """Write pictures and their objects as a ReasonSeg folder, one picture file an object.
+    """Write images and their objects as a ReasonSeg folder, one image file an object.
 
     Masks are written as rectangles, which may have any shape and holes. A JSON file is written
-    after its picture.
+    after its image.
 
     Args:
         folder: The ROOT; it is created.
-        pictures: See `NewPicture`; read once, one at a time. Pixels become JPEG, as in the real
+        images: See `NewImage`; read once, one at a time. Pixels become JPEG, as in the real
             data set; encoded files are copied unchanged.
 
     Returns:
         `folder`, which `read_reasonseg` takes.
     """
-    for picture, _ in new_pictures(pictures):
+    for picture, _ in new_images(pictures):
         name = Path(picture.file_name)
         encoded = isinstance(picture.image, (bytes, Path))
         ending = name.suffix if encoded else ".jpg"
         for number, thing in enumerate(picture.objects):
             stem = f"{name.with_suffix('').as_posix().replace('/', '_')}_{number}"
             target = folder / "ReasonSeg" / (thing.split or "train") / f"{stem}{ending}"
-            write_picture(picture, target)
+            write_image(picture, target)
             shapes = _shapes("target", thing.read_mask())
             if thing.ignore is not None:
                 shapes += _shapes("ignore", thing.ignore)

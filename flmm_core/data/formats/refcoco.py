@@ -1,6 +1,6 @@
 """RefCOCO, RefCOCO+ and RefCOCOg as they are distributed, and a writer of the same files.
 
-    ROOT/refcoco/instances.json      pictures, categories, annotations (polygons or RLE)
+    ROOT/refcoco/instances.json      images, categories, annotations (polygons or RLE)
     ROOT/refcoco/refs(unc).p         pickled list of refs: ann_id, image_id, split, sentences
     ROOT/refcoco+/...                the same;  ROOT/refcocog/refs(umd).p, refs(google).p
     ROOT/train2014/COCO_train2014_*.jpg, or ROOT/images/..., or as `file_name` says
@@ -24,12 +24,12 @@ from flmm_core.data.formats.shared.coco_files import Instances, find_train2014
 from flmm_core.data.formats.shared.fields import field, mapping
 from flmm_core.data.formats.shared.unpickle import read_plain_pickle
 from flmm_core.data.formats.shared.writing import (
-    NewPicture,
-    new_pictures,
-    write_picture,
+    NewImage,
+    new_images,
+    write_image,
     write_whole,
 )
-from flmm_core.data.sample import AnnotatedPicture, GroundedObject
+from flmm_core.data.sample import AnnotatedImage, GroundedObject
 from flmm_core.errors import DataError, did_you_mean
 
 SPLIT_MAKERS: Mapping[str, str] = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
@@ -40,11 +40,11 @@ _MAKERS = ("unc", "umd", "google")
 
 def read_refcoco(
     path: Path, dataset: str, split: str, findings: Findings | None = None
-) -> tuple[AnnotatedPicture, ...]:
-    """The pictures of a split in the order of their first refs, each with all its refs.
+) -> tuple[AnnotatedImage, ...]:
+    """The images of a split in the order of their first refs, each with all its refs.
 
     Every ref is one object. Masks are checked and compressed here, so that a broken annotation
-    is named before any work is done; pictures are only looked up.
+    is named before any work is done; images are only looked up.
 
     Args:
         path: The folder that holds the data set's folder, or that folder itself.
@@ -53,7 +53,7 @@ def read_refcoco(
         findings: Collects faults; without it the first is raised.
 
     Raises:
-        DataError: A file or picture is missing, broken or does not fit another.
+        DataError: A file or image is missing, broken or does not fit another.
     """
     findings = findings or Findings()
     folder = find_folder(path, dataset, tuple(SPLIT_MAKERS))
@@ -76,19 +76,19 @@ def read_refcoco(
         with findings.part():
             image_id, thing = _object(ref, refs_path, instances)
             objects.setdefault(image_id, []).append(thing)
-    return joined_pictures(folder, instances, objects, findings)
+    return joined_images(folder, instances, objects, findings)
 
 
-def joined_pictures(
+def joined_images(
     folder: Path,
     instances: Instances,
     objects: Mapping[int, Sequence[GroundedObject]],
     findings: Findings,
-) -> tuple[AnnotatedPicture, ...]:
-    """Objects by image id -> pictures, with their files looked up."""
+) -> tuple[AnnotatedImage, ...]:
+    """Objects by image id -> images, with their files looked up."""
     paths = find_train2014(folder, instances, list(objects), findings)
     return tuple(
-        AnnotatedPicture(
+        AnnotatedImage(
             instances.file_name(image_id),
             paths[image_id],
             instances.size(image_id),
@@ -157,13 +157,13 @@ def refs_of_split(refs: Any, path: Path, split: str, findings: Findings) -> list
 def _object(
     ref: dict[Any, Any], refs_path: Path, instances: Instances
 ) -> tuple[int, GroundedObject]:
-    """(image id, object) of a ref, with its mask checked against its picture."""
+    """(image id, object) of a ref, with its mask checked against its image."""
     where = f"ref {ref['ref_id']} of {refs_path}"
     ann_id = field(ref, "ann_id", int, where)
     image_id = instances.image_of(ann_id, where)
     if field(ref, "image_id", int, where) != image_id:
         raise DataError(
-            f"Ref {ref['ref_id']} of {refs_path} and its annotation name different pictures.",
+            f"Ref {ref['ref_id']} of {refs_path} and its annotation name different images.",
             found=f"The ref says image_id {ref['image_id']}; annotation {ann_id} in "
             f"{instances.path} says {image_id}.",
             repair="Use refs and instances of one release.",
@@ -200,18 +200,18 @@ def sentences_of(ref: Mapping[Any, Any], refs_path: Path) -> tuple[str, ...]:
 
 def write_refcoco(
     folder: Path,
-    pictures: Iterable[NewPicture | tuple[Any, str, Sequence[GroundedObject]]],
+    pictures: Iterable[NewImage | tuple[Any, str, Sequence[GroundedObject]]],
     *,
     dataset: str = "refcoco",
 ) -> Path:
-    """Write pictures and their objects as a RefCOCO folder that any reader of RefCOCO takes.
+    """Write images and their objects as a RefCOCO folder that any reader of RefCOCO takes.
 
-    Pictures go to `folder/images`, as they come; the two annotation files are written last and
+    Images go to `folder/images`, as they come; the two annotation files are written last and
     whole, so that a folder that has them is complete. An object without a split goes to "train".
 
     Args:
         folder: The ROOT; it is created.
-        pictures: See `NewPicture`; read once, one at a time.
+        images: See `NewImage`; read once, one at a time.
         dataset: "refcoco", "refcoco+" or "refcocog".
 
     Returns:
@@ -219,8 +219,8 @@ def write_refcoco(
     """
     book = CocoBook()
     refs: list[dict[str, Any]] = []
-    for picture, size in new_pictures(pictures):
-        write_picture(picture, folder / "images" / picture.file_name)
+    for picture, size in new_images(pictures):
+        write_image(picture, folder / "images" / picture.file_name)
         image_id = book.add_image(picture.file_name, size)
         for thing in picture.objects:
             ann_id = book.add(thing.read_mask(), image_id, thing.category)

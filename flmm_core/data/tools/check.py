@@ -1,4 +1,4 @@
-"""Reads a whole source, its pictures and masks included, and reports every fault."""
+"""Reads a whole source, its images and masks included, and reports every fault."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings, Skipped, Track
 from flmm_core.data.formats.shared.writing import whole_folder
-from flmm_core.data.images import read_picture
-from flmm_core.data.sample import AnnotatedPicture
+from flmm_core.data.images import read_image
+from flmm_core.data.sample import AnnotatedImage
 from flmm_core.data.sources import read_source
 from flmm_core.data.tools.preview import draw_preview
 from flmm_core.errors import DataError
@@ -23,7 +23,7 @@ class Report:
     Attributes:
         faults: Each names its file and the line or id in it.
         skipped: What is whole but cannot be scored.
-        pictures: How many files of pictures were read whole.
+        images: How many files of images were read whole.
         objects: How many objects they have that could be read.
         phrases: How many sentences name these.
         absent: How many of the objects have no pixel: their phrases name nothing.
@@ -44,32 +44,32 @@ def check_source(
     output: Path | None = None,
     track: Track = iter,
 ) -> Report:
-    """Read everything of a source: annotations, then every picture and every mask.
+    """Read everything of a source: annotations, then every image and every mask.
 
     What belongs to a broken file (a JSON file that is cut off, a missing split) ends the reading
     of it and is reported as one fault.
 
     Args:
         text: `NAME[:PATH][@SPLIT]`.
-        previews: Draw the first so many pictures that are whole.
+        previews: Draw the first so many images that are whole.
         output: Folder for these drawings; it appears when all are drawn.
-        track: Goes through the pictures and shows how far it is.
+        track: Goes through the images and shows how far it is.
 
     Raises:
         UsageError: The text is of another form.
     """
     findings = Findings(keep_on=True)
-    pictures: Sequence[AnnotatedPicture] = ()
+    pictures: Sequence[AnnotatedImage] = ()
     with findings.part():
         _, pictures = read_source(text, findings)
     objects = phrases = absent = 0
     whole: dict[Path, bool] = {}
-    drawn: list[AnnotatedPicture] = []
+    drawn: list[AnnotatedImage] = []
     for picture in track(pictures):
         if picture.path not in whole:
             whole[picture.path] = False
             with findings.part():
-                read_picture(picture.path, picture_hw=picture.picture_hw)
+                read_image(picture.path, image_hw=picture.image_hw)
                 whole[picture.path] = True
         good = whole[picture.path]
         for thing in picture.objects:
@@ -94,7 +94,7 @@ def check_source(
     )
 
 
-def _draw(pictures: Sequence[AnnotatedPicture], output: Path) -> None:
+def _draw(pictures: Sequence[AnnotatedImage], output: Path) -> None:
     with whole_folder(output) as aside:
         digits = len(str(len(pictures)))
         for number, picture in enumerate(pictures, start=1):

@@ -1,4 +1,4 @@
-"""Turns any source into our own format, once: a metadata.jsonl with its pictures."""
+"""Turns any source into our own format, once: a metadata.jsonl with its images."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from flmm_core.data.findings import Findings, Skipped, Track
 from flmm_core.data.formats.jsonl import write_jsonl
-from flmm_core.data.formats.shared.writing import NewPicture, whole_folder
-from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Segment
+from flmm_core.data.formats.shared.writing import NewImage, whole_folder
+from flmm_core.data.sample import AnnotatedImage, GroundedObject, Segment
 from flmm_core.data.sources import read_source
 from flmm_core.errors import UsageError
 
@@ -29,8 +29,8 @@ def convert_source(
     Args:
         text: `NAME[:PATH][@SPLIT]`.
         folder: Other splits may be in it already.
-        link: Make symbolic links to the pictures instead of copies.
-        track: Goes through the pictures and shows how far it is.
+        link: Make symbolic links to the images instead of copies.
+        track: Goes through the images and shows how far it is.
 
     Returns:
         FOLDER/SPLIT, and what was left out because it cannot be scored.
@@ -48,11 +48,11 @@ def convert_source(
             f"The folder '{target}' is there already.",
             repair="Give another folder, or remove it first.",
         )
-    groups: dict[Path, list[AnnotatedPicture]] = {}
+    groups: dict[Path, list[AnnotatedImage]] = {}
     for picture in pictures:
         groups.setdefault(picture.path, []).append(picture)
     with whole_folder(target) as aside:
-        write_jsonl(aside, _new_pictures(track(list(groups.values())), split, link))
+        write_jsonl(aside, _new_images(track(list(groups.values())), split, link))
         _lift(aside / split, aside)
     return target, tuple(findings.skipped)
 
@@ -64,9 +64,9 @@ def _lift(inner: Path, outer: Path) -> None:
     inner.rmdir()
 
 
-def _new_pictures(
-    groups: Iterable[Sequence[AnnotatedPicture]], split: str, link: bool
-) -> Iterator[NewPicture]:
+def _new_images(
+    groups: Iterable[Sequence[AnnotatedImage]], split: str, link: bool
+) -> Iterator[NewImage]:
     names: set[str] = set()
     for pictures in groups:
         objects: list[GroundedObject] = []
@@ -75,7 +75,7 @@ def _new_pictures(
             captions += [_shifted(picture.caption, len(objects))] if picture.caption else []
             objects += [replace(thing, split=split) for thing in picture.objects]
         name = _free_name(pictures[0], names)
-        yield NewPicture(pictures[0].path, name, objects, captions, link)
+        yield NewImage(pictures[0].path, name, objects, captions, link)
 
 
 def _shifted(caption: Sequence[Segment], by: int) -> tuple[Segment, ...]:
@@ -85,7 +85,7 @@ def _shifted(caption: Sequence[Segment], by: int) -> tuple[Segment, ...]:
     )
 
 
-def _free_name(picture: AnnotatedPicture, names: set[str]) -> str:
+def _free_name(picture: AnnotatedImage, names: set[str]) -> str:
     """A new file name below the new folder, as near to the old one as can be.
 
     The ending is the file's own: the annotations may call it otherwise.

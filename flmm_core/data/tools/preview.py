@@ -1,4 +1,4 @@
-"""Pictures with their masks laid over them, a panel each phrase."""
+"""Images with their masks laid over them, a panel each phrase."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from flmm_core.data import rle
-from flmm_core.data.images import read_picture
-from flmm_core.data.sample import AnnotatedPicture, GroundedObject, Mask
+from flmm_core.data.images import read_image
+from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask
 
 SIDE, LINE, MARGIN, COLUMNS = 280, 16, 8, 4
 INSIDE, IGNORED = (0, 200, 120), (230, 60, 60)
 
 
-def draw_preview(picture: AnnotatedPicture) -> Image.Image:
-    """The picture, and beside it once for every object: its mask green, ignored pixels red.
+def draw_preview(picture: AnnotatedImage) -> Image.Image:
+    """The image, and beside it once for every object: its mask green, ignored pixels red.
 
-    Below each stand its phrases and tags, "(not there)" if no pixel is inside; below the picture
+    Below each stand its phrases and tags, "(not there)" if no pixel is inside; below the image
     its caption.
 
     Raises:
-        DataError: The picture or a mask cannot be read.
+        DataError: The image or a mask cannot be read.
     """
-    image = read_picture(picture.path, picture_hw=picture.picture_hw)
+    image = read_image(picture.path, image_hw=picture.image_hw)
     pixels = np.asarray(image, dtype=np.float64)
     caption = "".join(piece.text for piece in picture.caption)
     panels = [(image, _wrap(caption or picture.file_name))]

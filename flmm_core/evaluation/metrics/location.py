@@ -70,9 +70,9 @@ class PointScores(HitScores):
         """Count points.
 
         Args:
-            points_xy: (P, 2) x and y in pixels from the picture's corner, so that the pixel of
+            points_xy: (P, 2) x and y in pixels from the image's corner, so that the pixel of
                 row r and column c spans c <= x < c + 1, r <= y < r + 1; nan for no point.
-                Points beside the picture are misses.
+                Points beside the image are misses.
             truth: (P, H, W) bool.
         """
         points = to_numpy(points_xy).astype(np.float64).reshape(-1, 2)

@@ -5,7 +5,7 @@
           counts as 0, as in the published evaluation
     precision@t  the share of masks with IoU >= t; 0/0 counts as a miss
 
-All are fractions of 1. Masks count equally, whatever picture they come from. Numpy and torch
+All are fractions of 1. Masks count equally, whatever image they come from. Numpy and torch
 tensors are taken alike; torch is not imported here.
 """
 

@@ -3,7 +3,7 @@
 The definitions are those of LISA (Lai et al., CVPR 2024, arXiv 2308.00692) and of its evaluation
 (`validate` in `train_ds.py`, ignored pixels labelled 255):
 
-    gIoU  the mean over pictures, one mask each, of the mask's IoU
+    gIoU  the mean over images, one mask each, of the mask's IoU
     cIoU  the sum of all intersections over the sum of all unions
 
 Ignored pixels are taken out of prediction and truth first. A mask with nothing left in either

@@ -1,13 +1,13 @@
-"""Stage 1: picture + caption -> what the frozen VLM attended to.
+"""Stage 1: image + caption -> what the frozen VLM attended to.
 
 `Backbone` is what plugins subclass. It is a plain object and not an `nn.Module`, so that the
 VLM's weights can reach neither an optimizer nor a checkpoint.
 
     load      alias, hub id or folder -> frozen VLM + processor     (model_source.py finds it)
-    prepare   picture + segments -> BackboneInputs, on the CPU      (prompt.py, caption.py)
+    prepare   image + segments -> BackboneInputs, on the CPU      (prompt.py, caption.py)
     collate   several of them -> one padded BackboneBatch           (batching.py pads)
     trace     one forward of the VLM -> a Trace a sample            (attention_recorder.py reads;
-              samples about one picture share its part of it         prefix.py)
+              samples about one image share its part of it         prefix.py)
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Backbone(ABC):
     and `options`, never `vlm`. A pickled backbone leaves its `vlm` behind for that reason.
 
     Attributes:
-        view_names: The views of a picture, in channel order.
+        view_names: The views of an image, in channel order.
         model_types: The `model_type`s of config.json that this class can load.
-        shares_prompts: Whether samples about one picture share one pass of their common prompt.
+        shares_prompts: Whether samples about one image share one pass of their common prompt.
             A subclass whose VLM cannot go on from a KV cache sets it to False.
         spec: The facts that the plugin registered.
         model: The alias, hub id or folder that was asked for.
@@ -71,7 +71,7 @@ class Backbone(ABC):
         vlm: The transformers model, frozen and in evaluation mode.
         config: The VLM's own config.
         processor: The transformers processor.
-        prompt: What the user says beside the picture, before the caption.
+        prompt: What the user says beside the image, before the caption.
     """
 
     view_names: ClassVar[tuple[str, ...]] = ("image",)
@@ -97,13 +97,13 @@ class Backbone(ABC):
 
     @abstractmethod
     def _views(
-        self, input_ids: Tensor, picture_hw: tuple[int, int], tensors: Mapping[str, Tensor]
+        self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
         """The geometry of one sample's image tokens, one view for each of `view_names`.
 
         Args:
             input_ids: (S,) the whole sequence; `image_token_places` finds the image's.
-            picture_hw: Height and width of the picture in pixels.
+            image_hw: Height and width of the image in pixels.
             tensors: The sample's other tensors, as the processor gave them.
         """
 
@@ -142,7 +142,7 @@ class Backbone(ABC):
             dtype: "auto" (float32 on the CPU, elsewhere what the weights are stored in),
                 "float32", "bfloat16", "float16" or a torch dtype.
             device: "auto" takes the first accelerator. Unused with `device_map`.
-            prompt: What the user says beside the picture, before the caption.
+            prompt: What the user says beside the image, before the caption.
             options: The plugin's own settings, validated with `spec.options`.
             pass_through: For transformers' `from_pretrained`; `trust_remote_code` is off.
 
@@ -232,7 +232,7 @@ class Backbone(ABC):
 
     @property
     def image_token_id(self) -> int:
-        """The id of the tokens that are replaced by the picture's features."""
+        """The id of the tokens that are replaced by the image's features."""
         return int(self.config.image_token_id)
 
     def weights_digest(self) -> str:
@@ -252,35 +252,35 @@ class Backbone(ABC):
         """One sample, ready for the VLM: on the CPU, without weights, without randomness.
 
         Args:
-            image: The picture.
+            image: The image.
             segments: The caption in pieces; their phrases are numbered 0..P-1.
             name: Names the sample in messages.
-            like: A sample of the same picture and prompt, whose reading of them is taken over:
+            like: A sample of the same image and prompt, whose reading of them is taken over:
                 it is not made again, and in a batch the VLM runs it once for both.
 
         Raises:
             UsageError: A phrase is empty, has no tokens or lies beyond the length limit; the
-                phrases are not numbered 0..P-1; there is no picture.
-            DataError: The picture cannot be used, or its image tokens do not fit its grid.
+                phrases are not numbered 0..P-1; there is no image.
+            DataError: The image cannot be used, or its image tokens do not fit its grid.
         """
         tensors = prompt_of(like) if like else self._encode(image, self.prompt, name)
         prompt_length = len(tensors["input_ids"])
         pieces = [Segment(defuse(piece.text, self._controls), piece.phrase) for piece in segments]
         caption = tokenise_caption(self.tokenizer, pieces, prompt_length, name)
         tensors = fit_to_limit(tensors, caption, self._length_limit(), name)
-        picture_hw = (image.height, image.width)
+        image_hw = (image.height, image.width)
         with naming_sample(name):
-            views = self._views(tensors["input_ids"], picture_hw, tensors)
+            views = self._views(tensors["input_ids"], image_hw, tensors)
             if tuple(view.name for view in views) != self.view_names:
                 raise ValueError(f"{type(self).__name__} must give the views {self.view_names}")
             is_image = tensors["input_ids"] == self.image_token_id
-            check_views(views, is_image, self._separator_tokens(views), picture_hw)
+            check_views(views, is_image, self._separator_tokens(views), image_hw)
         return BackboneInputs(
             tensors=tensors,
             views=views,
             phrase_rows=caption.phrase_rows,
             phrases=caption.phrases,
-            picture_hw=picture_hw,
+            image_hw=image_hw,
             name=name,
             prompt_length=prompt_length,
         )
@@ -298,7 +298,7 @@ class Backbone(ABC):
         return find_image_tokens(input_ids == self.image_token_id, expected)
 
     def _encode(self, image: Image.Image, prompt: str, name: str) -> dict[str, Tensor]:
-        """The processor's tensors for picture and prompt; per-token ones are (S,)."""
+        """The processor's tensors for image and prompt; per-token ones are (S,)."""
         return encode_prompt(self.processor, image, defuse(prompt, self._controls), name)
 
     def _length_limit(self) -> int:
@@ -376,10 +376,10 @@ class Backbone(ABC):
         max_new_tokens: int = 64,
         **sampling: Any,
     ) -> str:
-        """The VLM's answer about a picture, greedily unless `sampling` says otherwise.
+        """The VLM's answer about an image, greedily unless `sampling` says otherwise.
 
         Args:
-            image: The picture.
+            image: The image.
             prompt: The question; by default the backbone's own prompt.
             max_new_tokens: Where to stop at the latest.
             sampling: For transformers' `generate`, for example `do_sample=True, top_p=0.9`.

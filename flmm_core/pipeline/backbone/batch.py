@@ -56,7 +56,7 @@ def make_traces(
             hidden=hidden[b],
             row_phrase=placed.groups[b].to(hidden[b].device),
             views=sample.views,
-            picture_hw=sample.picture_hw,
+            image_hw=sample.image_hw,
         )
         for b, sample in enumerate(batch.samples)
     )
@@ -132,7 +132,7 @@ def prompt_numbers(samples: Sequence[BackboneInputs]) -> list[int]:
 
 
 def prompt_of(sample: BackboneInputs) -> dict[str, Tensor]:
-    """The tensors of a sample's picture and prompt, without its caption."""
+    """The tensors of a sample's image and prompt, without its caption."""
     shape, length = sample.tensors["input_ids"].shape, sample.prompt_length
     return {k: v[:length] if v.shape == shape else v for k, v in sample.tensors.items()}
 

@@ -91,8 +91,8 @@ def fit_to_limit(
     if shape[0] > limit:
         raise UsageError(
             f"The prompt of sample '{name}' is longer than the model can take.",
-            found=f"With its picture it has {shape[0]} tokens; the limit is {limit}.",
-            repair="Shorten the prompt or make the picture smaller.",
+            found=f"With its image it has {shape[0]} tokens; the limit is {limit}.",
+            repair="Shorten the prompt or make the image smaller.",
         )
     for number, places in enumerate(caption.phrase_rows):
         last = int(places.max())

@@ -1,4 +1,4 @@
-"""What most plugins' `_load` do: complete weights, and pictures resized the same everywhere."""
+"""What most plugins' `_load` do: complete weights, and images resized the same everywhere."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ FILE_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_r
 
 
 def load_pretrained(
-    source: str, model_class: Any, processor_class: Any, picture_class: Any, **kwargs: Any
+    source: str, model_class: Any, processor_class: Any, image_class: Any, **kwargs: Any
 ) -> tuple[Any, Any]:
     """A model and its processor by their classes' `from_pretrained`.
 
-    Pictures are resized by Pillow: it gives the same pixels on every machine, and is what the
+    Images are resized by Pillow: it gives the same pixels on every machine, and is what the
     weights were trained with. transformers would take torchvision where it is installed.
 
     Args:
         source: A folder or a hub id.
         model_class: The transformers class of the model.
         processor_class: That of the processor, `AutoProcessor` for example.
-        picture_class: That of the processor's part for pictures, `AutoImageProcessor` for example.
+        image_class: That of the processor's part for images, `AutoImageProcessor` for example.
         kwargs: For the model; those that say where files come from go to all three.
 
     Returns:
@@ -41,5 +41,5 @@ def load_pretrained(
         )
     files = {key: kwargs[key] for key in FILE_ARGUMENTS if key in kwargs}
     processor = processor_class.from_pretrained(source, **files)
-    processor.image_processor = picture_class.from_pretrained(source, backend="pil", **files)
+    processor.image_processor = image_class.from_pretrained(source, backend="pil", **files)
     return model, processor

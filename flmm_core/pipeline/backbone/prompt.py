@@ -1,4 +1,4 @@
-"""Picture and prompt -> the processor's tensors, with nothing in the prompt taken for control."""
+"""Image and prompt -> the processor's tensors, with nothing in the prompt taken for control."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def defuse(text: str, controls: Collection[str]) -> str:
 
 
 def encode_prompt(processor: Any, image: Image.Image, prompt: str, name: str) -> dict[str, Tensor]:
-    """A user's turn with one picture and a text, up to where the model is to answer.
+    """A user's turn with one image and a text, up to where the model is to answer.
 
     Args:
         processor: A transformers processor with a chat template.
-        image: The picture.
+        image: The image.
         prompt: What the user says, defused.
         name: Names the sample in messages.
 
@@ -44,19 +44,19 @@ def encode_prompt(processor: Any, image: Image.Image, prompt: str, name: str) ->
         The processor's tensors; those with one value a token are (S,), without batch dimension.
 
     Raises:
-        UsageError: There is no picture.
-        DataError: The picture has no pixels, or the processor refuses it.
+        UsageError: There is no image.
+        DataError: The image has no pixels, or the processor refuses it.
     """
     if not isinstance(image, Image.Image):
         raise UsageError(
-            f"Sample '{name}' has no picture.",
+            f"Sample '{name}' has no image.",
             found=f"Found {type(image).__name__}; a PIL image was expected.",
-            repair="Read it with flmm_core.data.images.read_picture.",
+            repair="Read it with flmm_core.data.images.read_image.",
         )
     size = f"{image.width} x {image.height} pixels"
     if 0 in image.size:
         raise DataError(
-            f"The picture of sample '{name}' has no pixels.",
+            f"The image of sample '{name}' has no pixels.",
             found=f"It is {size}.",
             repair="Remove it from the data, or crop it anew.",
         )
@@ -75,7 +75,7 @@ def encode_prompt(processor: Any, image: Image.Image, prompt: str, name: str) ->
         )
     except (ValueError, ArithmeticError) as error:
         raise DataError(
-            f"The picture of sample '{name}' is refused by the model's processor.",
+            f"The image of sample '{name}' is refused by the model's processor.",
             found=f"It is {size}: {error}",
             repair="Crop or resize it.",
         ) from error

@@ -1,6 +1,6 @@
-"""Sentences about one picture: their common prompt runs through the VLM once.
+"""Sentences about one image: their common prompt runs through the VLM once.
 
-Protocol `standard` asks every sentence alone, and `ground` every phrase; picture and prompt, nearly
+Protocol `standard` asks every sentence alone, and `ground` every phrase; image and prompt, nearly
 all of the sequence, are the same each time. Attention is causal, so nothing of the prompt depends
 on the sentence behind it: it runs once, and each sentence behind a copy of its KV cache.
 

@@ -27,7 +27,7 @@ def find_image_tokens(is_image: Tensor, expected: int) -> Tensor:
     places = is_image.nonzero().flatten()
     if len(places) != expected:
         raise DataError(
-            "the image tokens do not fit the grid of the picture.",
+            "the image tokens do not fit the grid of the image.",
             found=f"The sequence holds {len(places)} image tokens; {expected} were expected.",
             repair=REPAIR,
         )
@@ -35,7 +35,7 @@ def find_image_tokens(is_image: Tensor, expected: int) -> Tensor:
 
 
 def check_views(
-    views: Sequence[ImageView], is_image: Tensor, separators: int, picture_hw: tuple[int, int]
+    views: Sequence[ImageView], is_image: Tensor, separators: int, image_hw: tuple[int, int]
 ) -> None:
     """See that each cell has an image token of its own, and that only separators are left over.
 
@@ -43,7 +43,7 @@ def check_views(
         views: What the plugin read.
         is_image: (S,) bool.
         separators: Image tokens that belong to no cell.
-        picture_hw: Height and width of the picture in pixels, for the message.
+        image_hw: Height and width of the image in pixels, for the message.
 
     Raises:
         DataError: They do not fit.
@@ -59,10 +59,10 @@ def check_views(
     if not fits:
         grids = ", ".join(f"{v.name} {'x'.join(map(str, v.token_index.shape))}" for v in views)
         raise DataError(
-            "the image tokens do not fit the grid of the picture.",
+            "the image tokens do not fit the grid of the image.",
             found=f"The sequence holds {tokens} image tokens; the grid ({grids}, "
             f"{separators} separators) has places for {len(cells) + separators}, "
-            f"for a picture of {picture_hw[1]} x {picture_hw[0]} pixels.",
+            f"for an image of {image_hw[1]} x {image_hw[0]} pixels.",
             repair=REPAIR,
         )
 

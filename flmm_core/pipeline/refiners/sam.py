@@ -1,4 +1,4 @@
-"""Stage 4: picture + coarse logits + text prompts -> logits at the picture's size."""
+"""Stage 4: image + coarse logits + text prompts -> logits at the image's size."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from flmm_core.pipeline.boxes import enlarged_boxes
 from flmm_core.pipeline.refiners.sam_attention import fuse, padded_prompts
 from flmm_core.pipeline.refiners.sam_model import SamParts
-from flmm_core.pipeline.types import EncodedPicture
+from flmm_core.pipeline.types import EncodedImage
 
 if TYPE_CHECKING:
     from segment_anything.modeling import MaskDecoder, PromptEncoder
 
 ENCODED_PIXELS = 1024 * 1024
-"""The image encoder sees at most this many pixels at a time (at least one picture)."""
+"""The image encoder sees at most this many pixels at a time (at least one image)."""
 
 DECODE_CHUNK = 32
 """Most masks that one call of the mask decoder sees."""
@@ -31,27 +31,27 @@ channels: two with the official sizes. What outgrows the processor's caches take
 
 
 class NoRefiner(nn.Module):
-    """Enlarges the coarse logits to the picture; same calls as `SamRefiner`."""
+    """Enlarges the coarse logits to the image; same calls as `SamRefiner`."""
 
     uses_text = False
 
     def prepare(self, image: Image.Image) -> Tensor | None:
-        """Nothing of the picture is needed."""
+        """Nothing of the image is needed."""
         return None
 
-    def read(self, pictures: Sequence[Tensor | EncodedPicture | None]) -> tuple[None, ...]:
-        """Nothing of the pictures is needed."""
+    def read(self, pictures: Sequence[Tensor | EncodedImage | None]) -> tuple[None, ...]:
+        """Nothing of the images is needed."""
         return (None,) * len(pictures)
 
     def forward(
         self,
-        pictures: Sequence[Tensor | EncodedPicture | None],
+        pictures: Sequence[Tensor | EncodedImage | None],
         coarse: Sequence[Tensor],
         prompts: Sequence[Sequence[Tensor]],
-        picture_hw: Sequence[tuple[int, int]],
+        image_hw: Sequence[tuple[int, int]],
     ) -> tuple[Tensor, ...]:
         """Logits per sample, (P, H, W)."""
-        return tuple(_resize(logits, hw) for logits, hw in zip(coarse, picture_hw, strict=True))
+        return tuple(_resize(logits, hw) for logits, hw in zip(coarse, image_hw, strict=True))
 
 
 class SamRefiner(nn.Module):
@@ -64,7 +64,7 @@ class SamRefiner(nn.Module):
         use_mask: Prompt with the coarse logits.
         use_box: Prompt with the tight box around the coarse mask.
         use_text: Prompt with the text tokens.
-        half: Encode pictures in bfloat16; decoding stays in float32.
+        half: Encode images in bfloat16; decoding stays in float32.
         multimask: Let SAM offer three candidates and take the one with the highest IoU against
             the coarse mask.
         paper_rounding: Pad mask prompts by the smallest logit of all masks of a sample, as the
@@ -132,9 +132,9 @@ class SamRefiner(nn.Module):
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Embeddings (B, E, g, g) of prepared pictures.
+        """Embeddings (B, E, g, g) of prepared images.
 
-        The same tensor given twice is encoded once, so several phrases of one picture are cheap.
+        The same tensor given twice is encoded once, so several phrases of one image are cheap.
         """
         distinct = {id(picture): picture for picture in pictures}
         squares = torch.stack([self._square(picture) for picture in distinct.values()])
@@ -145,12 +145,12 @@ class SamRefiner(nn.Module):
         place = {key: row for row, key in enumerate(distinct)}
         return embeddings[[place[id(picture)] for picture in pictures]]  # (B, E, g, g)
 
-    def read(self, pictures: Sequence[Tensor | EncodedPicture]) -> tuple[EncodedPicture, ...]:
-        """The frozen half: prepared pictures are encoded, encoded ones stay as they are."""
+    def read(self, pictures: Sequence[Tensor | EncodedImage]) -> tuple[EncodedImage, ...]:
+        """The frozen half: prepared images are encoded, encoded ones stay as they are."""
         prepared = [picture for picture in pictures if isinstance(picture, Tensor)]
         fresh = iter(self.encode(prepared) if prepared else ())
         return tuple(
-            EncodedPicture(next(fresh), _hw(picture)) if isinstance(picture, Tensor) else picture
+            EncodedImage(next(fresh), _hw(picture)) if isinstance(picture, Tensor) else picture
             for picture in pictures
         )
 
@@ -162,31 +162,31 @@ class SamRefiner(nn.Module):
 
     def forward(
         self,
-        pictures: Sequence[Tensor | EncodedPicture],
+        pictures: Sequence[Tensor | EncodedImage],
         coarse: Sequence[Tensor],
         prompts: Sequence[Sequence[Tensor]],
-        picture_hw: Sequence[tuple[int, int]],
+        image_hw: Sequence[tuple[int, int]],
     ) -> tuple[Tensor, ...]:
         """Refine all masks of a batch together.
 
         Args:
-            pictures: Per sample, what `prepare` or `read` gave.
-            coarse: Per sample, (P, h, w) logits covering exactly the picture.
+            images: Per sample, what `prepare` or `read` gave.
+            coarse: Per sample, (P, h, w) logits covering exactly the image.
             prompts: Per sample and phrase, (T_p, E) text tokens; not read without `use_text`.
-            picture_hw: Per sample, height and width of the picture in pixels.
+            image_hw: Per sample, height and width of the image in pixels.
 
         Returns:
-            Per sample, (P, H, W) logits at the picture's size.
+            Per sample, (P, H, W) logits at the image's size.
         """
         counts = [len(logits) for logits in coarse]
         if not sum(counts):
-            return tuple(_resize(x, hw) for x, hw in zip(coarse, picture_hw, strict=True))
+            return tuple(_resize(x, hw) for x, hw in zip(coarse, image_hw, strict=True))
         encoded = self.read(pictures)
         inputs_hw = [picture.input_hw for picture in encoded]
         masks = [self._mask_prompts(x, hw) for x, hw in zip(coarse, inputs_hw, strict=True)]
         boxes = [
             self._box_prompts(x, input_hw, hw)
-            for x, input_hw, hw in zip(coarse, inputs_hw, picture_hw, strict=True)
+            for x, input_hw, hw in zip(coarse, inputs_hw, image_hw, strict=True)
         ]
         texts = [text for sample in prompts for text in sample] if self.uses_text else None
         device = self.pixel_mean.device
@@ -198,8 +198,8 @@ class SamRefiner(nn.Module):
         per_sample = zip(torch.split(candidates, counts), masks, inputs_hw, strict=True)
         chosen = [_best(part, mask, hw, self.image_size) for part, mask, hw in per_sample]
         return tuple(
-            self._to_picture(low_res, input_hw, hw)
-            for low_res, input_hw, hw in zip(chosen, inputs_hw, picture_hw, strict=True)
+            self._to_image(low_res, input_hw, hw)
+            for low_res, input_hw, hw in zip(chosen, inputs_hw, image_hw, strict=True)
         )
 
     def _mask_prompts(self, coarse: Tensor, input_hw: tuple[int, int]) -> Tensor:
@@ -216,11 +216,11 @@ class SamRefiner(nn.Module):
 
     @torch.no_grad()
     def _box_prompts(
-        self, coarse: Tensor, input_hw: tuple[int, int], picture_hw: tuple[int, int]
+        self, coarse: Tensor, input_hw: tuple[int, int], image_hw: tuple[int, int]
     ) -> Tensor:
-        """(P, 4) (x0, y0, x1, y1) in SAM's pixels; an empty mask gets the whole picture."""
-        boxes = enlarged_boxes(coarse.sigmoid(), picture_hw, 0.5).to(coarse)
-        (input_h, input_w), (h, w) = input_hw, picture_hw
+        """(P, 4) (x0, y0, x1, y1) in SAM's pixels; an empty mask gets the whole image."""
+        boxes = enlarged_boxes(coarse.sigmoid(), image_hw, 0.5).to(coarse)
+        (input_h, input_w), (h, w) = input_hw, image_hw
         empty = boxes[:, 2:].amax(dim=1, keepdim=True) == 0
         boxes = torch.where(empty, boxes.new_tensor([0.0, 0.0, w, h]), boxes)
         return boxes * boxes.new_tensor([input_w / w, input_h / h, input_w / w, input_h / h])
@@ -230,7 +230,7 @@ class SamRefiner(nn.Module):
     ) -> Tensor:
         """Candidates (N, K, 4g, 4g) for N masks, K = 3 with `multimask` and 1 without.
 
-        Embeddings are (N, E, g, g), or (1, E, g, g) where all masks are of one picture.
+        Embeddings are (N, E, g, g), or (1, E, g, g) where all masks are of one image.
 
         Phrases of different lengths are decoded together: what pads a shorter one has no weight.
         """
@@ -242,8 +242,8 @@ class SamRefiner(nn.Module):
             )  # (N or 1, 0 or 2, E), (N or 1, E, g, g)
             position = self.prompt_encoder.get_dense_pe()
         sparse = sparse.expand(len(masks), -1, -1)
-        # SAM adds the dense prompt to the one picture's embedding. Given the sum as the prompt,
-        # one call decodes masks of different pictures, and no embedding is repeated.
+        # SAM adds the dense prompt to the one image's embedding. Given the sum as the prompt,
+        # one call decodes masks of different images, and no embedding is repeated.
         dense = dense + embeddings
         if len(dense) != len(masks):  # neither has a mask of its own
             dense = dense.expand(len(masks), -1, -1, -1)
@@ -266,12 +266,12 @@ class SamRefiner(nn.Module):
             decoded.append(logits)
         return torch.cat(decoded)
 
-    def _to_picture(
-        self, low_res: Tensor, input_hw: tuple[int, int], picture_hw: tuple[int, int]
+    def _to_image(
+        self, low_res: Tensor, input_hw: tuple[int, int], image_hw: tuple[int, int]
     ) -> Tensor:
         """(P, 4g, 4g) on SAM's square -> (P, H, W) float32, as segment-anything does it."""
         square = _resize(low_res.float(), (self.image_size, self.image_size))
-        return _resize(square[:, : input_hw[0], : input_hw[1]], picture_hw)
+        return _resize(square[:, : input_hw[0], : input_hw[1]], image_hw)
 
 
 def _join_prompts(sparse: Tensor, texts: Sequence[Tensor] | None) -> tuple[Tensor, Tensor | None]:
@@ -299,7 +299,7 @@ def _best(candidates: Tensor, prompt: Tensor, input_hw: tuple[int, int], side: i
     Args:
         candidates: (P, K, 4g, 4g) logits.
         prompt: (P, 1, 4g, 4g) coarse logits.
-        input_hw: Part of SAM's square, in its pixels, that the picture fills.
+        input_hw: Part of SAM's square, in its pixels, that the image fills.
         side: Side of SAM's square in pixels.
 
     Returns:

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEW_KEYS = 16
-"""Up to so many prompt tokens, the picture's attention to them is written out."""
+"""Up to so many prompt tokens, the image's attention to them is written out."""
 
 
 class FusedEncoderAttention(EncoderAttention):  # type: ignore[misc]
-    """Attention between the patches of a picture or of a window."""
+    """Attention between the patches of an image or of a window."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
@@ -49,7 +49,7 @@ class FusedEncoderAttention(EncoderAttention):  # type: ignore[misc]
 
 
 class FusedDecoderAttention(DecoderAttention):  # type: ignore[misc]
-    """Attention between prompt tokens and the picture.
+    """Attention between prompt tokens and the image.
 
     Attributes:
         real_keys: (B, K) bool, false where a key is padding; None if none is.
@@ -91,7 +91,7 @@ class FusedUpscaling(nn.Sequential):
 class LastChannelTransformer(TwoWayTransformer):  # type: ignore[misc]
     """The mask decoder's transformer, given the channels of a cell side by side in memory.
 
-    It reads the picture and the places of its cells again and again, always by cell; and the
+    It reads the image and the places of its cells again and again, always by cell; and the
     places are the same for every mask.
     """
 
@@ -116,7 +116,7 @@ def _quarter(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
 
 
 def _attend_to_few(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """`F.scaled_dot_product_attention` of many queries (the picture) to a few keys (the prompt).
+    """`F.scaled_dot_product_attention` of many queries (the image) to a few keys (the prompt).
 
     The fused kernel works along the keys, and a dozen of them leave it idle: with the queries
     last this is two to ten times as fast, and what it keeps is small.

@@ -45,7 +45,7 @@ class SamShape:
         depth: Blocks of the encoder.
         num_heads: Attention heads of the encoder.
         window_size: Side in patches of the attention windows; 0 attends everywhere.
-        out_chans: E, the width of the picture's embedding and of the prompts.
+        out_chans: E, the width of the image's embedding and of the prompts.
         decoder_depth: Blocks of the mask decoder's transformer.
         decoder_heads: Its attention heads.
         decoder_mlp: Width of its MLPs.
@@ -107,7 +107,7 @@ class SamParts:
     Attributes:
         name: "tiny", "vit_b", ...
         shape: Its sizes.
-        image_encoder: (B, 3, S, S) normalised pictures -> (B, E, g, g).
+        image_encoder: (B, 3, S, S) normalised images -> (B, E, g, g).
         prompt_encoder: segment-anything's.
         mask_decoder: segment-anything's.
         pixel_mean: Of R, G, B in 0..255; subtracted before the encoder.
@@ -143,7 +143,7 @@ def build_sam(name: str = "tiny", weights: Path | None = None, *, encoder: bool 
         name: "tiny", "vit_b", "vit_l" or "vit_h".
         weights: Meta's .pth file for the official sizes; for "tiny" a folder with `config.json`
             and `model.safetensors`, by default the one in this package.
-        encoder: Whether with the image encoder; without it, only encoded pictures can be refined.
+        encoder: Whether with the image encoder; without it, only encoded images can be refined.
 
     Raises:
         UsageError: The name is unknown.

@@ -7,7 +7,7 @@ from flmm_core import TOY_DEFAULTS, BackboneSpec, ModelInfo, hookimpl
 SPEC = BackboneSpec(
     name="deepseek_vl",
     target="flmm_deepseek_vl.backbone:DeepseekVLBackbone",
-    summary="DeepSeek-VL: one view, 24 x 24, the picture padded to a square",
+    summary="DeepSeek-VL: one view, 24 x 24, the image padded to a square",
     models={
         "tiny": ModelInfo(
             source="flmm_deepseek_vl:tiny",

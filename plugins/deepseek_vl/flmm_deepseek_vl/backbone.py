@@ -14,7 +14,7 @@ from flmm_deepseek_vl import views
 
 
 class DeepseekVLBackbone(Backbone):
-    """One view of fixed shape that reaches beyond the picture where it shows padding."""
+    """One view of fixed shape that reaches beyond the image where it shows padding."""
 
     view_names = ("image",)
     model_types = ("deepseek_vl",)
@@ -27,14 +27,14 @@ class DeepseekVLBackbone(Backbone):
         return vlm, processor
 
     def _views(
-        self, input_ids: Tensor, picture_hw: tuple[int, int], tensors: Mapping[str, Tensor]
+        self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
         vision = self.config.vision_config
         h, w = views.grid_shape(vision.image_size, vision.patch_size)
         rows = torch.tensor(views.token_rows((h, w)))  # (h, w)
         places = self.image_token_places(input_ids, h * w)
-        box = views.picture_box(
-            picture_hw,
+        box = views.image_box(
+            image_hw,
             vision.image_size,
             vision.patch_size,
             self.processor.image_processor.min_size,

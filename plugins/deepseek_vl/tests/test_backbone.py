@@ -29,7 +29,7 @@ def test_repainted_cell_changes_most_in_the_twin(twin: Path, hw: tuple[int, int]
     assert answers(backbone, image, 0, [aim.spot for aim in wanted]) == [a.cell for a in wanted]
 
 
-def test_pictures_are_resized_by_pillow(full_size: Backbone) -> None:
+def test_images_are_resized_by_pillow(full_size: Backbone) -> None:
     assert type(full_size.processor.image_processor).__name__ == "DeepseekVLImageProcessorPil"
 
 

@@ -25,7 +25,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("hw", SHAPES, ids=str)
-def test_box_is_where_the_processor_puts_the_picture(
+def test_box_is_where_the_processor_puts_the_image(
     full_size: Backbone, hw: tuple[int, int]
 ) -> None:
     white = Image.new("RGB", (hw[1], hw[0]), "white")
@@ -34,7 +34,7 @@ def test_box_is_where_the_processor_puts_the_picture(
     rows, columns = shown.any(1).nonzero().flatten(), shown.any(0).nonzero().flatten()
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     left, right = int(columns[0]), int(columns[-1]) + 1
-    box = views.picture_box(hw, image_size=384, patch_size=16, min_size=14)
+    box = views.image_box(hw, image_size=384, patch_size=16, min_size=14)
     height, width = bottom - top, right - left
     assert box == pytest.approx(
         (-top / height, -left / width, (384 - top) / height, (384 - left) / width)
@@ -54,10 +54,10 @@ def test_grid_has_the_tokens_that_the_processor_writes(
     assert len(rows) == 24
 
 
-def test_a_square_picture_is_covered_exactly() -> None:
-    assert views.picture_box((70, 70), 112, 8, 14) == (0, 0, 1, 1)
+def test_a_square_image_is_covered_exactly() -> None:
+    assert views.image_box((70, 70), 112, 8, 14) == (0, 0, 1, 1)
 
 
 def test_pixels_beyond_the_last_whole_patch_are_not_seen() -> None:
     assert views.grid_shape(image_size=100, patch_size=16) == (6, 6)
-    assert views.picture_box((50, 50), 100, 16, 14) == (0, 0, 0.96, 0.96)
+    assert views.image_box((50, 50), 100, 16, 14) == (0, 0, 0.96, 0.96)

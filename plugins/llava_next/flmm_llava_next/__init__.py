@@ -7,7 +7,7 @@ from flmm_core import TOY_DEFAULTS, BackboneSpec, ModelInfo, hookimpl
 SPEC = BackboneSpec(
     name="llava_next",
     target="flmm_llava_next.backbone:LlavaNextBackbone",
-    summary="LLaVA-Next: two views, the whole picture on 24 x 24 and its tiles put together",
+    summary="LLaVA-Next: two views, the whole image on 24 x 24 and its tiles put together",
     models={
         "tiny": ModelInfo(
             source="flmm_llava_next:tiny",

@@ -14,7 +14,7 @@ from flmm_llava_next import views
 
 
 class LlavaNextBackbone(Backbone):
-    """Two views: the whole picture on one tile, and its tiles put together."""
+    """Two views: the whole image on one tile, and its tiles put together."""
 
     view_names = ("coarse", "fine")
     model_types = ("llava_next",)
@@ -39,7 +39,7 @@ class LlavaNextBackbone(Backbone):
             or pictures.crop_size["height"] != tile
         ):
             raise WeightsError(
-                f"The model and the processor in '{source}' cut pictures differently.",
+                f"The model and the processor in '{source}' cut images differently.",
                 found=f"The model has patches of {patch} pixels, tiles of {tile} and canvases "
                 f"{canvases}; the processor has tiles of {pictures.crop_size['height']} and "
                 f"canvases {pictures.image_grid_pinpoints}.",
@@ -47,22 +47,22 @@ class LlavaNextBackbone(Backbone):
             )
 
     def _views(
-        self, input_ids: Tensor, picture_hw: tuple[int, int], tensors: Mapping[str, Tensor]
+        self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
-        canvas = views.best_canvas(picture_hw, self.config.image_grid_pinpoints)
-        h, w = views.fine_shape(picture_hw, canvas, vision.patch_size)
+        canvas = views.best_canvas(image_hw, self.config.image_grid_pinpoints)
+        h, w = views.fine_shape(image_hw, canvas, vision.patch_size)
         if not h * w:
             raise DataError(
-                "the picture is too thin for LLaVA-Next.",
-                found=f"{picture_hw[1]} x {picture_hw[0]} pixels leave a fine view of {w} x {h}.",
+                "the image is too thin for LLaVA-Next.",
+                found=f"{image_hw[1]} x {image_hw[0]} pixels leave a fine view of {w} x {h}.",
                 repair="Crop it.",
             )
         places = self.image_token_places(input_ids, views.token_count(side, (h, w)))
         coarse = torch.tensor(views.coarse_rows(side))  # (side, side)
         fine = torch.tensor(views.fine_rows((h, w), first=side * side))  # (h, w)
-        box = views.fine_box(picture_hw, canvas, vision.patch_size)
+        box = views.fine_box(image_hw, canvas, vision.patch_size)
         return (
             ImageView("coarse", places[coarse], views.COARSE_BOX),
             ImageView("fine", places[fine], box),

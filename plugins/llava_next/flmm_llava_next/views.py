@@ -1,12 +1,12 @@
-"""Where LLaVA-Next's image tokens lie on the picture. Plain numbers only.
+"""Where LLaVA-Next's image tokens lie on the image. Plain numbers only.
 
-The model sees a picture twice. `coarse`: squashed onto one tile, n x n tokens. `fine`: resized
+The model sees an image twice. `coarse`: squashed onto one tile, n x n tokens. `fine`: resized
 into the best of some canvases made of whole tiles, padded, cut into tiles, and put together
 again; whole rows or columns of padding are then dropped, and a newline token ends each row:
 
     [coarse: n x n][fine row 0: w tokens][newline][fine row 1: w tokens][newline] ...
 
-The cells that are left do not cover exactly the picture: the picture is resized to whole
+The cells that are left do not cover exactly the image: the image is resized to whole
 pixels rounded up, padding is dropped in whole cells rounded down. `fine_box` says where they lie.
 """
 
@@ -22,13 +22,13 @@ Size = tuple[int, int]
 COARSE_BOX: Box = (0.0, 0.0, 1.0, 1.0)
 
 
-def best_canvas(picture_hw: Size, canvases: Sequence[Sequence[int]]) -> Size:
-    """The canvas (H, W) that keeps most of the picture's pixels and then wastes fewest.
+def best_canvas(image_hw: Size, canvases: Sequence[Sequence[int]]) -> Size:
+    """The canvas (H, W) that keeps most of the image's pixels and then wastes fewest.
 
     Floats on purpose, here and in `resized_hw`: the processor computes with them, and where
     they round decides the canvas, and with it the number of tokens.
     """
-    height, width = picture_hw
+    height, width = image_hw
 
     def merit(canvas: Sequence[int]) -> tuple[int, int]:
         canvas_h, canvas_w = canvas
@@ -40,36 +40,36 @@ def best_canvas(picture_hw: Size, canvases: Sequence[Sequence[int]]) -> Size:
     return canvas_h, canvas_w
 
 
-def resized_hw(picture_hw: Size, canvas_hw: Size) -> Size:
-    """Pixels that the picture takes in the middle of the canvas, (h, w)."""
-    (height, width), (canvas_h, canvas_w) = picture_hw, canvas_hw
+def resized_hw(image_hw: Size, canvas_hw: Size) -> Size:
+    """Pixels that the image takes in the middle of the canvas, (h, w)."""
+    (height, width), (canvas_h, canvas_w) = image_hw, canvas_hw
     scale_h, scale_w = canvas_h / height, canvas_w / width
     if scale_w < scale_h:
         return min(math.ceil(height * scale_w), canvas_h), canvas_w
     return canvas_h, min(math.ceil(width * scale_h), canvas_w)
 
 
-def dropped_cells(picture_hw: Size, canvas_cells: Size) -> Size:
+def dropped_cells(image_hw: Size, canvas_cells: Size) -> Size:
     """(rows, columns) of padding that are dropped at each end of the canvas."""
-    (height, width), (cells_h, cells_w) = picture_hw, canvas_cells
+    (height, width), (cells_h, cells_w) = image_hw, canvas_cells
     if width * cells_h > cells_w * height:
         return (cells_h - height * cells_w // width) // 2, 0
     return 0, (cells_w - width * cells_h // height) // 2
 
 
-def fine_shape(picture_hw: Size, canvas_hw: Size, patch_size: int) -> Size:
+def fine_shape(image_hw: Size, canvas_hw: Size, patch_size: int) -> Size:
     """(h, w) in tokens of the fine view, newline tokens not counted."""
     cells_h, cells_w = canvas_hw[0] // patch_size, canvas_hw[1] // patch_size
-    rows, columns = dropped_cells(picture_hw, (cells_h, cells_w))
+    rows, columns = dropped_cells(image_hw, (cells_h, cells_w))
     return cells_h - 2 * rows, cells_w - 2 * columns
 
 
-def fine_box(picture_hw: Size, canvas_hw: Size, patch_size: int) -> Box:
-    """(y0, x0, y1, x1) of the fine grid, in fractions of the picture's height and width."""
-    height, width = resized_hw(picture_hw, canvas_hw)
+def fine_box(image_hw: Size, canvas_hw: Size, patch_size: int) -> Box:
+    """(y0, x0, y1, x1) of the fine grid, in fractions of the image's height and width."""
+    height, width = resized_hw(image_hw, canvas_hw)
     top, left = (canvas_hw[0] - height) // 2, (canvas_hw[1] - width) // 2
     cells = canvas_hw[0] // patch_size, canvas_hw[1] // patch_size
-    rows, columns = dropped_cells(picture_hw, cells)
+    rows, columns = dropped_cells(image_hw, cells)
     return (
         (rows * patch_size - top) / height,
         (columns * patch_size - left) / width,
@@ -90,5 +90,5 @@ def fine_rows(grid_hw: Size, first: int) -> Rows:
 
 
 def token_count(side: int, fine_hw: Size) -> int:
-    """Image tokens of a picture, newline tokens counted."""
+    """Image tokens of an image, newline tokens counted."""
     return side * side + fine_hw[0] * (fine_hw[1] + 1)

@@ -42,7 +42,7 @@ def test_repainted_cell_changes_most_in_the_twin(
     assert cells == [aim.cell for aim in wanted]
 
 
-def test_pictures_of_different_numbers_of_tiles_meet_in_a_batch(twin: Path) -> None:
+def test_images_of_different_numbers_of_tiles_meet_in_a_batch(twin: Path) -> None:
     backbone = load_for_checks(SPEC, twin)
     samples = [backbone.prepare(picture(*hw), CAPTION) for hw in ((60, 300), (168, 168))]
     tiles = [sample.tensors["pixel_values"].shape[1] for sample in samples]
@@ -71,11 +71,11 @@ def test_a_mistral_type_text_model_is_read_like_a_llama(tmp_path: Path) -> None:
         check(backbone)
 
 
-def test_pictures_are_resized_by_pillow(full_size: Backbone) -> None:
+def test_images_are_resized_by_pillow(full_size: Backbone) -> None:
     assert type(full_size.processor.image_processor).__name__ == "LlavaNextImageProcessorPil"
 
 
-def test_a_picture_without_a_fine_view_is_refused(full_size: Backbone) -> None:
+def test_a_image_without_a_fine_view_is_refused(full_size: Backbone) -> None:
     with pytest.raises(DataError) as caught:
         full_size.prepare(picture(1, 300), CAPTION, name="strip")
     assert "strip" in str(caught.value)
@@ -88,5 +88,5 @@ def test_a_processor_that_cuts_otherwise_is_refused(twin: Path, tmp_path: Path) 
     config = json.loads(file.read_text())
     config["image_grid_pinpoints"] = [[84, 168]]
     file.write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match="cut pictures differently"):
+    with pytest.raises(WeightsError, match="cut images differently"):
         LlavaNextBackbone.load(SPEC, str(folder))

@@ -55,7 +55,7 @@ def test_count_is_that_of_the_processor(full_size: Backbone, hw: tuple[int, int]
     assert views.token_count(24, views.fine_shape(hw, canvas, patch_size=14)) == tokens
 
 
-def test_shape_is_that_of_the_model_for_any_picture() -> None:
+def test_shape_is_that_of_the_model_for_any_image() -> None:
     """The model's own functions choose the canvas and drop the padding."""
     chance = random.Random(0)
     for largest in (8, 60, 700, 5000):
@@ -69,7 +69,7 @@ def test_shape_is_that_of_the_model_for_any_picture() -> None:
 
 
 @pytest.mark.parametrize("hw", [s for s in SHAPES if s != (1, 1)], ids=str)
-def test_fine_box_is_where_the_processor_puts_the_picture(
+def test_fine_box_is_where_the_processor_puts_the_image(
     full_size: Backbone, hw: tuple[int, int]
 ) -> None:
     white = Image.new("RGB", (hw[1], hw[0]), "white")

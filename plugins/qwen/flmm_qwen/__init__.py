@@ -10,13 +10,13 @@ from flmm_core import TOY_DEFAULTS, BackboneOptions, BackboneSpec, ModelInfo, ho
 
 
 class QwenOptions(BackboneOptions):
-    """How many pixels a picture is resized to; a token is a square of 28 x 28 of them."""
+    """How many pixels an image is resized to; a token is a square of 28 x 28 of them."""
 
     min_pixels: int | None = Field(
-        None, ge=1, description="Enlarge smaller pictures to this many pixels (height x width)."
+        None, ge=1, description="Enlarge smaller images to this many pixels (height x width)."
     )
     max_pixels: int | None = Field(
-        None, ge=1, description="Shrink larger pictures to this many pixels (height x width)."
+        None, ge=1, description="Shrink larger images to this many pixels (height x width)."
     )
 
     @model_validator(mode="after")
@@ -31,7 +31,7 @@ class QwenOptions(BackboneOptions):
 SPEC = BackboneSpec(
     name="qwen",
     target="flmm_qwen.backbone:QwenBackbone",
-    summary="Qwen2.5-VL: one view, its grid as large as the picture asks for",
+    summary="Qwen2.5-VL: one view, its grid as large as the image asks for",
     models={
         "tiny": ModelInfo(
             source="flmm_qwen:tiny",

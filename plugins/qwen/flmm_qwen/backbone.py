@@ -14,7 +14,7 @@ from flmm_qwen import QwenOptions, views
 
 
 class QwenBackbone(Backbone):
-    """One view whose grid differs from picture to picture."""
+    """One view whose grid differs from image to image."""
 
     view_names = ("image",)
     model_types = ("qwen2_5_vl",)
@@ -31,13 +31,13 @@ class QwenBackbone(Backbone):
 
     @staticmethod
     def _size(size: Any, options: QwenOptions) -> dict[str, int]:
-        """The limits of a picture in pixels, which the processor calls edges."""
+        """The limits of an image in pixels, which the processor calls edges."""
         least = options.min_pixels or size["shortest_edge"]
         most = options.max_pixels or max(size["longest_edge"], least)
         return {"shortest_edge": min(least, most), "longest_edge": most}
 
     def _views(
-        self, input_ids: Tensor, picture_hw: tuple[int, int], tensors: Mapping[str, Tensor]
+        self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
         merge = self.config.vision_config.spatial_merge_size
         h, w = views.grid_shape(tensors["image_grid_thw"][0].tolist(), merge)

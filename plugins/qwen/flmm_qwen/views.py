@@ -1,8 +1,8 @@
-"""Where Qwen2.5-VL's image tokens lie on the picture. Whole numbers only.
+"""Where Qwen2.5-VL's image tokens lie on the image. Whole numbers only.
 
-The processor resizes the whole picture, without padding, to sides that are multiples of
+The processor resizes the whole image, without padding, to sides that are multiples of
 `patch * merge` pixels, and the model merges `merge x merge` patches into one token. So the one
-view covers the picture exactly and its shape differs from picture to picture.
+view covers the image exactly and its shape differs from image to image.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ PICTURE_BOX = (0.0, 0.0, 1.0, 1.0)
 
 
 def grid_shape(grid_thw: Sequence[int], merge_size: int) -> tuple[int, int]:
-    """(h, w) in tokens of a picture of (frames, h, w) patches.
+    """(h, w) in tokens of an image of (frames, h, w) patches.
 
     Raises:
         ValueError: More than one frame, or a side that `merge_size` does not divide.
     """
     frames, patches_h, patches_w = grid_thw
     if frames != 1:
-        raise ValueError(f"a picture has one frame, but image_grid_thw says {frames}")
+        raise ValueError(f"an image has one frame, but image_grid_thw says {frames}")
     if patches_h % merge_size or patches_w % merge_size:
         raise ValueError(
             f"{patches_h} x {patches_w} patches do not merge {merge_size} by {merge_size}"

@@ -59,11 +59,11 @@ def test_options_are_validated(full_size: Backbone) -> None:
         QwenBackbone.load(SPEC, full_size.source, options={"max_pixel": 8})
 
 
-def test_pictures_are_resized_by_pillow(full_size: Backbone) -> None:
+def test_images_are_resized_by_pillow(full_size: Backbone) -> None:
     assert type(full_size.processor.image_processor).__name__ == "Qwen2VLImageProcessorPil"
 
 
-def test_a_picture_longer_than_200_to_1_is_refused(full_size: Backbone) -> None:
+def test_a_image_longer_than_200_to_1_is_refused(full_size: Backbone) -> None:
     with pytest.raises(DataError, match="strip") as caught:
         full_size.prepare(picture(2, 500), CAPTION, name="strip")
     assert "500 x 2 pixels" in str(caught.value)

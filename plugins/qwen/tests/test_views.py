@@ -36,7 +36,7 @@ def test_grid_has_the_tokens_that_the_processor_writes(
 
 
 @pytest.mark.parametrize("hw", [(480, 640), (200, 1000), (1000, 200), (333, 517)], ids=str)
-def test_grid_is_as_long_as_the_picture(full_size: Backbone, hw: tuple[int, int]) -> None:
+def test_grid_is_as_long_as_the_image(full_size: Backbone, hw: tuple[int, int]) -> None:
     image = full_size.processor.image_processor(images=picture(*hw), return_tensors="pt")
     h, w = views.grid_shape(image["image_grid_thw"][0].tolist(), merge_size=2)
     assert h == pytest.approx(hw[0] / 28, abs=0.51)

@@ -147,7 +147,7 @@ def test_narration_names_every_shape_once() -> None:
     assert not re.search(r"\ba orange|\ban [^o]", text)
 
 
-def test_place_words_split_the_picture_in_thirds() -> None:
+def test_place_words_split_the_image_in_thirds() -> None:
     scene = Scene(90, 90, (), "flat", "plain", 0)
     words = [
         place_words(scene, Shape("star", "red", "small", x, y, 5, 0, (0, 0, 0)))

@@ -7,15 +7,15 @@ import pytest
 
 from flmm_core.data import rle
 from flmm_core.data.drawn import writing as draw
-from flmm_core.data.drawn.writing import FORMATS, SPLITS, draw_pictures, ensure_shapes
-from flmm_core.data.images import read_picture
+from flmm_core.data.drawn.writing import FORMATS, SPLITS, draw_images, ensure_shapes
+from flmm_core.data.images import read_image
 from flmm_core.data.sources import open_source
 from flmm_core.errors import UsageError
 
 
 @pytest.fixture
 def small_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The default splits, three pictures each, in a cache folder of their own."""
+    """The default splits, three images each, in a cache folder of their own."""
     monkeypatch.setenv("FLMM_CACHE", str(tmp_path / "cache"))
     few = {
         name: draw.Split(3, plan.seed, plan.kinds, plan.sentences, plan.extras)
@@ -27,7 +27,7 @@ def small_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("format_name", ["refcoco", "grefcoco", "jsonl", "coco"])
 def test_what_is_written_is_read_back_exactly(format_name: str, tmp_path: Path) -> None:
-    pictures = list(draw_pictures(4, seed=9, kinds=("plain", "size"), sentences=2))
+    pictures = list(draw_images(4, seed=9, kinds=("plain", "size"), sentences=2))
     FORMATS[format_name].write(tmp_path, pictures)
     samples = open_source(f"{format_name}:{tmp_path}@train")
     drawn = [(p, o, w) for p in pictures for o in p.objects for w in o.sentences]
@@ -38,15 +38,13 @@ def test_what_is_written_is_read_back_exactly(format_name: str, tmp_path: Path) 
             assert sample.phrases[0].slice == thing.slice
         mask = rle.decode(sample.phrases[0].mask)
         assert np.array_equal(mask, rle.decode(thing.mask))
-        assert np.array_equal(
-            np.asarray(read_picture(sample.image_path)), np.asarray(picture.image)
-        )
+        assert np.array_equal(np.asarray(read_image(sample.image_path)), np.asarray(picture.image))
 
 
 def test_splits_share_no_scene_and_only_test_is_plain(small_splits: Path) -> None:
     samples = {name: open_source(f"shapes@{name}") for name in SPLITS}
     pictures = {
-        name: {read_picture(s.image_path).tobytes() for s in part} for name, part in samples.items()
+        name: {read_image(s.image_path).tobytes() for s in part} for name, part in samples.items()
     }
     assert len(set().union(*pictures.values())) == sum(map(len, pictures.values()))
     assert {p.slice for s in samples["test"] for p in s.phrases} == {"plain"}
@@ -63,7 +61,7 @@ def test_one_split_asks_for_things_that_are_not_there(small_splits: Path) -> Non
         assert all(phrase.slice == "plain" and rle.area(phrase.mask) for phrase in there)
         said = {phrase.text.removeprefix("the ") for phrase in there}
         assert absent.text.removeprefix("the ") not in said
-    drawn = draw_pictures(40, seed=3, extras=("absent",))
+    drawn = draw_images(40, seed=3, extras=("absent",))
     missing = [picture.objects[-1].sentences[0] for picture in drawn]
     assert len(set(missing)) > 15
 
@@ -78,7 +76,7 @@ def test_a_stop_while_drawing_leaves_nothing(
     small_splits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*args: object, **kwargs: object) -> object:
-        yield next(draw_pictures(1, 1))
+        yield next(draw_images(1, 1))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(draw, "draw_pictures", stopped)
@@ -88,7 +86,7 @@ def test_a_stop_while_drawing_leaves_nothing(
 
 
 def test_hidden_objects_are_not_asked_for() -> None:
-    for picture in draw_pictures(30, seed=2, kinds=("occlusion",)):
+    for picture in draw_images(30, seed=2, kinds=("occlusion",)):
         for thing in picture.objects:
             assert rle.area(thing.mask) > 0
 
@@ -101,6 +99,6 @@ def test_unknown_split_and_kind_are_named() -> None:
         "Known: train, val, test, hard, absent."
     )
     with pytest.raises(UsageError, match=r"Unknown kind of scene 'plane'. Did you mean 'plain'"):
-        next(draw_pictures(1, 0, kinds=("plane",)))
-    with pytest.raises(UsageError, match="0 pictures cannot be drawn"):
-        next(draw_pictures(0, 0))
+        next(draw_images(1, 0, kinds=("plane",)))
+    with pytest.raises(UsageError, match="0 images cannot be drawn"):
+        next(draw_images(0, 0))

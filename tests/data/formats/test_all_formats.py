@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from flmm_core.data import rle
-from flmm_core.data.drawn.writing import FORMATS, draw_pictures
-from flmm_core.data.formats.shared.writing import NewPicture
-from flmm_core.data.images import read_picture
+from flmm_core.data.drawn.writing import FORMATS, draw_images
+from flmm_core.data.formats.shared.writing import NewImage
+from flmm_core.data.images import read_image
 from flmm_core.data.protocols import PROTOCOLS
 from flmm_core.data.sample import Phrase, Sample, StoredMask
 from flmm_core.data.sources import SOURCES, open_source, open_sources, read_source
@@ -23,11 +23,9 @@ from flmm_core.data.tools.convert import convert_source
 from flmm_core.errors import DataError, UsageError
 
 
-def drawn(form: str, folder: Path, pictures: int = 5) -> list[NewPicture]:
+def drawn(form: str, folder: Path, pictures: int = 5) -> list[NewImage]:
     scenes = list(
-        draw_pictures(
-            pictures, 11, kinds=("plain", "occlusion", "size"), extras=FORMATS[form].extras
-        )
+        draw_images(pictures, 11, kinds=("plain", "occlusion", "size"), extras=FORMATS[form].extras)
     )
     FORMATS[form].write(folder, scenes)
     return scenes
@@ -60,7 +58,7 @@ def test_drawn_scenes_come_back_from_every_format(form: str, protocol: str, tmp_
     )
     assert phrases(samples) == expected
     for sample in samples:
-        assert read_picture(sample.image_path, picture_hw=sample.picture_hw)
+        assert read_image(sample.image_path, image_hw=sample.image_hw)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -77,7 +75,7 @@ def test_conversion_changes_no_sample(form: str, protocol: str, link: bool, tmp_
     for one, other in zip(before, after, strict=True):
         assert one.segments == other.segments
         assert one.phrases == other.phrases
-        assert one.picture_hw == other.picture_hw
+        assert one.image_hw == other.image_hw
         assert one.image_path.read_bytes() == other.image_path.read_bytes()
         assert other.image_path.is_symlink() == link
 
@@ -123,7 +121,7 @@ def test_what_converting_cannot_do_leaves_nothing(tmp_path: Path) -> None:
     )
 
 
-def test_pictures_of_one_name_stay_apart_and_none_leaves_the_folder(tmp_path: Path) -> None:
+def test_images_of_one_name_stay_apart_and_none_leaves_the_folder(tmp_path: Path) -> None:
     scenes = drawn("jsonl", tmp_path / "in", 3)
     folder = tmp_path / "in" / "train"
     lines = (folder / "metadata.jsonl").read_text()
@@ -138,7 +136,7 @@ def test_pictures_of_one_name_stay_apart_and_none_leaves_the_folder(tmp_path: Pa
     assert sorted(names) == ["images/0/1/a.png", "images/0/a.png", "images/2/a.png"]
     samples = open_source(f"jsonl:{tmp_path / 'out'}@train")
     for sample, scene in zip({s.image_path: s for s in samples}.values(), scenes, strict=True):
-        assert np.array_equal(np.asarray(read_picture(sample.image_path)), np.asarray(scene.image))
+        assert np.array_equal(np.asarray(read_image(sample.image_path)), np.asarray(scene.image))
 
 
 def test_no_target_is_a_mask_without_a_pixel(tmp_path: Path) -> None:

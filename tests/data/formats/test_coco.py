@@ -73,7 +73,7 @@ def test_words_of_their_own_and_category_names(files: Files) -> None:
     mugs[0:2, 0:2] = mugs[0:2, 6:8] = True
     np.testing.assert_array_equal(rle.decode(picture.objects[2].read_mask()), mugs)
     assert [(s.name, s.reason) for s in findings.skipped] == [
-        (f"picture 2 in {files.path}", "it has no annotation")
+        (f"image 2 in {files.path}", "it has no annotation")
     ]
 
 
@@ -103,7 +103,7 @@ def test_where_the_file_is(tmp_path: Path, name: str) -> None:
             0,
             {"image_id": 5},
             (
-                "Annotation 1 in {path} has no picture.\n"
+                "Annotation 1 in {path} has no image.\n"
                 "Its image_id is 5, which is not among the file's 'images'.\n"
                 "Get an unchanged copy of the file."
             ),
@@ -141,8 +141,8 @@ def test_what_is_wrong_with_an_annotation_is_named(
     assert files.fails() == message.format(path=files.path)
 
 
-def test_a_missing_picture(files: Files) -> None:
+def test_a_missing_image(files: Files) -> None:
     files.data["images"][0]["file_name"] = "c.png"
     message = files.fails()
-    assert message.startswith(f"The picture c.png of {files.path} is missing.\nLooked for:\n")
+    assert message.startswith(f"The image c.png of {files.path} is missing.\nLooked for:\n")
     assert f"  {files.folder}/images/c.png\n" in message

@@ -80,7 +80,7 @@ def test_an_unknown_split_lists_the_splits(files: Files) -> None:
         (
             {"ann_id": [101, 103]},
             (
-                "Ref 0 of {refs} and its annotation name different pictures.\n"
+                "Ref 0 of {refs} and its annotation name different images.\n"
                 "The ref says image_id 9; annotation 103 in {instances} says 25.\n"
                 "Use refs and instances of one release."
             ),
@@ -88,7 +88,7 @@ def test_an_unknown_split_lists_the_splits(files: Files) -> None:
         (
             {"image_id": 77, "ann_id": [-1], "no_target": True},
             (
-                "Ref 0 of {refs} has no picture.\n"
+                "Ref 0 of {refs} has no image.\n"
                 "Its image_id is 77, which is not among the 'images' of {instances}.\n"
                 "Use refs and instances of one release."
             ),

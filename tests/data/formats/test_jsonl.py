@@ -58,7 +58,7 @@ def file(tmp_path: Path) -> File:
 def test_a_users_file_is_read(file: File, record: dict[str, Any]) -> None:
     (picture,) = read_jsonl(file.write("", record))  # a blank line is nothing
     assert picture.path == file.path.parent / "a.png"
-    assert picture.picture_hw == (6, 8)
+    assert picture.image_hw == (6, 8)
     box, stripe = picture.objects
     assert box.sentences == ("a box", "the grey box")
     assert (box.category, box.slice, box.name) == ("", "", "0")
@@ -68,13 +68,13 @@ def test_a_users_file_is_read(file: File, record: dict[str, Any]) -> None:
     assert rle.bbox(stripe.mask) == (1, 0, 1, 6)
 
 
-def test_what_is_written_is_read_back(tmp_path: Path, drawn_pictures: Any) -> None:
-    root = write_jsonl(tmp_path / "drawn", iter(drawn_pictures))
+def test_what_is_written_is_read_back(tmp_path: Path, drawn_images: Any) -> None:
+    root = write_jsonl(tmp_path / "drawn", iter(drawn_images))
     first, third = read_jsonl(find_jsonl(root, "train"))
     (second,) = read_jsonl(find_jsonl(root, "val"))
-    for read, (image, name, objects) in zip((first, second, third), drawn_pictures, strict=True):
+    for read, (image, name, objects) in zip((first, second, third), drawn_images, strict=True):
         assert read.file_name == f"images/{name}"
-        assert read.picture_hw == (image.height, image.width)
+        assert read.image_hw == (image.height, image.width)
         with Image.open(read.path) as stored:
             assert stored.tobytes() == image.tobytes()
         for thing, drawn in zip(read.objects, objects, strict=True):
@@ -83,9 +83,9 @@ def test_what_is_written_is_read_back(tmp_path: Path, drawn_pictures: Any) -> No
             assert (thing.category, thing.slice) == (drawn.category, drawn.slice)
 
 
-def test_every_line_that_is_written_has_the_same_types(tmp_path: Path, drawn_pictures: Any) -> None:
+def test_every_line_that_is_written_has_the_same_types(tmp_path: Path, drawn_images: Any) -> None:
     """Arrow, and so a Hugging Face imagefolder, cannot read a column of mixed types."""
-    root = write_jsonl(tmp_path, drawn_pictures)
+    root = write_jsonl(tmp_path, drawn_images)
 
     def form(value: Any) -> Any:
         if isinstance(value, dict):
@@ -113,17 +113,17 @@ def test_every_line_that_is_written_has_the_same_types(tmp_path: Path, drawn_pic
     }
 
 
-def test_a_picture_in_two_splits_is_written_to_both(tmp_path: Path, drawn_pictures: Any) -> None:
-    image, name, objects = drawn_pictures[0]
-    other = drawn_pictures[1][2][0]
+def test_a_image_in_two_splits_is_written_to_both(tmp_path: Path, drawn_images: Any) -> None:
+    image, name, objects = drawn_images[0]
+    other = drawn_images[1][2][0]
     twice = [objects[0], type(other)(objects[1].mask, ("in val",), split="val")]
     root = write_jsonl(tmp_path, [(image, name, twice)])
     assert [len(read_jsonl(find_jsonl(root, s))[0].objects) for s in ("train", "val")] == [1, 1]
 
 
-def test_a_drawing_that_fails_leaves_no_data_set(tmp_path: Path, drawn_pictures: Any) -> None:
+def test_a_drawing_that_fails_leaves_no_data_set(tmp_path: Path, drawn_images: Any) -> None:
     def broken() -> Any:
-        yield drawn_pictures[0]
+        yield drawn_images[0]
         raise RuntimeError("the pencil broke")
 
     with pytest.raises(RuntimeError, match="the pencil broke"):
@@ -185,28 +185,28 @@ def test_a_missing_key_of_the_objects(file: File, record: dict[str, Any]) -> Non
     )
 
 
-def test_a_missing_picture(file: File, record: dict[str, Any]) -> None:
+def test_a_missing_image(file: File, record: dict[str, Any]) -> None:
     other = {**record, "file_name": "no/such.png"}
     assert file.fails(record, other) == (
-        f"The picture no/such.png on line 2 of {file.path} is missing.\n"
+        f"The image no/such.png on line 2 of {file.path} is missing.\n"
         f"Looked for {file.path.parent}/no/such.png.\n"
         "'file_name' is relative to the folder of the file."
     )
 
 
-def test_a_picture_on_two_lines(file: File, record: dict[str, Any]) -> None:
+def test_a_image_on_two_lines(file: File, record: dict[str, Any]) -> None:
     assert file.fails(record, record) == (
-        f"The picture a.png stands twice in {file.path}.\n"
+        f"The image a.png stands twice in {file.path}.\n"
         "On lines 1 and 2.\n"
-        "Put all objects of a picture on one line."
+        "Put all objects of an image on one line."
     )
 
 
 def test_a_mask_that_does_not_fit(file: File, record: dict[str, Any]) -> None:
     assert file.fails({**record, "width": 9}) == (
-        f"The mask of object 1 on line 1 of {file.path} does not fit its picture.\n"
-        "The RLE is 6 x 8, the picture 6 x 9 (height x width).\n"
-        "Check that the annotation belongs to this picture and was made at its size."
+        f"The mask of object 1 on line 1 of {file.path} does not fit its image.\n"
+        "The RLE is 6 x 8, the image 6 x 9 (height x width).\n"
+        "Check that the annotation belongs to this image and was made at its size."
     )
 
 
@@ -264,7 +264,7 @@ def test_objects_that_are_wrong(
             10**9,
             (
                 "Line 1 of {path} has the size 6 x 1000000000 (height x width).\n"
-                "A picture has at most 100 megapixels."
+                "An image has at most 100 megapixels."
             ),
         ),
     ],
@@ -275,7 +275,7 @@ def test_sizes_that_are_wrong(file: File, record: dict[str, Any], width: Any, me
 
 def test_lines_that_are_no_records(file: File) -> None:
     assert file.fails("[1]") == f"Line 1 of {file.path} is not a mapping.\nIt is [1]."
-    assert file.fails("") == f"The file {file.path} has no pictures.\nIt has no lines."
+    assert file.fails("") == f"The file {file.path} has no images.\nIt has no lines."
 
 
 # --- tags, pixels to ignore, captions ----------------------------------------------------------

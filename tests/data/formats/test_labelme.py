@@ -92,7 +92,7 @@ def test_older_files_and_those_of_windows(files: Files) -> None:
     assert len(read_labelme(files.save())[0].objects) == 2
 
 
-def test_a_picture_without_shapes_is_left_out(files: Files) -> None:
+def test_a_image_without_shapes_is_left_out(files: Files) -> None:
     files.record["shapes"] = []
     findings = Findings()
     assert read_labelme(files.save(), None, findings) == ()
@@ -136,10 +136,10 @@ def test_what_is_wrong_with_a_shape_is_named(
     assert files.fails().startswith(message.format(file=files.file))
 
 
-def test_a_missing_picture(files: Files) -> None:
+def test_a_missing_image(files: Files) -> None:
     files.record |= {"imagePath": "b.png", "imageData": "iVBO"}
     assert files.fails() == (
-        f"The picture b.png of {files.file} is missing.\n"
-        f"Looked for {files.folder}/b.png. The file holds the picture in 'imageData'.\n"
-        "Save the picture there; 'imagePath' is relative to the folder of the file."
+        f"The image b.png of {files.file} is missing.\n"
+        f"Looked for {files.folder}/b.png. The file holds the image in 'imageData'.\n"
+        "Save the image there; 'imagePath' is relative to the folder of the file."
     )

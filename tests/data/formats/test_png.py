@@ -21,7 +21,7 @@ DOG, CAT, GRASS = 3226956, 255, 65536
 
 
 class Files:
-    """A PNG folder as it is distributed, with one picture and two narratives of it."""
+    """A PNG folder as it is distributed, with one image and two narratives of it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -52,7 +52,7 @@ class Files:
         }
         self.narratives: list[dict[str, Any]] = [
             self.narrative(
-                ("In this picture there are ", [], False, False),
+                ("In this image there are ", [], False, False),
                 ("two animals", [DOG, CAT], True, True),
                 (" on ", [], False, False),
                 ("the grass", [GRASS], True, False),
@@ -100,7 +100,7 @@ def test_a_narrative_is_one_sample_joined_with_nothing(files: Files, protocol: s
     first, other = open_source(f"png:{files.root}@val", protocol)
     assert first.caption == files.narratives[0]["caption"]
     assert first.segments == (
-        Segment("In this picture there are "),
+        Segment("In this image there are "),
         Segment("two animals", 0),
         Segment(" on "),
         Segment("the grass", 1),
@@ -152,9 +152,9 @@ def test_the_other_places_where_the_files_may_lie(files: Files) -> None:
 def test_a_panoptic_png_of_the_wrong_size(files: Files) -> None:
     files.ids = np.zeros((6, 4), dtype=np.int64)
     assert files.fails() == (
-        f"The panoptic PNG {files.png} does not have the size of its picture.\n"
-        "It is 6 x 4, the picture 4 x 6 (height x width).\n"
-        "Use the PNGs and the pictures of one release, unscaled."
+        f"The panoptic PNG {files.png} does not have the size of its image.\n"
+        "It is 6 x 4, the image 4 x 6 (height x width).\n"
+        "Use the PNGs and the images of one release, unscaled."
     )
 
 
@@ -165,7 +165,7 @@ def test_a_segment_without_a_pixel(files: Files) -> None:
         first.objects[0].read_mask()
     assert str(caught.value) == (
         f"The segment {CAT} has no pixel in {files.png}.\n"
-        "The panoptic JSON file says that it is in this picture.\n"
+        "The panoptic JSON file says that it is in this image.\n"
         "Use the JSON file and the PNGs of one release."
     )
 
@@ -175,21 +175,21 @@ def test_a_segment_that_no_file_knows(files: Files) -> None:
     assert files.fails() == (
         f"The segment 77 is not in {files.panoptic_path}.\n"
         f"It is among the segment_ids of segment 0 of narrative 2 of {files.narratives_path}, "
-        "which is about picture 139.\n"
+        "which is about image 139.\n"
         "Use narratives and panoptic files of one release."
     )
 
 
-def test_a_narrative_about_no_picture(files: Files) -> None:
+def test_a_narrative_about_no_image(files: Files) -> None:
     files.narratives[2]["image_id"] = "140"
     assert files.fails() == (
-        f"The picture 140 is not in {files.panoptic_path}.\n"
+        f"The image 140 is not in {files.panoptic_path}.\n"
         f"It is the image_id of narrative 2 of {files.narratives_path}.\n"
         "Use narratives and panoptic files of one split."
     )
 
 
-def test_a_picture_that_stands_twice(files: Files) -> None:
+def test_a_image_that_stands_twice(files: Files) -> None:
     files.panoptic["annotations"] *= 2
     assert files.fails() == (
         f"The annotation image_id 139 stands twice in {files.panoptic_path}.\n"

@@ -20,7 +20,7 @@ def shape(label: str, left: float, top: float, right: float, bottom: float) -> d
 
 
 class Files:
-    """ReasonSeg/val as it is distributed: a picture and its JSON file under one name."""
+    """ReasonSeg/val as it is distributed: an image and its JSON file under one name."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -50,7 +50,7 @@ def files(tmp_path: Path) -> Files:
 
 def test_a_distributed_folder_is_read(files: Files) -> None:
     (picture,) = read_reasonseg(files.save().root, "val")
-    assert (picture.file_name, picture.picture_hw) == ("1_a.jpg", (10, 12))
+    assert (picture.file_name, picture.image_hw) == ("1_a.jpg", (10, 12))
     (thing,) = picture.objects
     target = np.zeros((10, 12), dtype=bool)
     target[3:9, 2:10] = True  # cut to whole pixels, its outline is inside
@@ -130,7 +130,7 @@ def test_what_is_wrong_with_a_file_is_named(
     assert files.fails() == message.format(file=files.file)
 
 
-def test_a_missing_picture_and_a_missing_split(files: Files) -> None:
+def test_a_missing_image_and_a_missing_split(files: Files) -> None:
     files.save()
     with pytest.raises(DataError) as caught:
         read_reasonseg(files.root, "vall")
@@ -144,7 +144,7 @@ def test_a_missing_picture_and_a_missing_split(files: Files) -> None:
     with pytest.raises(DataError) as caught:
         read_reasonseg(files.root, "val")
     assert str(caught.value) == (
-        f"The picture of {files.file} is missing.\n"
+        f"The image of {files.file} is missing.\n"
         f"Looked for {files.file.with_suffix('.jpg')}.\n"
-        "Each picture lies beside its JSON file under the same name."
+        "Each image lies beside its JSON file under the same name."
     )

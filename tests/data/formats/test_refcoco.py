@@ -12,7 +12,7 @@ import pytest
 from flmm_core.data import rle
 from flmm_core.data.formats.refcoco import read_refcoco, write_refcoco
 from flmm_core.data.formats.shared.coco_files import PICTURE_FOLDERS
-from flmm_core.data.images import read_picture
+from flmm_core.data.images import read_image
 from flmm_core.errors import DataError
 
 
@@ -30,7 +30,7 @@ def test_a_distributed_folder_is_read(distributed: Any) -> None:
     dogs, people = read_refcoco(distributed.root, "refcoco", "val")
     assert dogs.file_name == "COCO_train2014_000000000009.jpg"
     assert dogs.path == distributed.pictures / dogs.file_name
-    assert dogs.picture_hw == (40, 60)
+    assert dogs.image_hw == (40, 60)
     assert [thing.sentences for thing in dogs.objects] == [
         ("left dog", "the dog on the left"),
         ("a cat",),
@@ -93,7 +93,7 @@ def test_each_maker_divides_refcocog_in_its_own_way(make_distributed: Callable[.
 
 @pytest.mark.parametrize("sub", PICTURE_FOLDERS)
 @pytest.mark.parametrize("inside", [False, True])
-def test_pictures_are_found_in_every_usual_folder(distributed: Any, sub: str, inside: bool) -> None:
+def test_images_are_found_in_every_usual_folder(distributed: Any, sub: str, inside: bool) -> None:
     distributed.pictures = (distributed.folder if inside else distributed.root) / sub
     distributed.save()
     for picture in read_refcoco(distributed.root, "refcoco", "val"):
@@ -101,7 +101,7 @@ def test_pictures_are_found_in_every_usual_folder(distributed: Any, sub: str, in
 
 
 @pytest.mark.parametrize("name", ["COCO_train2014_000000000009.jpg", "000000000009.jpg"])
-def test_pictures_are_found_by_their_coco_names(distributed: Any, name: str) -> None:
+def test_images_are_found_by_their_coco_names(distributed: Any, name: str) -> None:
     distributed.save()
     stored = distributed.pictures / "COCO_train2014_000000000009.jpg"
     stored.rename(distributed.pictures / name)
@@ -152,13 +152,13 @@ def test_an_unknown_split_lists_the_splits(distributed: Any) -> None:
     )
 
 
-def test_a_missing_picture_lists_every_path_that_was_tried(distributed: Any) -> None:
+def test_a_missing_image_lists_every_path_that_was_tried(distributed: Any) -> None:
     distributed.save()
     gone = distributed.pictures / "COCO_train2014_000000000025.jpg"
     gone.unlink()
     error = fails(distributed.root, "refcoco", "val")
     assert error.asked == (
-        f"The picture {gone.name} of {distributed.instances_path} is missing, one of 1 of 2."
+        f"The image {gone.name} of {distributed.instances_path} is missing, one of 1 of 2."
     )
     tried = error.found.splitlines()[1:]
     assert error.found.startswith("Looked for:\n")
@@ -168,12 +168,12 @@ def test_a_missing_picture_lists_every_path_that_was_tried(distributed: Any) -> 
     assert "http://images.cocodataset.org/zips/train2014.zip" in error.repair
 
 
-def test_an_annotation_without_a_picture(distributed: Any) -> None:
+def test_an_annotation_without_a_image(distributed: Any) -> None:
     distributed.instances["annotations"][0]["image_id"] = 77
     distributed.refs[0]["image_id"] = 77
     distributed.save()
     assert str(fails(distributed.root, "refcoco", "val")) == (
-        f"Annotation 101 in {distributed.instances_path} has no picture.\n"
+        f"Annotation 101 in {distributed.instances_path} has no image.\n"
         "Its image_id is 77, which is not among the file's 'images'.\n"
         "Get an unchanged copy of the file."
     )
@@ -193,7 +193,7 @@ def test_a_ref_and_its_annotation_disagree(distributed: Any) -> None:
     distributed.refs[1]["image_id"] = 9
     distributed.save()
     assert str(fails(distributed.root, "refcoco", "val")) == (
-        f"Ref 1 of {distributed.refs_path} and its annotation name different pictures.\n"
+        f"Ref 1 of {distributed.refs_path} and its annotation name different images.\n"
         f"The ref says image_id 9; annotation 103 in {distributed.instances_path} says 25.\n"
         "Use refs and instances of one release."
     )
@@ -221,13 +221,13 @@ def test_a_ref_id_that_stands_twice(distributed: Any) -> None:
     )
 
 
-def test_a_mask_that_does_not_fit_its_picture(distributed: Any) -> None:
+def test_a_mask_that_does_not_fit_its_image(distributed: Any) -> None:
     distributed.instances["images"][1]["height"] = 60
     distributed.save()
     assert str(fails(distributed.root, "refcoco", "val")) == (
-        f"The mask of annotation 103 in {distributed.instances_path} does not fit its picture.\n"
-        "The RLE is 50 x 30, the picture 60 x 30 (height x width).\n"
-        "Check that the annotation belongs to this picture and was made at its size."
+        f"The mask of annotation 103 in {distributed.instances_path} does not fit its image.\n"
+        "The RLE is 50 x 30, the image 60 x 30 (height x width).\n"
+        "Check that the annotation belongs to this image and was made at its size."
     )
 
 
@@ -300,16 +300,14 @@ def test_a_refs_file_of_another_form(distributed: Any, refs: Any, message: str) 
 
 
 @pytest.mark.parametrize("dataset", ["refcoco", "refcoco+", "refcocog"])
-def test_what_is_written_is_read_back(tmp_path: Path, drawn_pictures: Any, dataset: str) -> None:
-    root = write_refcoco(tmp_path / "drawn", iter(drawn_pictures), dataset=dataset)
+def test_what_is_written_is_read_back(tmp_path: Path, drawn_images: Any, dataset: str) -> None:
+    root = write_refcoco(tmp_path / "drawn", iter(drawn_images), dataset=dataset)
     first, third = read_refcoco(root, dataset, "train")
     (second,) = read_refcoco(root, dataset, "val")
-    for read, (image, file_name, objects) in zip(
-        (first, second, third), drawn_pictures, strict=True
-    ):
+    for read, (image, file_name, objects) in zip((first, second, third), drawn_images, strict=True):
         assert read.file_name == file_name
-        assert read.picture_hw == (image.height, image.width)
-        picture = read_picture(read.path, picture_hw=read.picture_hw)
+        assert read.image_hw == (image.height, image.width)
+        picture = read_image(read.path, image_hw=read.image_hw)
         assert picture.tobytes() == image.tobytes()
         for thing, drawn in zip(read.objects, objects, strict=True):
             assert thing.mask == drawn.mask
@@ -320,9 +318,9 @@ def test_what_is_written_is_read_back(tmp_path: Path, drawn_pictures: Any, datas
 
 
 def test_written_files_have_the_fields_of_the_real_ones(
-    tmp_path: Path, drawn_pictures: Any, distributed: Any
+    tmp_path: Path, drawn_images: Any, distributed: Any
 ) -> None:
-    folder = write_refcoco(tmp_path / "drawn", drawn_pictures) / "refcoco"
+    folder = write_refcoco(tmp_path / "drawn", drawn_images) / "refcoco"
     instances = json.loads((folder / "instances.json").read_text())
     data = (folder / "refs(unc).p").read_bytes()
     assert data[:2] == b"\x80\x02"  # protocol 2, the newest that Python 2 reads
@@ -336,8 +334,8 @@ def test_written_files_have_the_fields_of_the_real_ones(
     assert [a["area"] for a in instances["annotations"][:2]] == [36, 100]
 
 
-def test_encoded_pictures_are_copied_unchanged(tmp_path: Path, drawn_pictures: Any) -> None:
-    image, _, objects = drawn_pictures[0]
+def test_encoded_images_are_copied_unchanged(tmp_path: Path, drawn_images: Any) -> None:
+    image, _, objects = drawn_images[0]
     image.save(tmp_path / "source.jpg", quality=30)
     encoded = (tmp_path / "source.jpg").read_bytes()
     root = write_refcoco(
@@ -348,9 +346,9 @@ def test_encoded_pictures_are_copied_unchanged(tmp_path: Path, drawn_pictures: A
         assert (root / "images" / name).read_bytes() == encoded
 
 
-def test_a_drawing_that_fails_leaves_no_data_set(tmp_path: Path, drawn_pictures: Any) -> None:
+def test_a_drawing_that_fails_leaves_no_data_set(tmp_path: Path, drawn_images: Any) -> None:
     def broken() -> Any:
-        yield drawn_pictures[0]
+        yield drawn_images[0]
         raise RuntimeError("the pencil broke")
 
     with pytest.raises(RuntimeError, match="the pencil broke"):
@@ -359,12 +357,12 @@ def test_a_drawing_that_fails_leaves_no_data_set(tmp_path: Path, drawn_pictures:
     assert not list((tmp_path / "drawn").glob("refcoco*/*"))
 
 
-def test_what_cannot_be_written(tmp_path: Path, drawn_pictures: Any) -> None:
-    image, name, objects = drawn_pictures[0]
+def test_what_cannot_be_written(tmp_path: Path, drawn_images: Any) -> None:
+    image, name, objects = drawn_images[0]
     for entries, fault in (
-        ([(image, name, objects), (image, name, objects)], "1.png: two pictures have this file"),
-        ([(image, name, [])], "1.png: a picture needs objects"),
-        ([(drawn_pictures[1][0], name, objects)], r"the sizes \[\(20, 30\), \(24, 16\)\]"),
+        ([(image, name, objects), (image, name, objects)], "1.png: two images have this file"),
+        ([(image, name, [])], "1.png: an image needs objects"),
+        ([(drawn_images[1][0], name, objects)], r"the sizes \[\(20, 30\), \(24, 16\)\]"),
     ):
         with pytest.raises(ValueError, match=fault):
             write_refcoco(tmp_path / "drawn", entries)

@@ -73,15 +73,15 @@ def test_a_whole_file_appears_at_the_end_or_never(tmp_path: Path) -> None:
     assert len(list(path.parent.iterdir())) == 1
 
 
-def test_a_plain_caption_names_every_object(drawn_pictures: Any) -> None:
-    one, two = drawn_pictures[0][2]
+def test_a_plain_caption_names_every_object(drawn_images: Any) -> None:
+    one, two = drawn_images[0][2]
     text = "".join(piece.text for piece in plain_caption([one, two, one]))
-    assert text == "This picture shows the red square, a ring and the red square."
+    assert text == "This image shows the red square, a ring and the red square."
     assert [piece.phrase for piece in plain_caption([one])] == [None, 0, None]
 
 
-def test_what_a_format_cannot_say_is_refused(tmp_path: Path, drawn_pictures: Any) -> None:
-    image, name, (square, ring) = drawn_pictures[0]
+def test_what_a_format_cannot_say_is_refused(tmp_path: Path, drawn_images: Any) -> None:
+    image, name, (square, ring) = drawn_images[0]
     nothing = replace(ring, mask=rle.empty(20, 30))
     with pytest.raises(ValueError, match=r"1.png: LabelMe has no empty shapes"):
         write_labelme(tmp_path, [(image, name, [square, nothing])])

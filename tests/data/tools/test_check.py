@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_core.data.drawn.writing import FORMATS, draw_pictures
+from flmm_core.data.drawn.writing import FORMATS, draw_images
 from flmm_core.data.formats.jsonl import write_jsonl
 from flmm_core.data.tools.check import check_source
 from flmm_core.errors import UsageError
@@ -24,7 +24,7 @@ def asked(report: Any) -> list[str]:
 
 
 def test_a_sound_source_has_no_fault(tmp_path: Path) -> None:
-    FORMATS["grefcoco"].write(tmp_path, draw_pictures(4, 3, extras=("pair", "absent")))
+    FORMATS["grefcoco"].write(tmp_path, draw_images(4, 3, extras=("pair", "absent")))
     report = check_source(f"grefcoco:{tmp_path}@train")
     assert report.faults == report.skipped == ()
     assert (report.pictures, report.absent) == (4, 4)
@@ -50,15 +50,15 @@ def test_every_fault_of_a_refcoco_folder(tmp_path: Path) -> None:
         f"Ref 1 of {made.refs_path} has no sentence.",
         f"Annotation 555 is not in {made.instances_path}.",
         (
-            f"The picture COCO_train2014_000000000025.jpg of {made.instances_path} is missing, "
+            f"The image COCO_train2014_000000000025.jpg of {made.instances_path} is missing, "
             "one of 1 of 2."
         ),
     ]
     assert (report.pictures, report.objects) == (1, 1)
 
 
-def test_every_fault_of_a_jsonl_file(tmp_path: Path, drawn_pictures: Any) -> None:
-    path = write_jsonl(tmp_path, drawn_pictures) / "train" / "metadata.jsonl"
+def test_every_fault_of_a_jsonl_file(tmp_path: Path, drawn_images: Any) -> None:
+    path = write_jsonl(tmp_path, drawn_images) / "train" / "metadata.jsonl"
     first, third = map(json.loads, path.read_text().splitlines())
     broken = json.loads(json.dumps(first))
     broken["objects"]["segmentation"][0]["counts"] = "~"
@@ -72,13 +72,13 @@ def test_every_fault_of_a_jsonl_file(tmp_path: Path, drawn_pictures: Any) -> Non
         f"A phrase of object 1 on line 1 of {path} is empty.",
         f"Line 2 of {path} is not whole JSON.",
         f"Line 3 of {path} has '16' for 'width'.",
-        f"The picture images/3.png stands twice in {path}.",
+        f"The image images/3.png stands twice in {path}.",
     ]
     assert (report.pictures, report.objects) == (1, 1)
 
 
-def test_pictures_and_masks_are_read_whole(tmp_path: Path) -> None:
-    FORMATS["png"].write(tmp_path, draw_pictures(4, 3))
+def test_images_and_masks_are_read_whole(tmp_path: Path) -> None:
+    FORMATS["png"].write(tmp_path, draw_images(4, 3))
     first, second, *_ = sorted(tmp_path.glob("images/train2017/*.png"))
     first.write_bytes(first.read_bytes()[:100])
     Image.new("RGB", (5, 5)).save(second)
@@ -87,8 +87,8 @@ def test_pictures_and_masks_are_read_whole(tmp_path: Path) -> None:
         Image.fromarray(np.zeros_like(np.asarray(stored))).save(png)
     report = check_source(f"png:{tmp_path}@train", previews=9, output=tmp_path / "drawn")
     assert asked(report)[:2] == [
-        f"The picture {first} is broken or cut off.",
-        f"The picture {second} does not have the size that its annotations were made for.",
+        f"The image {first} is broken or cut off.",
+        f"The image {second} does not have the size that its annotations were made for.",
     ]
     assert all(text.endswith(f"has no pixel in {png}.") for text in asked(report)[2:])
     assert len(report.faults) > 3
@@ -108,15 +108,15 @@ def test_a_file_that_would_run_code_is_one_fault_and_is_not_run(tmp_path: Path) 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_missing_split_is_a_fault_of_every_format(form: str, tmp_path: Path) -> None:
-    FORMATS[form].write(tmp_path, draw_pictures(2, 3))
+    FORMATS[form].write(tmp_path, draw_images(2, 3))
     (fault,) = check_source(f"{form}:{tmp_path}@nowhere").faults
     assert "nowhere" in fault.asked
     assert str(tmp_path) in str(fault)
     assert "train" in str(fault) or form == "coco"
 
 
-def test_the_first_pictures_are_drawn(tmp_path: Path) -> None:
-    FORMATS["reasonseg"].write(tmp_path / "in", draw_pictures(3, 3, extras=("ignore",)))
+def test_the_first_images_are_drawn(tmp_path: Path) -> None:
+    FORMATS["reasonseg"].write(tmp_path / "in", draw_images(3, 3, extras=("ignore",)))
     out = tmp_path / "out"
     check_source(f"reasonseg:{tmp_path / 'in'}@train", previews=2, output=out)
     drawn = sorted(out.iterdir())

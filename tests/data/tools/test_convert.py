@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_core.data.drawn.writing import FORMATS, draw_pictures
+from flmm_core.data.drawn.writing import FORMATS, draw_images
 from flmm_core.data.formats.jsonl import write_jsonl
 from flmm_core.data.tools.convert import convert_source
 from flmm_core.errors import DataError
@@ -28,26 +28,26 @@ def a_refs_file_that_runs_code(root: Path) -> Case:
 
 
 def a_panoptic_png_of_the_wrong_size(root: Path) -> Case:
-    FORMATS["png"].write(root, draw_pictures(3, 1))
+    FORMATS["png"].write(root, draw_images(3, 1))
     png = sorted(root.glob("annotations/panoptic_segmentation/*/*.png"))[1]
     Image.new("RGB", (3, 3)).save(png)
-    text = f"The panoptic PNG {png} does not have the size of its picture."
+    text = f"The panoptic PNG {png} does not have the size of its image."
     return f"png:{root}@train", text
 
 
 def a_segment_without_a_pixel(root: Path) -> Case:
-    FORMATS["png"].write(root, draw_pictures(3, 1))
+    FORMATS["png"].write(root, draw_images(3, 1))
     png = sorted(root.glob("annotations/panoptic_segmentation/*/*.png"))[2]
     with Image.open(png) as stored:
         Image.fromarray(np.zeros_like(np.asarray(stored))).save(png)
     return f"png:{root}@train", f"The segment 70001 has no pixel in {png}."
 
 
-def an_annotation_without_a_picture(root: Path) -> Case:
+def an_annotation_without_a_image(root: Path) -> Case:
     made = Distributed(root)
     made.instances["images"].pop()
     made.save()
-    return f"refcoco:{root}@val", f"Annotation 103 in {made.instances_path} has no picture."
+    return f"refcoco:{root}@val", f"Annotation 103 in {made.instances_path} has no image."
 
 
 def a_missing_split(root: Path) -> Case:
@@ -56,7 +56,7 @@ def a_missing_split(root: Path) -> Case:
 
 
 def ids_that_stand_twice(root: Path) -> Case:
-    FORMATS["coco"].write(root, draw_pictures(3, 1))
+    FORMATS["coco"].write(root, draw_images(3, 1))
     path = root / "train" / "instances.json"
     data = json.loads(path.read_text())
     data["annotations"][-1]["id"] = 1
@@ -65,7 +65,7 @@ def ids_that_stand_twice(root: Path) -> Case:
 
 
 def a_line_cut_in_half(root: Path) -> Case:
-    path = write_jsonl(root, draw_pictures(3, 1)) / "train" / "metadata.jsonl"
+    path = write_jsonl(root, draw_images(3, 1)) / "train" / "metadata.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], lines[2][: len(lines[2]) // 2]]))
     return f"jsonl:{root}@train", f"Line 3 of {path} is not whole JSON."
@@ -77,7 +77,7 @@ def a_line_cut_in_half(root: Path) -> Case:
         a_refs_file_that_runs_code,
         a_panoptic_png_of_the_wrong_size,
         a_segment_without_a_pixel,
-        an_annotation_without_a_picture,
+        an_annotation_without_a_image,
         a_missing_split,
         ids_that_stand_twice,
         a_line_cut_in_half,

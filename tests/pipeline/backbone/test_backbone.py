@@ -171,15 +171,15 @@ class TestPrepareErrors:
         with pytest.raises(UsageError, match="The prompt of sample 'boat' is longer than"):
             backbone.prepare(picture(48, 48), [Segment("a", 0)], name="boat")
 
-    def test_no_picture(self) -> None:
+    def test_no_image(self) -> None:
         found = self.message(UsageError, Segment("a", 0), image="photo.jpg")
-        assert found.startswith("Sample 'boat' has no picture.\nFound str; a PIL image")
+        assert found.startswith("Sample 'boat' has no image.\nFound str; a PIL image")
 
-    def test_a_picture_without_pixels(self) -> None:
+    def test_a_image_without_pixels(self) -> None:
         found = self.message(DataError, Segment("a", 0), image=Image.new("RGB", (0, 7)))
-        assert found.startswith("The picture of sample 'boat' has no pixels.\nIt is 0 x 7 pixels.")
+        assert found.startswith("The image of sample 'boat' has no pixels.\nIt is 0 x 7 pixels.")
 
-    def test_a_picture_that_the_processor_refuses(self) -> None:
+    def test_a_image_that_the_processor_refuses(self) -> None:
         with pytest.raises(DataError, match="sample 'boat' is refused") as error:
             shared("qwen").prepare(picture(4000, 4), [Segment("a", 0)], name="boat")
         assert "It is 4000 x 4 pixels" in error.value.found
@@ -190,7 +190,7 @@ class TestPrepareErrors:
         with pytest.raises(DataError) as error:
             backbone.prepare(picture(48, 48), [Segment("a", 0)], name="boat")
         assert str(error.value) == (
-            "Sample 'boat': the image tokens do not fit the grid of the picture.\n"
+            "Sample 'boat': the image tokens do not fit the grid of the image.\n"
             "The sequence holds 15 image tokens; 16 were expected.\n"
             "Use the processor that belongs to these weights."
         )
@@ -202,7 +202,7 @@ class TestPrepareErrors:
             backbone.prepare(picture(48, 48), [Segment("a", 0)], name="boat")
         assert error.value.found == (
             "The sequence holds 51 image tokens; the grid (coarse 3x3, fine 6x6, 0 separators) "
-            "has places for 45, for a picture of 48 x 48 pixels."
+            "has places for 45, for an image of 48 x 48 pixels."
         )
 
 
@@ -224,7 +224,7 @@ class TestTrace:
         assert trace.attention.dtype == trace.hidden.dtype == torch.float32
         assert trace.row_phrase.tolist() == [0] * 10 + [1] * 2
         assert trace.hidden.shape == (LAYERS, 12, HIDDEN)
-        assert (trace.picture_hw, trace.views) == (sample.picture_hw, sample.views)
+        assert (trace.image_hw, trace.views) == (sample.image_hw, sample.views)
 
     def test_rows_can_feed_a_trained_head(self) -> None:
         backbone = shared("deepseek_vl")

@@ -25,7 +25,7 @@ def load(family: str, **pass_through: Any) -> Backbone:
 
 
 def read(backbone: Backbone, **how: Any) -> tuple[Tensor, Tensor]:
-    """Attention and hidden states of two pictures of different shapes, one after the other."""
+    """Attention and hidden states of two images of different shapes, one after the other."""
     traces = backbone.trace(backbone.collate(samples(backbone)), **how)
     return (
         torch.cat([trace.attention.flatten() for trace in traces]),

@@ -1,4 +1,4 @@
-"""Sentences about one picture give the same whether their prompt runs once or for each."""
+"""Sentences about one image give the same whether their prompt runs once or for each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def backbone(request: pytest.FixtureRequest) -> Any:
     return shared(request.param)
 
 
-def of_one_picture(backbone: Any, seed: int = 1, shape: tuple[int, int] = (48, 48)) -> list[Any]:
+def of_one_image(backbone: Any, seed: int = 1, shape: tuple[int, int] = (48, 48)) -> list[Any]:
     image = picture(*shape, seed)
     first = backbone.prepare(image, SENTENCES[0], name="a")
     return [first, *(backbone.prepare(image, s, name="b", like=first) for s in SENTENCES[1:])]
@@ -54,7 +54,7 @@ def alone(backbone: Any, samples: list[Any], **options: Any) -> list[Any]:
 
 
 def test_a_sample_like_another_is_the_same_as_one_that_was_read_anew(backbone: Any) -> None:
-    for sentence, taken in zip(SENTENCES, of_one_picture(backbone), strict=True):
+    for sentence, taken in zip(SENTENCES, of_one_image(backbone), strict=True):
         anew = backbone.prepare(picture(48, 48, 1), sentence)
         assert anew.tensors.keys() == taken.tensors.keys()
         assert all(torch.equal(value, taken.tensors[key]) for key, value in anew.tensors.items())
@@ -64,8 +64,8 @@ def test_a_sample_like_another_is_the_same_as_one_that_was_read_anew(backbone: A
 
 @pytest.mark.parametrize("pool", ["mean", "max"])
 @pytest.mark.parametrize("precision", ["fp32", "model"])
-def test_sentences_of_one_picture(backbone: Any, pool: str, precision: str) -> None:
-    samples = of_one_picture(backbone)
+def test_sentences_of_one_image(backbone: Any, pool: str, precision: str) -> None:
+    samples = of_one_image(backbone)
     batch = backbone.collate(samples)
     assert batch.captions is not None
     assert batch.tensors["input_ids"].shape == (1, samples[0].prompt_length)
@@ -73,8 +73,8 @@ def test_sentences_of_one_picture(backbone: Any, pool: str, precision: str) -> N
     agree(traces(backbone, batch, **options), alone(backbone, samples, **options))
 
 
-def test_pictures_of_several_shapes_with_and_without_others_in_any_order(backbone: Any) -> None:
-    one, other = of_one_picture(backbone), of_one_picture(backbone, 2, (48, 24))
+def test_images_of_several_shapes_with_and_without_others_in_any_order(backbone: Any) -> None:
+    one, other = of_one_image(backbone), of_one_image(backbone, 2, (48, 24))
     single = backbone.prepare(picture(24, 48, 3), SENTENCES[2], name="c")
     samples = [other[2], one[0], single, one[3], other[0], one[1]]
     batch = backbone.collate(samples)
@@ -85,7 +85,7 @@ def test_pictures_of_several_shapes_with_and_without_others_in_any_order(backbon
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_backbone_that_does_not_share_gives_the_same(backbone: Any, side: str) -> None:
-    samples = of_one_picture(backbone)
+    samples = of_one_image(backbone)
     shared_batch = backbone.collate(samples)
     try:
         backbone.shares_prompts = False
@@ -103,7 +103,7 @@ def test_the_prompt_runs_once(backbone: Any) -> None:
         lambda _, args, kwargs: seen.append(tuple(kwargs["inputs_embeds"].shape[:2])),
         with_kwargs=True,
     )
-    samples = of_one_picture(backbone)
+    samples = of_one_image(backbone)
     try:
         backbone.trace(backbone.collate(samples))
     finally:
@@ -112,7 +112,7 @@ def test_the_prompt_runs_once(backbone: Any) -> None:
     assert seen == [(1, samples[0].prompt_length), (len(samples), longest)]
 
 
-def test_equal_pictures_that_were_read_apart_are_not_taken_for_one(backbone: Any) -> None:
+def test_equal_images_that_were_read_apart_are_not_taken_for_one(backbone: Any) -> None:
     samples = [backbone.prepare(picture(48, 48, 1), sentence) for sentence in SENTENCES[:2]]
     assert backbone.collate(samples).captions is None
 
@@ -138,14 +138,14 @@ def test_without_a_caption_nothing_is_shared(backbone: Any) -> None:
 
 def test_a_cache_that_drops_keys_is_not_used() -> None:
     backbone = build("llava_next_window")
-    samples = of_one_picture(backbone)
+    samples = of_one_image(backbone)
     batch = backbone.collate(samples)
     assert batch.captions is None
     agree(traces(backbone, batch), alone(backbone, samples))
 
 
 def test_the_part_before_the_caption(backbone: Any) -> None:
-    sample = of_one_picture(backbone)[0]
+    sample = of_one_image(backbone)[0]
     prompt = prompt_of(sample)
     assert len(prompt["input_ids"]) == len(prompt["attention_mask"]) == sample.prompt_length
     assert prompt.keys() == sample.tensors.keys()

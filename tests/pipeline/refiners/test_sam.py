@@ -1,4 +1,4 @@
-"""SAM as refiner: the original's numbers, exact batching, and pictures of every shape."""
+"""SAM as refiner: the original's numbers, exact batching, and images of every shape."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refiner() -> SamRefiner:
 
 
 def batch(refiner: SamRefiner) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]], list[Any]]:
-    """Pictures of different shapes, phrases of different lengths, one sample without any."""
+    """Images of different shapes, phrases of different lengths, one sample without any."""
     sizes = [(60, 40), (33, 90), (50, 10), (64, 64)]
     pictures = [refiner.prepare(picture(*size, seed=i)) for i, size in enumerate(sizes)]
     coarse = [blobs(3, 16, 24, 1), blobs(1, 24, 9, 2), blobs(2, 4, 20, 3), blobs(0, 8, 8)]
@@ -99,7 +99,7 @@ def test_all_masks_of_the_sample_set_the_padding_only_in_the_paper(original: Sam
 
 
 @pytest.mark.parametrize("size", [(640, 480), (333, 500), (50, 10), (1, 1), (1, 900), (65, 64)])
-def test_pictures_are_resized_as_segment_anything_does(
+def test_images_are_resized_as_segment_anything_does(
     refiner: SamRefiner, size: tuple[int, int]
 ) -> None:
     image = picture(*size)
@@ -111,12 +111,12 @@ def test_pictures_are_resized_as_segment_anything_does(
         assert np.array_equal(prepared.permute(1, 2, 0).numpy(), theirs)
 
 
-def test_pictures_of_any_mode_are_read_as_rgb(refiner: SamRefiner) -> None:
+def test_images_of_any_mode_are_read_as_rgb(refiner: SamRefiner) -> None:
     grey = Image.new("L", (20, 10), 77)
     assert torch.equal(refiner.prepare(grey), torch.full((3, 32, 64), 77, dtype=torch.uint8))
 
 
-def test_boxes_are_tight_in_the_picture_and_whole_where_empty(refiner: SamRefiner) -> None:
+def test_boxes_are_tight_in_the_image_and_whole_where_empty(refiner: SamRefiner) -> None:
     coarse = torch.full((3, 10, 20), -9.0)
     coarse[0, 2:4, 5:9] = 9.0
     coarse[1, 9, 19] = 9.0
@@ -210,7 +210,7 @@ def test_one_call_decodes_all_masks(refiner: SamRefiner, monkeypatch: pytest.Mon
     assert calls == [6]  # phrases of 5; 1, 1; 2, 2, 2 tokens
 
 
-def test_a_picture_given_twice_is_encoded_once(
+def test_a_image_given_twice_is_encoded_once(
     refiner: SamRefiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -226,7 +226,7 @@ def test_a_picture_given_twice_is_encoded_once(
     assert not torch.equal(embeddings[0], embeddings[1])
 
 
-def test_large_pictures_are_encoded_one_at_a_time(
+def test_large_images_are_encoded_one_at_a_time(
     refiner: SamRefiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flmm_core.pipeline.refiners.sam.ENCODED_PIXELS", 64 * 64)
@@ -269,7 +269,7 @@ def test_the_candidate_nearest_to_the_coarse_mask_wins() -> None:
         (other,) = single(*inputs)
     assert offered[0].shape == (1, 3, 32, 32)
     iou = (candidates & mask).sum((1, 2)) / (candidates | mask).sum((1, 2))
-    best = refiner._to_picture(offered[0][:, iou.argmax()], (43, 64), (40, 60))
+    best = refiner._to_image(offered[0][:, iou.argmax()], (43, 64), (40, 60))
     assert torch.equal(logits, best)
     assert not torch.equal(logits, other)
 

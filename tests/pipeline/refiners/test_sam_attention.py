@@ -58,7 +58,7 @@ def test_the_decoders_attention_and_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("keys", [3, FEW_KEYS, FEW_KEYS + 1])
-def test_the_picture_attends_to_prompts_of_any_length_and_not_to_padding(keys: int) -> None:
+def test_the_image_attends_to_prompts_of_any_length_and_not_to_padding(keys: int) -> None:
     torch.manual_seed(0)
     plain = DecoderAttention(32, num_heads=4, downsample_rate=2)
     fused = copy.deepcopy(plain)

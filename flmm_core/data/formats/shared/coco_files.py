@@ -1,4 +1,4 @@
-"""COCO's instances.json, and where COCO's pictures lie: what several readers share."""
+"""COCO's instances.json, and where COCO's images lie: what several readers share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
-from flmm_core.data.formats.shared.fields import field, mapping, picture_size
+from flmm_core.data.formats.shared.fields import field, image_size, mapping
 from flmm_core.data.formats.shared.json_files import is_file, read_json
 from flmm_core.data.sample import Mask
 from flmm_core.errors import DataError
@@ -23,7 +23,7 @@ PICTURE_FOLDERS = (
     "images/train2017",
     "",
 )
-"""Where the pictures of RefCOCO and its like may lie, below a folder."""
+"""Where the images of RefCOCO and its like may lie, below a folder."""
 
 
 class Instances:
@@ -51,11 +51,11 @@ class Instances:
 
     @property
     def image_ids(self) -> Sequence[int]:
-        """The ids of all pictures."""
+        """The ids of all images."""
         return tuple(self._images)
 
     def image_of(self, ann_id: int, asker: str) -> int:
-        """The image id of an annotation, which has a picture."""
+        """The image id of an annotation, which has an image."""
         if ann_id not in self._annotations:
             raise DataError(
                 f"Annotation {ann_id} is not in {self.path}.",
@@ -65,18 +65,18 @@ class Instances:
         image_id = field(self._annotations[ann_id], "image_id", int, self.name(ann_id))
         if image_id not in self._images:
             raise DataError(
-                f"Annotation {ann_id} in {self.path} has no picture.",
+                f"Annotation {ann_id} in {self.path} has no image.",
                 found=f"Its image_id is {image_id}, which is not among the file's 'images'.",
                 repair="Get an unchanged copy of the file.",
             )
         return image_id
 
     def has_image(self, image_id: int) -> bool:
-        """Whether the file lists that picture."""
+        """Whether the file lists that image."""
         return image_id in self._images
 
     def mask(self, ann_id: int) -> Mask:
-        """An annotation's mask, checked against its picture's size."""
+        """An annotation's mask, checked against its image's size."""
         annotation = self._annotations[ann_id]
         segmentation = field(annotation, "segmentation", object, self.name(ann_id))
         height, width = self.size(annotation["image_id"])
@@ -97,12 +97,12 @@ class Instances:
         return field(self._categories[category_id], "name", str, where)
 
     def size(self, image_id: int) -> tuple[int, int]:
-        """(H, W) of a picture."""
-        return picture_size(self._images[image_id], f"picture {image_id} in {self.path}")
+        """(H, W) of an image."""
+        return image_size(self._images[image_id], f"image {image_id} in {self.path}")
 
     def file_name(self, image_id: int) -> str:
-        """A picture's file, as the file calls it."""
-        where = f"picture {image_id} in {self.path}"
+        """An image's file, as the file calls it."""
+        where = f"image {image_id} in {self.path}"
         return field(self._images[image_id], "file_name", str, where)
 
     def name(self, ann_id: int) -> str:
@@ -138,7 +138,7 @@ def records_by_id(
 
 
 def coco_names(file_name: str, image_id: int) -> list[str]:
-    """What a picture may be called: as the file says, and as COCO 2014 and 2017 call it."""
+    """What an image may be called: as the file says, and as COCO 2014 and 2017 call it."""
     names = [file_name, f"COCO_train2014_{image_id:012d}.jpg", f"{image_id:012d}.jpg"]
     return list(dict.fromkeys(names))
 
@@ -146,7 +146,7 @@ def coco_names(file_name: str, image_id: int) -> list[str]:
 def find_train2014(
     folder: Path, instances: Instances, image_ids: Sequence[int], findings: Findings
 ) -> dict[int, Path]:
-    """Where each picture of RefCOCO and its like lies.
+    """Where each image of RefCOCO and its like lies.
 
     Raises:
         DataError: Some are missing; every path that was tried for the first is listed.
@@ -167,13 +167,13 @@ def find_train2014(
     for number, (file_name, names) in enumerate(missing.items()):
         with findings.part():
             if number:  # what was tried is told once
-                raise DataError(f"The picture {file_name} of {instances.path} is missing.")
+                raise DataError(f"The image {file_name} of {instances.path} is missing.")
             tried = [root / name for root in roots for name in names]
             raise DataError(
-                f"The picture {file_name} of {instances.path} is missing, "
+                f"The image {file_name} of {instances.path} is missing, "
                 f"one of {len(missing)} of {len(image_ids)}.",
                 found="Looked for:\n" + "\n".join(f"  {path}" for path in tried),
-                repair="Put COCO's train2014 pictures "
+                repair="Put COCO's train2014 images "
                 "(http://images.cocodataset.org/zips/train2014.zip) into one of these folders.",
             )
     return found

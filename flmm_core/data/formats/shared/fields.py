@@ -10,7 +10,7 @@ from flmm_core.errors import DataError
 T = TypeVar("T")
 
 MAX_PIXELS = 100_000_000
-"""The largest picture that is read."""
+"""The largest image that is read."""
 
 KIND_NAMES: Mapping[type, str] = {
     int: "an integer",
@@ -44,10 +44,10 @@ def field(record: Mapping[Any, Any], key: str, kind: type[T], where: str) -> T:
     return value
 
 
-def picture_size(
+def image_size(
     record: Mapping[Any, Any], where: str, keys: tuple[str, str] = ("height", "width")
 ) -> tuple[int, int]:
-    """(height, width) of a record, both at least 1 and no larger than a picture can be.
+    """(height, width) of a record, both at least 1 and no larger than an image can be.
 
     Raises:
         DataError: They are not; or they are no integers.
@@ -61,7 +61,7 @@ def picture_size(
     if height * width > MAX_PIXELS:
         raise DataError(
             f"{sentence(where)} has the size {height} x {width} (height x width).",
-            found=f"A picture has at most {MAX_PIXELS / 1e6:g} megapixels.",
+            found=f"An image has at most {MAX_PIXELS / 1e6:g} megapixels.",
         )
     return height, width
 

@@ -1,4 +1,4 @@
-"""COCO's panoptic segmentations: a JSON list of segments and one PNG of segment ids a picture.
+"""COCO's panoptic segmentations: a JSON list of segments and one PNG of segment ids an image.
 
     panoptic_val2017.json    {"images", "categories" (with isthing), "annotations": [
                               {"image_id", "file_name", "segments_info": [{"id", "category_id"}]}]}
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
 from flmm_core.data.formats.shared.coco_files import records_by_id
-from flmm_core.data.formats.shared.fields import field, mapping, picture_size
+from flmm_core.data.formats.shared.fields import field, image_size, mapping
 from flmm_core.data.formats.shared.json_files import read_json
-from flmm_core.data.images import picture_size_of, read_picture
+from flmm_core.data.images import image_size_of, read_image
 from flmm_core.data.sample import Mask, StoredMask
 from flmm_core.errors import DataError
 
@@ -35,26 +35,26 @@ class SegmentsMask(StoredMask):
     Attributes:
         path: The PNG.
         ids: Of the segments; each must have a pixel.
-        picture_hw: (H, W) that the PNG must have.
+        image_hw: (H, W) that the PNG must have.
     """
 
     path: Path
     ids: tuple[int, ...]
-    picture_hw: tuple[int, int]
+    image_hw: tuple[int, int]
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.picture_hw
+        return self.image_hw
 
     def read(self) -> Mask:
-        ids = read_segment_ids(self.path, self.picture_hw)
-        mask = np.zeros(self.picture_hw, dtype=np.bool_)
+        ids = read_segment_ids(self.path, self.image_hw)
+        mask = np.zeros(self.image_hw, dtype=np.bool_)
         for segment_id in self.ids:
             inside = ids == segment_id
             if not inside.any():
                 raise DataError(
                     f"The segment {segment_id} has no pixel in {self.path}.",
-                    found="The panoptic JSON file says that it is in this picture.",
+                    found="The panoptic JSON file says that it is in this image.",
                     repair="Use the JSON file and the PNGs of one release.",
                 )
             mask |= inside
@@ -62,29 +62,29 @@ class SegmentsMask(StoredMask):
 
 
 @lru_cache(maxsize=4)
-def read_segment_ids(path: Path, picture_hw: tuple[int, int]) -> NDArray[np.int32]:
-    """(H, W) ids of a panoptic PNG; the last few are kept, as phrases of a picture share one.
+def read_segment_ids(path: Path, image_hw: tuple[int, int]) -> NDArray[np.int32]:
+    """(H, W) ids of a panoptic PNG; the last few are kept, as phrases of an image share one.
 
     Raises:
-        DataError: The file is missing, broken or not of the picture's size.
+        DataError: The file is missing, broken or not of the image's size.
     """
-    check_png_size(path, picture_hw)
-    picture = read_picture(path, picture_hw=picture_hw)
+    check_png_size(path, image_hw)
+    picture = read_image(path, image_hw=image_hw)
     red, green, blue = np.moveaxis(np.asarray(picture, dtype=np.int32), -1, 0)
     ids: NDArray[np.int32] = red + 256 * green + 65536 * blue
     ids.flags.writeable = False
     return ids
 
 
-def check_png_size(path: Path, picture_hw: tuple[int, int]) -> None:
-    """See by its header that a panoptic PNG has the size of its picture; DataError if not."""
-    size = picture_size_of(path, upright=False)
-    if size != picture_hw:
+def check_png_size(path: Path, image_hw: tuple[int, int]) -> None:
+    """See by its header that a panoptic PNG has the size of its image; DataError if not."""
+    size = image_size_of(path, upright=False)
+    if size != image_hw:
         raise DataError(
-            f"The panoptic PNG {path} does not have the size of its picture.",
-            found=f"It is {size[0]} x {size[1]}, the picture {picture_hw[0]} x {picture_hw[1]} "
+            f"The panoptic PNG {path} does not have the size of its image.",
+            found=f"It is {size[0]} x {size[1]}, the image {image_hw[0]} x {image_hw[1]} "
             "(height x width).",
-            repair="Use the PNGs and the pictures of one release, unscaled.",
+            repair="Use the PNGs and the images of one release, unscaled.",
         )
 
 
@@ -111,34 +111,34 @@ class Panoptic:
         self._categories = records_by_id(data, "categories", "category", path, findings)
 
     def size(self, image_id: int, asker: str) -> tuple[int, int]:
-        """(H, W) of a picture that has segments; `asker` names who wants it."""
+        """(H, W) of an image that has segments; `asker` names who wants it."""
         if image_id not in self._images:
             raise DataError(
-                f"The picture {image_id} is not in {self.path}.",
+                f"The image {image_id} is not in {self.path}.",
                 found=f"It is the image_id of {asker}.",
                 repair="Use narratives and panoptic files of one split.",
             )
         if image_id not in self._annotations:
             raise DataError(
-                f"The picture {image_id} in {self.path} has no annotation.",
+                f"The image {image_id} in {self.path} has no annotation.",
                 found="It is among the file's 'images', but not among its 'annotations'.",
                 repair="Get an unchanged copy of the file.",
             )
-        return picture_size(self._images[image_id], f"picture {image_id} in {self.path}")
+        return image_size(self._images[image_id], f"image {image_id} in {self.path}")
 
-    def picture_name(self, image_id: int) -> str:
-        """The picture's file, as the file calls it."""
-        where = f"picture {image_id} in {self.path}"
+    def image_name(self, image_id: int) -> str:
+        """The image's file, as the file calls it."""
+        where = f"image {image_id} in {self.path}"
         return field(self._images[image_id], "file_name", str, where)
 
     def png_name(self, image_id: int) -> str:
         """The panoptic PNG's file, as the file calls it."""
-        where = f"the annotation of picture {image_id} in {self.path}"
+        where = f"the annotation of image {image_id} in {self.path}"
         return field(self._annotations[image_id], "file_name", str, where)
 
     def segments(self, image_id: int) -> Mapping[int, dict[Any, Any]]:
-        """The records of a picture's segments by their ids."""
-        where = f"the annotation of picture {image_id} in {self.path}"
+        """The records of an image's segments by their ids."""
+        where = f"the annotation of image {image_id} in {self.path}"
         found: dict[int, dict[Any, Any]] = {}
         for record in field(self._annotations[image_id], "segments_info", list, where):
             its_id = field(mapping(record, f"a segment of {where}"), "id", int, where)
@@ -152,12 +152,11 @@ class Panoptic:
 
     def category(self, segment: Mapping[Any, Any], image_id: int) -> tuple[str, bool]:
         """(name, whether it is a thing) of a segment's category."""
-        where = f"a segment of picture {image_id} in {self.path}"
+        where = f"a segment of image {image_id} in {self.path}"
         category_id = field(segment, "category_id", int, where)
         if category_id not in self._categories:
             raise DataError(
-                f"The segment {segment['id']} of picture {image_id} in {self.path} has no "
-                "category.",
+                f"The segment {segment['id']} of image {image_id} in {self.path} has no category.",
                 found=f"Its category_id is {category_id}, which is not among the file's "
                 "'categories'.",
             )

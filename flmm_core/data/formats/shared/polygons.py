@@ -50,7 +50,7 @@ def _is_point(point: Any) -> bool:
 
 
 def fill(points: Points, height: int, width: int) -> NDArray[np.bool_]:
-    """(H, W) bool: the polygon with its outline; what lies outside the picture is cut off."""
+    """(H, W) bool: the polygon with its outline; what lies outside the image is cut off."""
     canvas = Image.new("L", (width, height))
     ImageDraw.Draw(canvas).polygon(points, fill=1, outline=1)
     return np.asarray(canvas).astype(np.bool_)

@@ -1,4 +1,4 @@
-"""What the writers of data sets share: the pictures they take, and whole files or none."""
+"""What the writers of data sets share: the images they take, and whole files or none."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import Image
 from flmm_core.data.sample import GroundedObject, Segment, StoredMask
 
 
-class NewPicture(NamedTuple):
-    """One picture to be written; a plain tuple of the first three does as well.
+class NewImage(NamedTuple):
+    """One image to be written; a plain tuple of the first three does as well.
 
     Attributes:
         image: Pixels, or an encoded file as bytes or as a path, which is copied unchanged.
-        file_name: Relative to the data set's folder of pictures, unique; its ending names the
+        file_name: Relative to the data set's folder of images, unique; its ending names the
             format that pixels are saved in.
-        objects: At least one, with masks of the picture's size.
+        objects: At least one, with masks of the image's size.
         captions: Whole texts, each in pieces that name objects by their index; formats that know
             no captions leave them away.
         link: Make a symbolic link to `image`, a path, instead of copying it.
@@ -34,20 +34,20 @@ class NewPicture(NamedTuple):
     link: bool = False
 
 
-def new_pictures(
-    pictures: Iterable[NewPicture | tuple[Any, str, Sequence[GroundedObject]]],
-) -> Iterator[tuple[NewPicture, tuple[int, int]]]:
-    """Each picture with its (H, W), checked one at a time.
+def new_images(
+    pictures: Iterable[NewImage | tuple[Any, str, Sequence[GroundedObject]]],
+) -> Iterator[tuple[NewImage, tuple[int, int]]]:
+    """Each image with its (H, W), checked one at a time.
 
     Raises:
-        ValueError: A file name comes twice, a picture has no objects, its masks are not all of
+        ValueError: A file name comes twice, an image has no objects, its masks are not all of
             its size, or an object has no sentence.
     """
     names: set[str] = set()
     for entry in pictures:
-        picture = NewPicture(*entry)
+        picture = NewImage(*entry)
         if picture.file_name in names:
-            raise ValueError(f"{picture.file_name}: two pictures have this file name")
+            raise ValueError(f"{picture.file_name}: two images have this file name")
         names.add(picture.file_name)
         masks = [thing.mask for thing in picture.objects]
         sizes = {m.size if isinstance(m, StoredMask) else tuple(m["size"]) for m in masks}
@@ -55,7 +55,7 @@ def new_pictures(
             sizes.add((picture.image.height, picture.image.width))
         if not picture.objects or len(sizes) != 1:
             raise ValueError(
-                f"{picture.file_name}: a picture needs objects, all with masks of its size; "
+                f"{picture.file_name}: an image needs objects, all with masks of its size; "
                 f"it has {len(picture.objects)} objects and the sizes {sorted(sizes)}"
             )
         if not all(thing.sentences for thing in picture.objects):
@@ -65,18 +65,18 @@ def new_pictures(
 
 
 def plain_caption(objects: Sequence[GroundedObject]) -> tuple[Segment, ...]:
-    """The objects' first sentences as one text: "This picture shows A, B and C."."""
+    """The objects' first sentences as one text: "This image shows A, B and C."."""
     pieces: list[Segment] = []
     for index, thing in enumerate(objects):
-        between = "This picture shows " if not index else ", "
+        between = "This image shows " if not index else ", "
         if index and index == len(objects) - 1:
             between = " and "
         pieces += [Segment(between), Segment(thing.sentences[0], index)]
     return (*pieces, Segment("."))
 
 
-def write_picture(picture: NewPicture, path: Path) -> None:
-    """Save, copy or link the picture to `path`."""
+def write_image(picture: NewImage, path: Path) -> None:
+    """Save, copy or link the image to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if picture.link and isinstance(picture.image, Path):
         path.symlink_to(picture.image.resolve())
