@@ -1,6 +1,6 @@
-"""Ground frozen vision-language models: what a user or a plugin may import.
+"""Ground frozen vision-language models: the public API for users and plugins.
 
-Importing this loads no torch: every name is fetched from its module when it is first used.
+Importing it does not import torch: a name is loaded from its module on first use.
 """
 
 from __future__ import annotations
@@ -18,31 +18,38 @@ if TYPE_CHECKING:
     from flmm_core.errors import WeightsError as WeightsError
     from flmm_core.hookspecs import hookimpl as hookimpl
     from flmm_core.pipeline.backbone.base import Backbone as Backbone
-    from flmm_core.pipeline.backbone.load_pretrained import load_pretrained as load_pretrained
-    from flmm_core.pipeline.head_folder import Grounder as Grounder
+    from flmm_core.pipeline.backbone.weights import load_pretrained as load_pretrained
+    from flmm_core.pipeline.grounder import Grounder as Grounder
+    from flmm_core.pipeline.refiners.base import ImageEncoder as ImageEncoder
+    from flmm_core.pipeline.refiners.base import Refiner as Refiner
     from flmm_core.pipeline.types import BackboneBatch as BackboneBatch
     from flmm_core.pipeline.types import BackboneInputs as BackboneInputs
+    from flmm_core.pipeline.types import EncodedImage as EncodedImage
     from flmm_core.pipeline.types import ImageView as ImageView
     from flmm_core.pipeline.types import Trace as Trace
     from flmm_core.plugins import load_backbones as load_backbones
+    from flmm_core.plugins import load_refiners as load_refiners
     from flmm_core.segment import Segment as Segment
     from flmm_core.spec import TOY_DEFAULTS as TOY_DEFAULTS
     from flmm_core.spec import BackboneOptions as BackboneOptions
     from flmm_core.spec import BackboneSpec as BackboneSpec
     from flmm_core.spec import ModelInfo as ModelInfo
+    from flmm_core.spec import RefinerOptions as RefinerOptions
+    from flmm_core.spec import RefinerSpec as RefinerSpec
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "pipeline.head_folder": "Grounder",
+    "pipeline.grounder": "Grounder",
     "errors": "ConfigError DataError FlmmError MissingExtraError RunError UsageError WeightsError",
     "hookspecs": "hookimpl",
     "pipeline.backbone.base": "Backbone",
-    "pipeline.backbone.load_pretrained": "load_pretrained",
-    "pipeline.types": "BackboneBatch BackboneInputs ImageView Trace",
-    "plugins": "load_backbones",
+    "pipeline.backbone.weights": "load_pretrained",
+    "pipeline.refiners.base": "ImageEncoder Refiner",
+    "pipeline.types": "BackboneBatch BackboneInputs EncodedImage ImageView Trace",
+    "plugins": "load_backbones load_refiners",
     "segment": "Segment",
-    "spec": "TOY_DEFAULTS BackboneOptions BackboneSpec ModelInfo",
+    "spec": "TOY_DEFAULTS BackboneOptions BackboneSpec ModelInfo RefinerOptions RefinerSpec",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -1,23 +1,27 @@
-"""Every error that a user can repair, in one format.
+"""The errors that a user can fix, in one format.
 
-An `FlmmError` says what was asked for (with the value), what was found or expected, and what
-repairs it. The command line prints it without a traceback and exits with `exit_code`.
+An `FlmmError` says what was asked for (with the value), what was found or expected, and how to
+fix it. The command line prints it without a traceback and exits with `exit_code`.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class FlmmError(Exception):
-    """Base of all errors that a user can repair.
+    """Base class of the errors that a user can fix.
 
     Args:
-        asked: A whole sentence: what was asked for, with the value.
+        asked: A complete sentence: what was asked for, with the value.
         found: What was found or expected instead.
-        repair: What to do about it.
+        repair: How to fix it.
     """
 
     exit_code = 1
@@ -29,32 +33,26 @@ class FlmmError(Exception):
         super().__init__("\n".join(part for part in (asked, found, repair) if part))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An error crosses process borders (DataLoader workers) with all its parts.
-        return _rebuild, (type(self), self.asked, self.found, self.repair)
-
-
-def _rebuild(kind: type[FlmmError], asked: str, found: str, repair: str) -> FlmmError:
-    return kind(asked, found=found, repair=repair)
+        # Errors are pickled on their way out of DataLoader workers.
+        return partial(type(self), found=self.found, repair=self.repair), (self.asked,)
 
 
 class RunError(FlmmError):
     """A run started and failed (exit code 1)."""
 
-    exit_code = 1
-
 
 class UsageError(FlmmError):
-    """A name, option or phrase that cannot be used (exit code 2)."""
+    """An invalid name, option or phrase (exit code 2)."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A configuration file or option with problems, all of them listed (exit code 2)."""
+    """An invalid configuration file or option; lists all problems (exit code 2)."""
 
 
 class WeightsError(FlmmError):
-    """Weights that are missing, foreign or do not fit (exit code 3)."""
+    """Weights that are missing, of another model, or do not fit (exit code 3)."""
 
     exit_code = 3
 
@@ -71,23 +69,30 @@ class MissingExtraError(FlmmError):
     exit_code = 3
 
 
-def reader_died(error: Exception) -> RunError | None:
-    """What to say if a process that reads images was killed; None if the error is another one.
+def dead_worker_error(error: Exception) -> RunError | None:
+    """The error to show if a DataLoader worker died; None if `error` is not about that.
 
-    PyTorch raises it where it learns of it: while a batch is waited for, or in the midst of a step.
+    PyTorch raises it wherever it notices: while waiting for a batch, or in the middle of a step.
     """
     signs = "exited unexpectedly", "is killed by signal"
     killed = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     if not killed and not isinstance(error, ConnectionError | EOFError):
         return None
     return RunError(
-        "A process that reads images has died.",
+        "A DataLoader worker died.",
         found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-        repair="The machine may be short of memory or of /dev/shm: give fewer --workers, or 0.",
+        repair="The machine may be out of memory or of /dev/shm: use fewer --workers, or 0.",
     )
 
 
+def first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, on one line: where, and what."""
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    return f"{place}: {problem['msg']}" if place else str(problem["msg"])
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence naming the nearest of `known` to `name`, or an empty string."""
+    """A sentence that suggests the closest of `known` to `name`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"Did you mean '{near[0]}'?" if near else ""

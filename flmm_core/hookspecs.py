@@ -1,14 +1,14 @@
-"""The hooks that a plugin may implement; each has one meaning.
+"""The hooks that a plugin may implement: one or several.
 
 A plugin is a module named in the entry-point group `flmm`. It marks its functions with
-`flmm_core.hookimpl`, and importing it must be cheap: no torch, no network, no files.
+`flmm_core.hookimpl`. Importing it must be cheap: no torch, no network, no files.
 """
 
 from __future__ import annotations
 
 import pluggy
 
-from flmm_core.spec import BackboneSpec
+from flmm_core.spec import BackboneSpec, RefinerSpec
 
 PROJECT = "flmm"
 
@@ -18,4 +18,9 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def flmm_backbones() -> list[BackboneSpec]:  # type: ignore[empty-body]
-    """The backbones that this plugin brings, as data: nothing is built or loaded here."""
+    """The plugin's backbones, as data: nothing is built or loaded here."""
+
+
+@hookspec
+def flmm_refiners() -> list[RefinerSpec]:  # type: ignore[empty-body]
+    """The plugin's refiners, as data: nothing is built or loaded here."""

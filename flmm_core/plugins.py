@@ -10,38 +10,32 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import pluggy
+from pydantic import ValidationError
 
 from flmm_core import hookspecs
-from flmm_core.errors import MissingExtraError, UsageError, did_you_mean
-from flmm_core.spec import BackboneOptions, BackboneSpec
+from flmm_core.errors import ConfigError, MissingExtraError, UsageError, did_you_mean
+from flmm_core.spec import BackboneSpec, PluginOptions, PluginSpec, RefinerSpec
 
-if TYPE_CHECKING:
-    from flmm_core.pipeline.backbone.base import Backbone
-
-HOOK = hookspecs.flmm_backbones.__name__
+HOOKS = hookspecs.flmm_backbones.__name__, hookspecs.flmm_refiners.__name__
+SpecT = TypeVar("SpecT", bound=PluginSpec)
 
 
-@dataclass(frozen=True)
-class Plugin:
-    """One entry point of the group `flmm`.
+class Plugin(NamedTuple):
+    """One entry point of the group `flmm`, and how many seconds its import took.
 
-    Attributes:
-        label: Distribution and version ("flmm-foo 0.1"), and the entry point's name where the
-            distribution has several.
-        seconds: How long importing it took.
+    `label` is distribution and version ("flmm-foo 0.1"), and the entry point's name where the
+    distribution has several.
     """
 
     label: str
     seconds: float
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A plugin, or one of its backbones, that cannot be used, and why (one line)."""
+class Failure(NamedTuple):
+    """A plugin, or one of its specs, that cannot be used, and why (one line)."""
 
     plugin: Plugin
     reason: str
@@ -51,45 +45,60 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Registry:
-    """What the installed plugins offer.
+class Registry(Generic[SpecT]):
+    """All backbones or all refiners of the installed plugins.
 
     Attributes:
-        specs: Backbone by name, sorted.
-        plugins: By backbone name, the plugin that brought it.
+        kind: "backbone" or "refiner".
+        specs: By name, sorted; `plugins` says which one provides it.
         failures: What did not load.
     """
 
-    specs: Mapping[str, BackboneSpec]
+    kind: str
+    specs: Mapping[str, SpecT]
     plugins: Mapping[str, Plugin]
     failures: tuple[Failure, ...]
 
-    def get(self, name: str) -> BackboneSpec:
-        """The backbone of that name; UsageError if there is none."""
+    def get(self, name: str) -> SpecT:
+        """The spec of that name; UsageError if there is none."""
         if name in self.specs:
             return self.specs[name]
-        asked = f"Unknown backbone '{name}'. {did_you_mean(name, self.specs)}".rstrip()
+        asked = f"Unknown {self.kind} '{name}'. {did_you_mean(name, self.specs)}".rstrip()
         found = f"Installed: {', '.join(self.specs) or 'none'}."
         if self.failures:
             found += f"\nNot loaded: {', '.join(map(str, self.failures))}."
         raise UsageError(asked, found=found)
 
 
-def load_backbones(entry_points: Iterable[metadata.EntryPoint] | None = None) -> Registry:
-    """Import every installed plugin, one by one, and ask each for its backbones.
+def load_backbones(
+    entry_points: Iterable[metadata.EntryPoint] | None = None,
+) -> Registry[BackboneSpec]:
+    """Import every plugin, one by one, and ask each for its backbones.
 
-    Args:
-        entry_points: Instead of the installed ones of the group `flmm`.
+    `entry_points` are used instead of the installed ones of the group `flmm`.
     """
+    return _load(BackboneSpec, entry_points)
+
+
+def load_refiners(
+    entry_points: Iterable[metadata.EntryPoint] | None = None,
+) -> Registry[RefinerSpec]:
+    """`load_backbones` for refiners."""
+    return _load(RefinerSpec, entry_points)
+
+
+def _load(
+    spec_type: type[SpecT], entry_points: Iterable[metadata.EntryPoint] | None
+) -> Registry[SpecT]:
     if entry_points is None:
         entry_points = metadata.entry_points(group=hookspecs.PROJECT)
-    # The core's own distribution comes first, so that no other can take a name away from it.
+    # Our own distribution comes first, so that no other can take a name away from it.
     found = sorted(
         ((_owner(entry), entry) for entry in entry_points),
         key=lambda pair: (pair[0].split()[0] != hookspecs.PROJECT, pair[0], pair[1].name),
     )
     entries_of = Counter(owner for owner, _ in found)
-    specs: dict[str, BackboneSpec] = {}
+    specs: dict[str, SpecT] = {}
     plugins: dict[str, Plugin] = {}
     failures: list[Failure] = []
     for owner, entry in found:
@@ -100,7 +109,7 @@ def load_backbones(entry_points: Iterable[metadata.EntryPoint] | None = None) ->
             with contextlib.redirect_stdout(sys.stderr):
                 module = entry.load()
                 plugin = Plugin(label, time.perf_counter() - start)
-                offered = _backbones_of(module)
+                offered = _offered(module, spec_type)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may even raise SystemExit
@@ -110,33 +119,31 @@ def load_backbones(entry_points: Iterable[metadata.EntryPoint] | None = None) ->
         for spec in offered:
             if spec.name in specs:
                 other = plugins[spec.name].label
-                failures.append(
-                    Failure(plugin, f"backbone '{spec.name}' is already provided by {other}")
-                )
+                reason = f"{spec.kind} '{spec.name}' is already provided by {other}"
+                failures.append(Failure(plugin, reason))
             else:
                 specs[spec.name], plugins[spec.name] = spec, plugin
-    return Registry(MappingProxyType(dict(sorted(specs.items()))), plugins, tuple(failures))
+    return Registry(spec_type.kind, dict(sorted(specs.items())), plugins, tuple(failures))
 
 
-def load_class(spec: BackboneSpec) -> type[Backbone]:
+def load_class(spec: PluginSpec) -> type[Any]:
     """Import the class that `spec.target` names.
 
     Raises:
         MissingExtraError: A package that it needs is not installed, or too old.
         UsageError: There is no such module or class.
     """
-    asked = f"Backbone '{spec.name}' cannot be loaded from '{spec.target}'."
+    asked = f"{spec.kind.capitalize()} '{spec.name}' cannot be loaded from '{spec.target}'."
     module_name, class_name = spec.target.split(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
-            f"{error.name}."
-        ):
+        itself = f"{module_name}.".startswith(f"{error.name}.")
+        if isinstance(error, ModuleNotFoundError) and itself:
             raise UsageError(asked, found=f"There is no module '{error.name}'.") from error
         raise MissingExtraError(
             asked,
-            found=f"Something that it needs is missing or too old ({_one_line(error)}).",
+            found=f"A package that it needs is missing or too old ({_one_line(error)}).",
             repair="Install what the plugin's documentation asks for.",
         ) from error
     loaded = getattr(module, class_name, None)
@@ -145,8 +152,35 @@ def load_class(spec: BackboneSpec) -> type[Backbone]:
     return loaded
 
 
-def _backbones_of(module: object) -> list[BackboneSpec]:
-    """What the plugin's hook returns, checked; any exception says what is wrong with it."""
+def parse_options(spec: PluginSpec, options: Mapping[str, Any] | PluginOptions | None) -> Any:
+    """The validated `spec.options`, with defaults for what is not given.
+
+    Raises:
+        ConfigError: Lists all unknown keys and invalid values, and the options that exist.
+    """
+    if isinstance(options, spec.options):
+        return options
+    given = options.model_dump() if isinstance(options, PluginOptions) else dict(options or {})
+    fields = spec.options.model_fields
+    try:
+        return spec.options(**given)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            key = ".".join(map(str, problem["loc"])) or "options"
+            if problem["type"] == "extra_forbidden":
+                problems.append(f"Unknown option '{key}'. {did_you_mean(key, fields)}".rstrip())
+            else:
+                problems.append(f"Option '{key}' = {problem['input']!r}: {problem['msg']}.")
+        raise ConfigError(
+            f"The options of {spec.kind} '{spec.name}' are invalid.",
+            found="\n".join(problems),
+            repair=f"Its options: {', '.join(fields) or 'none'}.",
+        ) from error
+
+
+def _offered(module: object, spec_type: type[SpecT]) -> list[SpecT]:
+    """The checked specs of a plugin's hook; any exception says what is wrong with the plugin."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(module)
@@ -155,16 +189,21 @@ def _backbones_of(module: object) -> list[BackboneSpec]:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         unknown = next(hook.name for hook in hooks if not hook.has_spec())
-        hint = did_you_mean(unknown, [HOOK])
+        hint = did_you_mean(unknown, HOOKS)
         raise ValueError(f"it implements an unknown hook '{unknown}'. {hint}".rstrip()) from error
     if not hooks:
-        raise ValueError(f"it has no function '{HOOK}' marked with @hookimpl")
-    offered = next(iter(manager.hook.flmm_backbones()), None)
-    if not isinstance(offered, list) or not all(isinstance(s, BackboneSpec) for s in offered):
-        raise TypeError(f"{HOOK}() must return a list of BackboneSpec, not {offered!r:.80}")
+        raise ValueError(f"it has no function {' or '.join(HOOKS)} marked with @hookimpl")
+    name = f"flmm_{spec_type.kind}s"
+    if name not in {hook.name for hook in hooks}:
+        return []
+    offered = next(iter(getattr(manager.hook, name)()), None)
+    if not isinstance(offered, list) or not all(isinstance(spec, spec_type) for spec in offered):
+        raise TypeError(f"{name}() must return a list of {spec_type.__name__}, not {offered!r:.80}")
     for spec in offered:
-        if not (isinstance(spec.options, type) and issubclass(spec.options, BackboneOptions)):
-            raise TypeError(f"options of backbone '{spec.name}' must subclass BackboneOptions")
+        base = spec_type.options
+        if not (isinstance(spec.options, type) and issubclass(spec.options, base)):
+            where = f"options of {spec.kind} '{spec.name}'"
+            raise TypeError(f"{where} must subclass {base.__name__}")
         spec.options()  # its defaults must be valid by themselves
     return offered
 

@@ -1,6 +1,7 @@
-"""How far a long piece of work is: a bar on a terminal, plain lines elsewhere, nothing by default.
+"""Long-running work: how far it is, and how it is stopped.
 
-Library code is handed a `Progress` and never prints; the command line decides which one.
+Library code is given a `Progress` and never prints: the command line chooses a bar on a terminal
+or plain lines elsewhere, and the default shows nothing.
 
     with progress.stage("Training", total=steps) as stage:
         for step in range(steps):
@@ -10,41 +11,45 @@ Library code is handed a `Progress` and never prints; the command line decides w
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import Any, Self
 
 import rich.console
 import rich.progress
 
 
 class Stage:
-    """Counts one piece of work; this one keeps it to itself."""
+    """Counts the steps of one stage; `show` receives the number of new steps and the figures."""
+
+    def __init__(self, show: Callable[[int, str], object] = lambda count, figures: None) -> None:
+        self._show = show
 
     def advance(self, count: int = 1, **figures: float | str) -> None:
-        """So many more are done; `figures` (loss, cIoU, ...) are shown beside the count."""
+        """Count steps as done; `figures` (loss, cIoU, ...) are shown beside the count."""
+        texts = {k: v if isinstance(v, str) else f"{v:.4g}" for k, v in figures.items()}
+        self._show(count, ", ".join(f"{name} {text}" for name, text in texts.items()))
 
 
 class Progress:
-    """Is told what a run does; this one keeps it to itself."""
+    """Receives progress updates; this base class shows nothing."""
 
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Stage]:
-        """A piece of work of `total` steps, `done` of them in an earlier run."""
+        """A stage of `total` steps, `done` of them in an earlier run."""
         yield Stage()
 
     def say(self, text: str) -> None:
-        """A line for the reader, between or within stages."""
+        """Show a line of text, between or within stages."""
 
 
 class LineProgress(Progress):
-    """A line every few seconds: for logs and pipes.
-
-    Args:
-        write: Takes one line without its end.
-        every: Seconds between two lines of a stage.
-        clock: Seconds, rising.
-    """
+    """Writes a line of each stage `every` few seconds, without its line end, for logs and pipes."""
 
     def __init__(
         self,
@@ -56,36 +61,26 @@ class LineProgress(Progress):
 
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Stage]:
-        stage = _LineStage(self, name, total, done)
-        yield stage
-        taken = _duration(self.clock() - stage.start)
-        self.write(f"{name}: {stage.done}/{total} in {taken}{stage.figures}")
+        before, ending = done, ""
+        start = written = self.clock()
+
+        def show(count: int, figures: str) -> None:
+            nonlocal done, ending, written
+            done, ending, now = done + count, figures and f", {figures}", self.clock()
+            if now - written >= self.every and done < total:
+                written = now
+                left = _duration((now - start) / max(done - before, 1) * (total - done))
+                self.write(f"{name}: {done}/{total}, {left} left{ending}")
+
+        yield Stage(show)
+        self.write(f"{name}: {done}/{total} in {_duration(self.clock() - start)}{ending}")
 
     def say(self, text: str) -> None:
         self.write(text)
 
 
-class _LineStage(Stage):
-    def __init__(self, progress: LineProgress, name: str, total: int, done: int) -> None:
-        self.progress, self.name, self.total = progress, name, total
-        self.done = self.before = done
-        self.start = self.last_line = progress.clock()
-        self.figures = ""
-
-    def advance(self, count: int = 1, **figures: float | str) -> None:
-        self.done += count
-        self.figures = _figures(figures)
-        now = self.progress.clock()
-        if now - self.last_line < self.progress.every or self.done >= self.total:
-            return
-        self.last_line = now
-        rate = (now - self.start) / max(self.done - self.before, 1)
-        left = _duration(rate * (self.total - self.done))
-        self.progress.write(f"{self.name}: {self.done}/{self.total}, {left} left{self.figures}")
-
-
 class TerminalProgress(Progress):
-    """A bar with the time left, on a terminal."""
+    """Shows a bar with the remaining time on a terminal."""
 
     def __init__(self, console: rich.console.Console) -> None:
         self.console = console
@@ -102,28 +97,47 @@ class TerminalProgress(Progress):
             rich.progress.TextColumn("{task.fields[figures]}", markup=False),
         )
         with rich.progress.Progress(*columns, console=self.console) as bars:
-            yield _BarStage(bars, bars.add_task(name, total=total, completed=done, figures=""))
+            task = bars.add_task(name, total=total, completed=done, figures="")
+            yield Stage(lambda count, figures: bars.update(task, advance=count, figures=figures))
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-class _BarStage(Stage):
-    def __init__(self, bars: rich.progress.Progress, task: rich.progress.TaskID) -> None:
-        self.bars, self.task = bars, task
-
-    def advance(self, count: int = 1, **figures: float | str) -> None:
-        self.bars.update(self.task, advance=count, figures=_figures(figures).removeprefix(", "))
-
-
-def _figures(figures: dict[str, float | str]) -> str:
-    shown = {
-        name: value if isinstance(value, str) else f"{value:.4g}" for name, value in figures.items()
-    }
-    return "".join(f", {name} {value}" for name, value in shown.items())
-
-
 def _duration(seconds: float) -> str:
-    minutes, whole = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{whole:02}" if hours else f"{minutes}:{whole:02}"
+    return str(timedelta(seconds=round(seconds)))
+
+
+class StopRequest:
+    """Delays Ctrl-C and SIGTERM until the end of a step, so that its work can be saved.
+
+    Within the `with` block the first signal only sets `asked`; a second one raises
+    KeyboardInterrupt. Outside the main thread, where Python handles no signals, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._immediate = False
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Let the first signal raise, too, while there is nothing to save."""
+        self._immediate = True
+        yield
+        self._immediate = False
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked or self._immediate:
+            raise KeyboardInterrupt
+        self.asked = True

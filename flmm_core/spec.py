@@ -1,43 +1,42 @@
-"""Facts about a backbone that can be read without torch."""
+"""What plugins declare about backbones and refiners, readable without torch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 DEFAULT_PROMPT = "Please give me a description of the image."
-"""What the VLM is asked before the caption."""
+"""The user's turn that precedes the caption."""
 
 
-class BackboneOptions(BaseModel):
-    """A plugin's own settings; subclass it and add fields. Unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RefinerOptions(BaseModel):
-    """A refiner's own settings; subclass it and add fields. Unknown keys are errors."""
+class PluginOptions(BaseModel):
+    """Options of one backbone or refiner. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-TOY_DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {
-        "head.base_channels": 16,
-        "head.enlarge_to": 32,
-        "learning_rate": 6e-3,
-        "refiner_learning_rate": 3e-4,
-        "steps": 900,
-        "save_every": 450,
-        # A toy knows so few words that SAM would learn to find them without attention.
-        "sam.text": False,
-    }
-)
+class BackboneOptions(PluginOptions):
+    """A backbone's own options; subclass it and add fields."""
+
+
+class RefinerOptions(PluginOptions):
+    """A refiner's own options; subclass it and add fields."""
+
+
+TOY_DEFAULTS: Mapping[str, Any] = {
+    "head.base_channels": 16,
+    "head.enlarge_to": 32,
+    "learning_rate": 6e-3,
+    "refiner_learning_rate": 3e-4,
+    "steps": 900,
+    "save_every": 450,
+    # A toy model knows so few words that a refiner would learn to find them without attention.
+    "refiner_options.text": False,
+}
 """Run settings that suit a toy model on drawn scenes; for `ModelInfo.defaults` of "tiny"."""
 
 
@@ -46,57 +45,82 @@ class ModelInfo:
     """One model of a family.
 
     Attributes:
-        source: A hub id (`owner/name`), or `package:folder` for weights that are shipped
-            inside an installed package (`flmm_foo:tiny`).
-        licence: The licence of the weights.
+        source: A hub id (`owner/name`), or `package:folder` for weights shipped inside an
+            installed package (`flmm_foo:tiny`).
+        license: License of the weights.
         summary: One line.
         defaults: Run settings that suit this model, by dotted configuration key
-            (`{"head.base_channels": 16}`); a file or the command line overrides them.
+            (`{"head.base_channels": 16}`). A configuration file or the command line overrides
+            them; a refiner option that the chosen refiner does not have is ignored.
     """
 
     source: str
-    licence: str
+    license: str
     summary: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "defaults", MappingProxyType(dict(self.defaults)))
-
-    def __reduce__(self) -> tuple[Any, ...]:  # read-only views cannot be pickled
-        return ModelInfo, (self.source, self.licence, self.summary, dict(self.defaults))
-
 
 @dataclass(frozen=True)
-class BackboneSpec:
-    """What a plugin says about one family of vision-language models.
+class PluginSpec:
+    """What backbones and refiners have in common.
 
     Attributes:
-        name: How users call it, `[a-z0-9_]+` ("foo").
-        target: `"module:Class"` of the `Backbone` subclass; imported only on load.
+        kind: What messages and the hook (`flmm_KINDs`) call it.
+        name: Its name on the command line, `[a-z0-9_]+` ("foo").
+        target: `"module:Class"`, imported only when it is loaded.
         summary: One line for lists.
-        models: Alias to model; always with "tiny".
-        capabilities: What it can do beyond grounding, for example "chat".
-        options: The plugin's own settings.
     """
+
+    kind: ClassVar[str]
 
     name: str
     target: str
     summary: str
-    models: Mapping[str, ModelInfo]
-    capabilities: frozenset[str] = frozenset()
-    options: type[BackboneOptions] = BackboneOptions
+    options: type[PluginOptions] = field(default=PluginOptions, kw_only=True)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9_]+", self.name):
-            raise ValueError(f"backbone name {self.name!r} must match [a-z0-9_]+")
+            raise ValueError(f"{self.kind} name {self.name!r} must match [a-z0-9_]+")
         if not re.fullmatch(r"[\w.]+:\w+", self.target):
             raise ValueError(f"target {self.target!r} of {self.name!r} must be 'module:Class'")
+
+
+@dataclass(frozen=True)
+class BackboneSpec(PluginSpec):
+    """One family of vision-language models; `target` names a `Backbone` subclass.
+
+    Attributes:
+        models: Alias to model; always with "tiny".
+        capabilities: What it can do beyond grounding, for example "chat".
+    """
+
+    kind = "backbone"
+
+    models: Mapping[str, ModelInfo]
+    capabilities: frozenset[str] = frozenset()
+    options: type[BackboneOptions] = field(default=BackboneOptions, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if "tiny" not in self.models:
             raise ValueError(f"backbone {self.name!r} has no model 'tiny'")
-        object.__setattr__(self, "models", MappingProxyType(dict(self.models)))
+        object.__setattr__(self, "models", dict(self.models))
         object.__setattr__(self, "capabilities", frozenset(self.capabilities))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        models = dict(self.models)
-        facts = self.name, self.target, self.summary, models, self.capabilities, self.options
-        return BackboneSpec, facts
+
+@dataclass(frozen=True)
+class RefinerSpec(PluginSpec):
+    """One way to sharpen coarse masks; `target` names a `Refiner` subclass.
+
+    `shorthand` is the option that `--refiner NAME:VALUE` sets; empty if there is none.
+    """
+
+    kind = "refiner"
+
+    options: type[RefinerOptions] = field(default=RefinerOptions, kw_only=True)
+    shorthand: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shorthand and self.shorthand not in self.options.model_fields:
+            raise ValueError(f"refiner {self.name!r} has no option {self.shorthand!r}")

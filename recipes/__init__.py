@@ -1,1 +1,1 @@
-"""How the shipped weights were made. Nothing in the packages imports this folder."""
+"""How the shipped weights were made. The packages do not import this folder."""

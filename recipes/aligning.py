@@ -1,22 +1,22 @@
-"""Finish a twin: captions go on while the attention of names is aligned with the images they fit.
+"""Finish a tiny model: align the attention of names with the images they fit, while captioning.
 
     OMP_NUM_THREADS=1 nohup python -m recipes.aligning qwen --start OTHER/state.pt --output DIR &
     python -m recipes.aligning qwen --output DIR --export plugins/qwen/flmm_qwen/tiny
 
-After captions alone, the last word of a name attends to all things of the name's colour: sums over
-them are enough to tell what comes next. So three things are learned from one forward of each batch,
-all of them read off what captions say and never off a mask:
+After captions alone, the last word of a name attends to all objects of the name's color: sums
+over them are enough to predict the next word. So three losses are computed from one forward of each
+batch, all from captions and none from a mask:
 
 - captions, by next-token prediction, as in `recipes.pretrain`;
-- matching in front of the language model: a name fits an image as well as it fits the best of
-  its cells, as in FILIP (Yao et al., 2021), so a cell has to hold the colour *and* the shape;
-- alignment in the language model: so much, too, does the name's last word attend to a cell in one
-  head of each upper layer. Names and images of the whole batch are compared; text and image are
-  aligned before they are fused, as in ALBEF (Li et al., 2021).
+- matching, before the language model: a name fits an image as well as it fits the image's best
+  cell, as in FILIP (Yao et al., 2021), so a cell has to encode the color *and* the shape;
+- alignment, in the language model: the name's last word attends to a cell as much as the name fits
+  it, in one head of each upper layer. Names and images of the whole batch are compared; text and
+  image are aligned before they are fused, as in ALBEF (Li et al., 2021).
 
-A name that is compared with other images must not have seen its own: each caption stands in the
-sequence a second time, where it attends to words only. The caption that sees learns to attend as
-that one does.
+A name that is compared with other images must not have seen its own. Each caption therefore occurs
+in the sequence a second time, blind: there it attends to words only. The caption that sees learns
+to attend as the blind one does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flmm_core.data.drawn.scenes import COLOURS, SHAPES, Scene
+from flmm_core.data.drawn.scenes import COLORS, SHAPES, Scene
 from recipes.pretrain import (
     MUON_PATCHES,
     STAGES,
@@ -50,76 +50,76 @@ SEED = 700
 STEPS = {"qwen": 1300, "deepseek_vl": 1500, "llava_next": 1500}
 BATCH = {"qwen": 16, "deepseek_vl": 20, "llava_next": 16}
 ALIGNED = (1, 2, 3)
-"""Layers whose first head is aligned; in the one before, a name's words have to meet."""
+"""Layers whose first head is aligned; in the layer before, a name's words have to be combined."""
 WEIGHTS = {"caption": 1.0, "match": 0.1, "align": 0.3, "agree": 0.3}
 ATTENTION = "flmm_recipe"
 
 
 class _SeenError(Exception):
-    """The language model is about to start: what it reads is known."""
+    """Raised when the language model is called, as its inputs are then known."""
 
 
 class Fits(nn.Module):
     """How well names fit images.
 
-    Before the language model, a pair's direction is the sum of its parts', so that a cell holds
-    colour and shape side by side.
+    Before the language model, a pair's direction is the sum of its parts' directions, so that a
+    cell encodes color and shape side by side.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.colours = nn.Parameter(0.1 * torch.randn(len(COLOURS), HIDDEN))
+        self.colors = nn.Parameter(0.1 * torch.randn(len(COLORS), HIDDEN))
         self.shapes = nn.Parameter(0.1 * torch.randn(len(SHAPES), HIDDEN))
         self.cell_biases = nn.Parameter(torch.tensor([-3.0, -3.0, -4.0]))
         self.head_biases = nn.Parameter(torch.full((len(ALIGNED),), -8.0))
 
     def cells(self, features: Tensor, is_image: Tensor) -> Tensor:
-        """(B, S, D) what the language model reads, (B, S) where the image is -> (B, 48) logits.
+        """(B, S, D) inputs of the language model, (B, S) image tokens -> (B, 48) logits.
 
-        Colours, shapes, then pairs (colour-major).
+        Colors, shapes, then pairs (color-major).
         """
         features = F.rms_norm(features, features.shape[-1:])
-        colours, shapes = features @ self.colours.T, features @ self.shapes.T
-        pairs = (colours[..., :, None] + shapes[..., None, :]).flatten(-2)
-        kinds = zip((colours, shapes, pairs), self.cell_biases, strict=True)
+        colors, shapes = features @ self.colors.T, features @ self.shapes.T
+        pairs = (colors[..., :, None] + shapes[..., None, :]).flatten(-2)
+        kinds = zip((colors, shapes, pairs), self.cell_biases, strict=True)
         fits = torch.cat([kind + bias for kind, bias in kinds], -1)  # (B, S, 48)
         return fits.masked_fill(~is_image[..., None], -torch.inf).logsumexp(1)
 
 
 def truths(scenes: list[Scene]) -> Tensor:
-    """(B, 48) one where a colour, a shape, a pair is in the scene, as its whole caption says."""
-    colours, found = list(COLOURS), torch.zeros(len(scenes), 48)
+    """(B, 48) 1 where the scene has a color, a shape, a pair, as its full caption says."""
+    colors, found = list(COLORS), torch.zeros(len(scenes), 48)
     for row, scene in zip(found, scenes, strict=True):
         for thing in scene.shapes:
-            colour, name = colours.index(thing.colour), SHAPES.index(thing.name)
-            row[[colour, 6 + name, 12 + 6 * colour + name]] = 1
+            color, name = colors.index(thing.color), SHAPES.index(thing.name)
+            row[[color, 6 + name, 12 + 6 * color + name]] = 1
     return found
 
 
 class Names(NamedTuple):
-    """The names in a batch's captions, N of them."""
+    """The N names in a batch's captions."""
 
-    sample: Tensor  # (N,) whose caption
-    column: Tensor  # (N,) of the last word, in the caption
-    pair: Tensor  # (N,) colour-major number of colour and shape
+    sample: Tensor  # (N,) index of the caption
+    column: Tensor  # (N,) column of the last word in the caption
+    pair: Tensor  # (N,) color-major index of color and shape
 
 
 def find_names(tokenizer: Any, captions: Tensor) -> Names:
-    """Every colour's word that a shape's word follows, in (B, T) token ids."""
+    """Every color word that a shape word follows, in (B, T) token ids."""
     to_ids = tokenizer.convert_tokens_to_ids
     shapes = captions[:, 1:, None] == torch.tensor(to_ids([f"Ġ{word}" for word in SHAPES]))
     spaced, first = (
-        captions[:, :-1, None] == torch.tensor(to_ids([space + word for word in COLOURS]))
+        captions[:, :-1, None] == torch.tensor(to_ids([space + word for word in COLORS]))
         for space in ("Ġ", "")
     )
-    colours = spaced | first  # (B, T - 1, 6)
-    sample, column = (colours.any(-1) & shapes.any(-1)).nonzero().T
-    colour, shape = (hit[sample, column].long().argmax(-1) for hit in (colours, shapes))
-    return Names(sample, column + 1, 6 * colour + shape)
+    colors = spaced | first  # (B, T - 1, 6)
+    sample, column = (colors.any(-1) & shapes.any(-1)).nonzero().T
+    color, shape = (hit[sample, column].long().argmax(-1) for hit in (colors, shapes))
+    return Names(sample, column + 1, 6 * color + shape)
 
 
 def decoder_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """What the language model would be called with."""
+    """The keyword arguments that the language model would be called with."""
     read: dict[str, Any] = {}
 
     def take(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -161,12 +161,12 @@ def aligned_heads(decoder: Any) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
 
 
 def who_sees_whom(is_image: Tensor, there: Tensor, length: int) -> Tensor:
-    """(B, 1, S + T, S + T) bool, with the caption a second time at the end, where it is blind.
+    """(B, 1, S + T, S + T) bool attention mask, with the blind caption at the end.
 
     Args:
-        is_image: (B, S) tokens of the image.
-        there: (B, S) tokens that are no padding.
-        length: T, the caption's tokens with padding.
+        is_image: (B, S) true at image tokens.
+        there: (B, S) false at padding.
+        length: T, tokens of the captions with padding.
     """
     size = is_image.shape[1]
     before = (is_image.cumsum(1) == 0) & there
@@ -174,7 +174,7 @@ def who_sees_whom(is_image: Tensor, there: Tensor, length: int) -> Tensor:
     blind = torch.ones(length, length, dtype=torch.bool).tril() & there[:, None, -length:]
     upper = F.pad(seeing, (0, length))
     lower = torch.cat([before[:, None].expand(-1, length, -1), blind], 2)
-    # padding too must attend to something
+    # padding must attend to something, too
     everyone = torch.eye(size + length, dtype=torch.bool)
     return (torch.cat([upper, lower], 1) | everyone)[:, None]
 
@@ -182,7 +182,7 @@ def who_sees_whom(is_image: Tensor, there: Tensor, length: int) -> Tensor:
 def losses(
     model: Any, tokenizer: Any, fits: Fits, batch: Batch
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The parts of `WEIGHTS`, and figures for the log."""
+    """The losses named in `WEIGHTS`, and figures for the log."""
     decoder = model.get_decoder()
     given = decoder_inputs(model, batch.inputs)
     features, ids, start = given["inputs_embeds"], batch.inputs["input_ids"], batch.start
@@ -218,7 +218,7 @@ def losses(
         score = score.masked_fill(~is_image[:, :start], -torch.inf)
         fit = score.logsumexp(2) + fits.head_biases[number]
         aligned.append(shared_error(fit, fitting))
-        # only names that hold of their own image have something to look at
+        # only names that fit their own image have something to attend to
         sample = names.sample[own]
         seeing = query[sample, start + names.column[own]]
         looks = torch.einsum("pd,psd->ps", seeing, cells[sample]) * scale
@@ -237,7 +237,7 @@ def shared_error(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def align(family: str, output: Path, start: Path | None = None, every: int = 50) -> Any:
-    """Train to the end, from the last checkpoint if there is one; gives the model."""
+    """Train to the end, from the last checkpoint if there is one; returns the model."""
     output.mkdir(parents=True, exist_ok=True)
     saved, started = output / "state.pt", time.time()
     stage = Stage(
@@ -287,15 +287,15 @@ def align(family: str, output: Path, start: Path | None = None, every: int = 50)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Align what a twin's names attend to.")
+    parser = argparse.ArgumentParser(description="Align what the names of a tiny model attend to.")
     parser.add_argument("family", choices=sorted(PARTS))
     parser.add_argument("--output", type=Path, required=True, help="checkpoint and log")
     parser.add_argument("--start", type=Path, help="a checkpoint of recipes.pretrain")
-    parser.add_argument("--export", type=Path, help="write the finished twin, fp16, here")
+    parser.add_argument("--export", type=Path, help="write the finished model, fp16, here")
     arguments = parser.parse_args()
     trained = align(arguments.family, arguments.output, arguments.start)
     if arguments.export:
         trained.half().save_pretrained(arguments.export)
-        # A processor that was never used: a tokenizer remembers how it last padded.
+        # An unused processor: a tokenizer remembers how it last padded.
         _, unused = PARTS[arguments.family](**STAGES[arguments.family][-1].geometry)
         unused.save_pretrained(arguments.export)

@@ -1,10 +1,10 @@
-"""What each image token knows of the thing it lies on: linear probes, layer by layer.
+"""What each image token encodes of the object under it: linear probes, layer by layer.
 
     python -m recipes.cells deepseek_vl
     python -m recipes.cells qwen --model build/qwen-matched
 
-Layer 0 is what the language model reads. An attention map can tell two things of one colour apart
-only if the shape is known in their cells before the layer that looks.
+Layer 0 is the input of the language model. An attention map can tell two objects of one color apart
+only if their cells encode the shape before the layer that attends to them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.data.drawn.scenes import COLOURS, SHAPES, make_scene, paint
+from flmm_core.data.drawn.scenes import COLORS, SHAPES, make_scene, paint
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.resample import resample
-from flmm_core.pipeline.types import WHOLE_PICTURE
+from flmm_core.pipeline.types import WHOLE_IMAGE
 from flmm_core.plugins import load_backbones, load_class
 from flmm_core.segment import Segment
 
@@ -30,7 +30,7 @@ SEED = 92
 
 @torch.no_grad()
 def collect(backbone: Backbone, scenes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(layers + 1, cells, D) states, (cells, 2) colour and shape, (cells,) scene; first view."""
+    """(layers + 1, cells, D) states, (cells, 2) color and shape, (cells,) scene; first view."""
     states, labels, origins = [], [], []
     for index in range(scenes):
         scene = make_scene((SEED, index), "plain")
@@ -41,20 +41,20 @@ def collect(backbone: Backbone, scenes: int) -> tuple[Tensor, Tensor, Tensor]:
         view = sample.views[0]
         truth = torch.from_numpy(masks).float()[None]
         size = (view.token_index.shape[0], view.token_index.shape[1])
-        cover = resample(truth, WHOLE_PICTURE, view.image_box, size, outside="zero")[0].flatten(1)
+        cover = resample(truth, WHOLE_IMAGE, view.image_box, size, outside="zero")[0].flatten(1)
         best, which = cover.max(0)
         inside = best > 0.5
         things = [scene.shapes[int(thing)] for thing in which[inside]]
         places = view.token_index.flatten()[inside]
         states.append(torch.stack([layer[0, places] for layer in outputs.hidden_states]))
-        kinds = [(list(COLOURS).index(t.colour), SHAPES.index(t.name)) for t in things]
+        kinds = [(list(COLORS).index(t.color), SHAPES.index(t.name)) for t in things]
         labels.append(torch.tensor(kinds).reshape(-1, 2))
         origins.append(torch.full((len(things),), index))
     return torch.cat(states, 1), torch.cat(labels), torch.cat(origins)
 
 
 def readable(states: Tensor, labels: Tensor, training: Tensor) -> float:
-    """Share of held-out cells (N, D) whose label (N,) a linear probe reads off right."""
+    """Accuracy of a linear probe for the labels (N,) of held-out cells (N, D)."""
     known = states[training]
     states = (states - known.mean(0)) / (known.std(0) + 1e-6)
     states = torch.cat([states, torch.ones(len(states), 1)], 1)
@@ -74,13 +74,13 @@ def readable(states: Tensor, labels: Tensor, training: Tensor) -> float:
 
 
 def probe(backbone: Backbone, scenes: int) -> list[dict[str, Any]]:
-    """By layer; two thirds of the scenes are for fitting."""
+    """Accuracy by layer; two thirds of the scenes are for fitting."""
     states, labels, origins = collect(backbone, scenes)
     training = origins < scenes * 2 // 3
     return [
         {
             "layer": layer,
-            "colour": readable(states[layer], labels[:, 0], training),
+            "color": readable(states[layer], labels[:, 0], training),
             "shape": readable(states[layer], labels[:, 1], training),
         }
         for layer in range(len(states))
@@ -88,7 +88,7 @@ def probe(backbone: Backbone, scenes: int) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Probe what image tokens know.")
+    parser = argparse.ArgumentParser(description="Probe what image tokens encode.")
     parser.add_argument("backbone")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--scenes", type=int, default=150)

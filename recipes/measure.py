@@ -1,4 +1,4 @@
-"""What a twin knows: are the things it names there, and do its heads look at what it names?
+"""What a tiny model knows: does it name what is there, and do its heads attend to what is named?
 
 python -m recipes.measure qwen
 python -m recipes.measure qwen --model build/random      # the control
@@ -15,20 +15,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.data.drawn.scenes import COLOURS, SHAPES, make_scene, narration, paint
+from flmm_core.data.drawn.scenes import COLORS, SHAPES, make_scene, paint
 from flmm_core.pipeline.attention_maps import attention_maps
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.resample import resample
-from flmm_core.pipeline.types import WHOLE_PICTURE
+from flmm_core.pipeline.types import WHOLE_IMAGE
 from flmm_core.plugins import load_backbones, load_class
 from flmm_core.segment import Segment
+from recipes.narrations import narration
 
 SEED = 90
-NAMED = re.compile(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
+NAMED = re.compile(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
 
 
 def captions(backbone: Backbone, scenes: int) -> dict[str, Any]:
-    """Greedy captions of unseen plain scenes: how many of the named things are there."""
+    """Greedy captions of unseen plain scenes: how many of the named objects are there."""
     named = right = there = 0
     example = ""
     for index in range(scenes):
@@ -51,7 +52,7 @@ def captions(backbone: Backbone, scenes: int) -> dict[str, Any]:
 
 
 def focus(backbone: Backbone, scenes: int) -> dict[str, Any]:
-    """Share of each head's attention that lies on the object, for phrases in a narration."""
+    """Fraction of each head's attention on the object, for phrases in a narration."""
     import numpy as np
 
     mass: list[Tensor] = []
@@ -64,7 +65,7 @@ def focus(backbone: Backbone, scenes: int) -> dict[str, Any]:
         (trace,) = backbone.trace(backbone.collate([inputs]))
         maps = attention_maps(trace)
         size = (scene.height, scene.width)
-        on_image = resample(maps.maps, maps.image_box, WHOLE_PICTURE, size)
+        on_image = resample(maps.maps, maps.image_box, WHOLE_IMAGE, size)
         on_image = on_image / on_image.sum((2, 3), keepdim=True).clamp(min=1e-12)
         truth = torch.from_numpy(masks).float()
         mass += list(torch.einsum("pchw,phw->pc", on_image, truth))
@@ -80,9 +81,9 @@ def focus(backbone: Backbone, scenes: int) -> dict[str, Any]:
 
 
 def told_apart(backbone: Backbone, scenes: int) -> dict[str, Any]:
-    """Where a thing shares its colour: how often a head attends to it more densely than to others.
+    """Where objects share a color: how often a head attends more densely to the one that is named.
 
-    What the last word of "the red ring" attends to, by the head that is right most often.
+    Of the attention of the last word of "the red ring", for the head that is right most often.
     """
     right: list[Tensor] = []
     for index in range(scenes):
@@ -93,24 +94,24 @@ def told_apart(backbone: Backbone, scenes: int) -> dict[str, Any]:
             others = [
                 place
                 for place, other in enumerate(scene.shapes)
-                if place != number and other.colour == thing.colour
+                if place != number and other.color == thing.color
             ]
             if not others:
                 continue
-            words = (Segment(f"the {thing.colour}"), Segment(f" {thing.name}", 0), Segment("."))
+            words = (Segment(f"the {thing.color}"), Segment(f" {thing.name}", 0), Segment("."))
             (trace,) = backbone.trace(backbone.collate([backbone.prepare(image, words)]))
             maps = attention_maps(trace)
             size = (scene.height, scene.width)
-            (found,) = resample(maps.maps, maps.image_box, WHOLE_PICTURE, size)  # (C, H, W)
+            (found,) = resample(maps.maps, maps.image_box, WHOLE_IMAGE, size)  # (C, H, W)
             mass = torch.einsum("chw,phw->cp", found, truth)
             density = mass / truth.sum((1, 2)).clamp(min=1)
             right.append(density[:, number] > density[:, others].amax(1))
     shares = torch.stack(right).float().mean(0)
-    return {"sharing_a_colour": len(right), "told_apart": round(float(shares.max()), 4)}
+    return {"sharing_a_color": len(right), "told_apart": round(float(shares.max()), 4)}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure a twin.")
+    parser = argparse.ArgumentParser(description="Measure a tiny model.")
     parser.add_argument("backbone")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--scenes", type=int, default=200)

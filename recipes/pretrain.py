@@ -1,11 +1,10 @@
-"""Teach a tiny twin to caption drawn scenes, by next-token prediction and never on a mask.
+"""Teach a tiny model to caption drawn scenes, by next-token prediction and without any mask.
 
     OMP_NUM_THREADS=1 nohup python -m recipes.pretrain qwen --output DIR &
 
-It is finished by `recipes.aligning`, which starts from its checkpoint.
-Run the same line again after a stop: it goes on from its last checkpoint. Muon trains the
-matrices and AdamW the rest; under AdamW alone all three families stay for long on a plateau where
-they know a colour and guess a shape.
+`recipes.aligning` starts from its checkpoint and finishes the model. The same command resumes a
+stopped run from its last checkpoint. Muon trains the matrices and AdamW the rest; with AdamW alone,
+all three families stay for a long time on a plateau where they know the color and guess the shape.
 """
 
 from __future__ import annotations
@@ -25,27 +24,26 @@ from PIL import Image
 from torch import Tensor
 
 from flmm_core.data.drawn.scenes import (
-    COLOURS,
+    COLORS,
     HARD_KINDS,
     SHAPES,
     Scene,
     expressions,
     make_scene,
     paint,
-    place_words,
 )
+from recipes.narrations import place_words
 from recipes.twins import PARTS, PROMPT, random_twin
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with one image geometry and one mixture of scenes.
+    """A phase of training with one image geometry and one mixture of scenes.
 
-    `shared` is how likely a thing takes its colour or shape from another of the scene. Where a
-    colour alone seldom tells which thing is named, the shape's word has to look at the thing.
-    `absent` is how many things are named of which the caption then says that they are not there.
-    The learning rates fall to 0 over `horizon` steps, also where the stage ends before; without
-    it they stay as they are.
+    `shared` is the probability that an object takes its color or shape from another one. Where the
+    color alone rarely identifies an object, the shape's word has to attend to it. `absent` is how
+    many objects are named that the caption then declares absent. The learning rates decay to 0 over
+    `horizon` steps, even if the stage ends earlier; 0 keeps them constant.
     """
 
     steps: int
@@ -76,14 +74,14 @@ STAGES = {
         Stage(1000, 20, "all", shared=0.75, absent=2, horizon=1000),
     ),
 }
-# Families whose vision towers know shapes late; the other learns them without.
+# Families whose vision towers learn shapes late; the other needs no help.
 MUON_PATCHES = ("deepseek_vl", "llava_next")
 KINDS = ("plain", *HARD_KINDS)
 SHARES = (0.55, 0.1, 0.09, 0.09, 0.09, 0.08)
 
 
 class Words(NamedTuple):
-    """A piece of a caption; what nothing foretells is read, but not `learned`."""
+    """A piece of a caption; what cannot be predicted is read, but not `learned`."""
 
     text: str
     learned: bool = True
@@ -100,9 +98,9 @@ def draw_scene(mixture: str, seed: tuple[int, ...], shared: float = 0.4) -> Scen
 
 
 def caption(scene: Scene, rng: np.random.Generator, stage: Stage) -> tuple[list[Words], bool]:
-    """A caption in pieces, and whether it is a whole answer: a narration or expressions.
+    """A caption in pieces, and whether it is a complete answer: a narration or expressions.
 
-    What follows a name at once depends on the thing: where it is, or that it is not there.
+    What follows a name depends on the object: where it is, or that it is absent.
     """
     order = [scene.shapes[int(index)] for index in rng.permutation(len(scene.shapes))]
     statements: list[list[Words]] = []
@@ -123,26 +121,26 @@ def caption(scene: Scene, rng: np.random.Generator, stage: Stage) -> tuple[list[
 
 
 def absent_names(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Names of things that are not in a scene, in random order; those whose parts are, first."""
+    """Names of absent objects in random order, first those whose color and shape both occur."""
     there = {shape.kind for shape in scene.shapes}
-    every = [(colour, name) for colour in COLOURS for name in SHAPES]
-    colours, names = ({kind[part] for kind in there} for part in (0, 1))
+    every = [(color, name) for color in COLORS for name in SHAPES]
+    colors, names = ({kind[part] for kind in there} for part in (0, 1))
     shuffled = [every[i] for i in rng.permutation(len(every)) if every[i] not in there]
-    shuffled.sort(key=lambda kind: -(kind[0] in colours) - (kind[1] in names))
+    shuffled.sort(key=lambda kind: -(kind[0] in colors) - (kind[1] in names))
     return [("the " if rng.random() < 0.5 else "") + " ".join(kind) for kind in shuffled]
 
 
 class Batch(NamedTuple):
-    """Prompts padded on the left and captions on the right, which start at the same column."""
+    """Prompts padded on the left, captions on the right; captions start at the same column."""
 
     inputs: dict[str, Tensor]
-    labels: Tensor  # (B, S), -100 where nothing is learned
+    labels: Tensor  # (B, S), -100 where there is no loss
     start: int  # the column of the captions
     scenes: list[Scene]
 
 
 class Batches:
-    """Endless batches: the batch of a step depends on the seed and the step alone."""
+    """Batches without end; the batch of a step depends on the seed and the step alone."""
 
     def __init__(self, processor: Any, stage: Stage, seed: int) -> None:
         self.processor, self.stage, self.seed = processor, stage, seed
@@ -193,7 +191,7 @@ class Batches:
 
 
 def carry_over(old: torch.nn.Module, new: torch.nn.Module) -> None:
-    """Copy all weights; position tables of another grid are interpolated."""
+    """Copy all weights; position embeddings of another grid are interpolated."""
     state = old.state_dict()
     for name, value in new.state_dict().items():
         source = state[name]
@@ -210,8 +208,8 @@ def carry_over(old: torch.nn.Module, new: torch.nn.Module) -> None:
 class PatchMuon(torch.optim.Muon):
     """Muon that also takes convolutions over patches, as matrices of (channels, pixels).
 
-    Colour dominates the gradient of a patch embedding, and under AdamW edges, and with them
-    shapes, are learned last; Muon's steps are as large in every direction.
+    Color dominates the gradient of a patch embedding, and under AdamW edges, and with them shapes,
+    are learned last; Muon's steps are equally large in every direction.
     """
 
     def __init__(self, weights: list[torch.nn.Parameter], **options: Any) -> None:
@@ -255,16 +253,16 @@ def rate(step: int, stage: Stage, warmup: int = 60) -> float:
 
 
 def word_accuracy(tokenizer: Any, logits: Tensor, labels: Tensor) -> Iterator[tuple[str, float]]:
-    """Share of colour words and of shape words that are foretold right."""
+    """Accuracy of the predicted color words and shape words."""
     guess, truth = logits[:, :-1].argmax(-1), labels[:, 1:]
-    for name, words in (("colour", tuple(COLOURS)), ("shape", SHAPES)):
+    for name, words in (("color", tuple(COLORS)), ("shape", SHAPES)):
         ids = tokenizer.convert_tokens_to_ids([f"Ġ{word}" for word in words])
         here = torch.isin(truth, torch.tensor(ids))
         yield name, float((guess == truth)[here].float().mean())
 
 
 def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> Any:
-    """Run all stages that are left; gives the model."""
+    """Run all remaining stages; returns the model."""
     output.mkdir(parents=True, exist_ok=True)
     saved, started = output / "state.pt", time.time()
     state = torch.load(saved, weights_only=True) if saved.exists() else None
@@ -325,7 +323,7 @@ def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> Any:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Pretrain a tiny twin on captions.")
+    parser = argparse.ArgumentParser(description="Pretrain a tiny model on captions.")
     parser.add_argument("family", choices=sorted(PARTS))
     parser.add_argument("--output", type=Path, required=True, help="checkpoint and log")
     parser.add_argument("--seed", type=int, default=0)

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 nohup python -m recipes.tiny_sam --output DIR &
     python -m recipes.tiny_sam --output DIR --export flmm_core/assets/tiny_sam
 
-Its prompts are what a mask head would give: blurred masks on a coarse grid, shifted, with holes
-and with parts of a neighbour, and the box around them. No word and no attention map is used.
-Run the same line again after a stop: it goes on from its last checkpoint.
+Its prompts resemble the output of a mask head: blurred masks on a coarse grid, shifted, with holes
+and with parts of a neighbor, and the box around them. It sees neither words nor attention maps.
+The same command resumes a stopped run from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flmm_core.data.drawn.scenes import HARD_KINDS, make_scene, paint
-from flmm_core.pipeline.refiners.sam import SamRefiner
+from flmm_core.pipeline.refiners.sam import SamEncoder, SamRefiner
 from flmm_core.pipeline.refiners.sam_model import (
     PARTS,
     SamParts,
@@ -32,30 +31,22 @@ from flmm_core.pipeline.refiners.sam_model import (
     build_untrained_sam,
     save_sam,
 )
+from flmm_core.pipeline.types import EncodedImage
 from flmm_core.training.losses import dice_loss, mask_cross_entropy
 
 SHAPE = SamShape(
     image_size=128, patch_size=8, embed_dim=96, depth=4, num_heads=4, window_size=0,
     out_chans=64, decoder_depth=2, decoder_heads=4, decoder_mlp=128, iou_head_hidden=64,
 )  # fmt: skip
-STEPS, PICTURES, RATE = 1500, 16, 1e-3
-
-
-class TrainedRefiner(SamRefiner):
-    """The refiner with an image encoder that learns."""
-
-    def encode(self, pictures: Sequence[Tensor]) -> Tensor:
-        """(B, E, g, g), with gradient."""
-        embeddings: Tensor = self.image_encoder(torch.stack([self._square(p) for p in pictures]))
-        return embeddings
+STEPS, IMAGES, RATE = 1500, 16, 1e-3
 
 
 def rough_logits(masks: Tensor, rng: np.random.Generator) -> Tensor:
-    """What a mask head might give for each of the exact masks of an image.
+    """What a mask head might predict for each of the exact masks of an image.
 
     Args:
         masks: (P, H, W) float in {0, 1}.
-        rng: Where chance comes from.
+        rng: Source of randomness.
 
     Returns:
         (P, h, w) logits, the longest side 64.
@@ -82,10 +73,10 @@ def rough_logits(masks: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.stack(rows)
 
 
-def batch(step: int, seed: int, prepare: TrainedRefiner) -> tuple[list[Tensor], ...]:
-    """(pictures, rough logits, truths) of a step; depends on the seed and the step alone."""
-    pictures, rough, truths = [], [], []
-    for index in range(PICTURES):
+def batch(step: int, seed: int, encoder: SamEncoder) -> tuple[list[Tensor], ...]:
+    """(images, rough logits, truths) of a step; depends on the seed and the step alone."""
+    images, rough, truths = [], [], []
+    for index in range(IMAGES):
         rng = np.random.default_rng((seed, step, index))
         kind = ("plain", *HARD_KINDS)[int(rng.choice(6, p=(0.5, 0.1, 0.1, 0.12, 0.1, 0.08)))]
         radius = (0.06, 0.28) if rng.random() < 0.3 else None
@@ -95,25 +86,36 @@ def batch(step: int, seed: int, prepare: TrainedRefiner) -> tuple[list[Tensor], 
         if not len(masks):
             continue
         truth = torch.from_numpy(masks).float()
-        pictures.append(prepare.prepare(Image.fromarray(image)))
+        images.append(encoder.prepare(Image.fromarray(image)))
         rough.append(rough_logits(truth, rng))
         truths.append(truth)
-    return pictures, rough, truths
+    return images, rough, truths
+
+
+def encode(encoder: SamEncoder, images: list[Tensor]) -> list[EncodedImage]:
+    """As `SamEncoder.encode`, with gradients."""
+    embeddings = encoder.module(torch.stack([encoder.square(image) for image in images]))
+    return [
+        EncodedImage(embedding, (image.shape[1], image.shape[2]))
+        for embedding, image in zip(embeddings, images, strict=True)
+    ]
 
 
 def train(output: Path, seed: int = 0, every: int = 50) -> SamParts:
-    """Train, or go on training, and give the parts."""
+    """Train, or resume training; returns the parts."""
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     parts = build_untrained_sam(SHAPE)
-    refiner = TrainedRefiner(parts, use_text=False)
-    refiner.requires_grad_(True)
-    weights = [*refiner.parameters()]
+    encoder = SamEncoder(parts)
+    one = SamRefiner(parts, text=False)
+    three = SamRefiner(parts, text=False, multimask=True)  # the same modules
+    model = nn.ModuleDict({part: getattr(parts, part) for part in PARTS}).requires_grad_(True)
+    weights = [*model.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.01)
     saved, first, started = output / "state.pt", 0, time.time()
     if saved.exists():
         state = torch.load(saved, weights_only=True)
-        refiner.load_state_dict(state["model"])
+        model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     for step in range(first, STEPS):
@@ -121,10 +123,11 @@ def train(output: Path, seed: int = 0, every: int = 50) -> SamParts:
         optimizer.param_groups[0]["lr"] = (
             RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
         )
-        pictures, rough, truths = batch(step, seed + 500, refiner)
-        # The three candidates learn too, by the one that is taken, in every fourth step.
-        refiner.multimask = step % 4 == 3
-        logits = refiner(pictures, rough, (), [(t.shape[1], t.shape[2]) for t in truths])
+        images, rough, truths = batch(step, seed + 500, encoder)
+        # every fourth step trains the three candidates, through the one that is chosen
+        refiner = three if step % 4 == 3 else one
+        sizes = [(truth.shape[1], truth.shape[2]) for truth in truths]
+        logits = refiner(encode(encoder, images), rough, (), sizes)
         pairs = list(zip(logits, truths, strict=True))
         dice = torch.cat([dice_loss(guess, truth) for guess, truth in pairs]).mean()
         loss = dice + 3 * torch.cat([mask_cross_entropy(g, t) for g, t in pairs]).mean()
@@ -142,7 +145,7 @@ def train(output: Path, seed: int = 0, every: int = 50) -> SamParts:
         if (step + 1) % (4 * every) == 0 or step + 1 == STEPS:
             state = {
                 "step": step + 1,
-                "model": refiner.state_dict(),
+                "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
             }
             torch.save(state, saved.with_suffix(".new"))

@@ -1,9 +1,9 @@
-"""Tiny twins: toy-width transformers folders of the three families, with their processors.
+"""Tiny models: toy-width transformers folders of the three families, with their processors.
 
-    python -m recipes.twins qwen DIR --seed 7       # a twin with random weights, as a control
+    python -m recipes.twins qwen DIR --seed 7       # random weights, as a control
 
-A twin is a normal transformers folder: `AutoProcessor` and `AutoModelForImageTextToText` load it
-with `from_pretrained` like any other. `recipes.pretrain` teaches it to caption.
+They are normal transformers folders, which `AutoProcessor` and `AutoModelForImageTextToText` load
+with `from_pretrained`. `recipes.pretrain` teaches them to caption.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from flmm_core.data.drawn.scenes import COLOURS, SHAPES
+from flmm_core.data.drawn.scenes import COLORS, SHAPES
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 128, 4, 4, 2, 352
 VISION_WIDTH, VISION_HEADS, VISION_FEED_FORWARD = 96, 4, 256
@@ -28,9 +28,9 @@ PROMPT = "Please give me a description of the image."
 
 
 def corpus() -> Iterator[str]:
-    """Every word of drawn scenes beside every other that it can meet: the tokenizer's text.
+    """The tokenizer's training text: every word of drawn scenes next to every word it can meet.
 
-    It does not depend on which scenes are drawn, so that a change there changes no token.
+    It does not depend on which scenes are drawn, so a change there changes no token.
     """
     places = ["in the middle", "at the top", "at the bottom", "on the left", "on the right"]
     places += [
@@ -38,8 +38,8 @@ def corpus() -> Iterator[str]:
     ]
     relations = ("left of", "right of", "above", "below")
     sizes, sides = ("small", "large"), ("left", "right", "upper", "lower")
-    for colour, name in product(COLOURS, SHAPES):
-        words = f"{colour} {name}"
+    for color, name in product(COLORS, SHAPES):
+        words = f"{color} {name}"
         for place in (*places, *(f"{relation} the {words}" for relation in relations)):
             yield f"a {words} {place}, an {words} and a {words} {place}."
         for adjective in (*sizes, *sides):
@@ -49,7 +49,7 @@ def corpus() -> Iterator[str]:
 
 
 def train_tokenizer(special: dict[str, str], chat_template: str) -> Any:
-    """A byte-level BPE: any text can be written, the words of drawn scenes are one token each."""
+    """A byte-level BPE that encodes any text; words of drawn scenes are one token each."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -101,7 +101,7 @@ def _text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
 
 
 def qwen_parts(pixels: int = 176) -> tuple[Any, Any]:
-    """(config, processor): patch 8, merge 2, every image brought to about `pixels`² pixels."""
+    """(config, processor): patch 8, merge 2, every image resized to about `pixels`² pixels."""
     names = {
         "image_token": "<|image_pad|>",
         "video_token": "<|video_pad|>",
@@ -136,7 +136,7 @@ def qwen_parts(pixels: int = 176) -> tuple[Any, Any]:
             "patch_size": 8,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
-            # One window as large as any image: small windows are hundreds of tiny calls.
+            # One window as large as any image: small windows mean hundreds of tiny calls.
             "window_size": 4096,
             "fullatt_block_indexes": [0, 1, 2],
             "out_hidden_size": HIDDEN,
@@ -228,7 +228,7 @@ PARTS: dict[str, Callable[..., tuple[Any, Any]]] = {
     "deepseek_vl": deepseek_vl_parts,
     "llava_next": llava_next_parts,
 }
-# Position tables must start on the scale of what they are added to, or they are drowned.
+# Position embeddings must start at the scale of what they are added to, or they are ignored.
 SCALES = {
     "deepseek_vl": {"patch_embedding": 4.0, "position_embedding": 4.0},
     "llava_next": {"position_embedding": 20.0},
@@ -250,7 +250,7 @@ def random_twin(family: str, seed: int, **geometry: Any) -> tuple[Any, Any]:
 
 
 def build_twin(family: str, folder: str | Path, seed: int = 0, **geometry: Any) -> Path:
-    """Write a twin with random weights as a transformers folder; gives the folder."""
+    """Write a tiny model with random weights as a transformers folder; returns the folder."""
     model, processor = random_twin(family, seed, **geometry)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -258,7 +258,7 @@ def build_twin(family: str, folder: str | Path, seed: int = 0, **geometry: Any) 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write a tiny twin with random weights.")
+    parser = argparse.ArgumentParser(description="Write a tiny model with random weights.")
     parser.add_argument("family", choices=sorted(PARTS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)

@@ -6,10 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from flmm_core.config import load_config
-from flmm_core.data.sources import open_sources
-from flmm_core.feature_cache.build import BuildRequest, Forecast, build_cache
+from flmm_core.feature_cache.build import Forecast, build_cache
 from flmm_core.plugins import load_backbones
-from flmm_core.training.loop import build_from_config, facts_of, train
+from flmm_core.progress import Progress
+from flmm_core.training.loop import train
+
+
+class Loads(Progress):
+    """Counts how often the frozen models are loaded."""
+
+    count = 0
+
+    def say(self, text: str) -> None:
+        self.count += text == "Loading the frozen models"
 
 
 class Runs:
@@ -39,25 +48,13 @@ class Runs:
 
     def build(self, *, maps: Any = "float32", channels: int | None = None, **more: Any) -> Forecast:
         keep = {key: more.pop(key) for key in ("progress", "forecast_only") if key in more}
-        config, spec = self.config(**more)
-
-        def load() -> Any:
-            self.loads += 1
-            return build_from_config(config, spec)
-
-        return build_cache(
-            BuildRequest(
-                folder=self.cache,
-                key=facts_of(config, spec),
-                maps=maps,
-                channels=channels,
-                hidden=config.refiner != "none" and config.sam.text,
-            ),
-            load,
-            open_sources(config.data, config.train_protocol),
-            open_sources(config.val_data, config.protocol) if config.val_data else (),
-            **keep,
+        counting = Loads()
+        keep.setdefault("progress", counting)
+        forecast = build_cache(
+            self.cache, *self.config(**more), maps=maps, channels=channels, **keep
         )
+        self.loads += counting.count
+        return forecast
 
     def train(self, name: str, **more: Any) -> Path:
         return train(*self.config(output=self.folder / name, **more))

@@ -184,17 +184,17 @@ class OneView(Backbone):
     model_types = ("qwen2_5_vl", "deepseek_vl")
 
     @classmethod
-    def _load(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
+    def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
         vlm = transformers.AutoModelForImageTextToText.from_pretrained(source, **kwargs)
         return vlm, transformers.AutoProcessor.from_pretrained(source)
 
-    def _views(
+    def views(
         self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
         h, w = 4, 4
         if "image_grid_thw" in tensors:
             h, w = (int(side) // 2 for side in tensors["image_grid_thw"][0, 1:])
-        return (ImageView("image", self.image_token_places(input_ids, h * w).view(h, w)),)
+        return (ImageView("image", self.image_token_positions(input_ids, h * w).view(h, w)),)
 
 
 class TwoViews(OneView):
@@ -203,17 +203,17 @@ class TwoViews(OneView):
     view_names = ("coarse", "fine")
     model_types = ("llava_next",)
 
-    def _views(
+    def views(
         self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
         n = TILE // PATCH
         high, wide = image_hw
         h, w = (n if high < wide else 2 * n), (n if wide < high else 2 * n)
-        places = self.image_token_places(input_ids, n * n + h * (w + 1))
+        places = self.image_token_positions(input_ids, n * n + h * (w + 1))
         fine = places[n * n :].view(h, w + 1)[:, :w]
         return (ImageView("coarse", places[: n * n].view(n, n)), ImageView("fine", fine))
 
-    def _separator_tokens(self, views: Sequence[ImageView]) -> int:
+    def separator_tokens(self, views: Sequence[ImageView]) -> int:
         return views[1].token_index.shape[0]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from flmm_core.data.drawn.scenes import COLOURS, SHAPES
+from flmm_core.data.drawn.scenes import COLORS, SHAPES
 from recipes.aligning import (
     WEIGHTS,
     Fits,
@@ -75,14 +75,14 @@ def test_the_blind_caption_is_the_same_before_any_image(twin: Any) -> None:
     assert not torch.allclose(states[:, last][there], others[:, last][there], atol=1e-3)
 
 
-def test_names_are_found_with_their_colour_and_shape(twin: Any) -> None:
+def test_names_are_found_with_their_color_and_shape(twin: Any) -> None:
     _, processor, _ = twin
     texts = ["red ring at the top. the blue star on the left.", "a small green cross, a ring"]
     tokens = [processor.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
     longest = max(map(len, tokens))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in tokens])
     names = find_names(processor.tokenizer, ids)
-    kinds = [(list(COLOURS)[pair // 6], SHAPES[pair % 6]) for pair in names.pair.tolist()]
+    kinds = [(list(COLORS)[pair // 6], SHAPES[pair % 6]) for pair in names.pair.tolist()]
     assert sorted(zip(names.sample.tolist(), kinds, strict=True)) == [
         (0, ("blue", "star")),
         (0, ("red", "ring")),
@@ -98,11 +98,11 @@ def test_all_parts_are_learned_from_one_forward(twin: Any) -> None:
     parts, figures = losses(model, processor.tokenizer, Fits(), batch)
     assert parts.keys() == WEIGHTS.keys()
     assert all(torch.isfinite(part) and part > 0 for part in parts.values())
-    assert {"colour", "shape"} <= figures.keys()
+    assert {"color", "shape"} <= figures.keys()
 
 
 def test_what_holds_of_a_scene_is_what_its_things_are(twin: Any) -> None:
     _, _, batch = twin
     for row, scene in zip(truths(batch.scenes), batch.scenes, strict=True):
-        kinds = {(list(COLOURS)[i // 6], SHAPES[i % 6]) for i in row[12:].nonzero().flatten()}
+        kinds = {(list(COLORS)[i // 6], SHAPES[i % 6]) for i in row[12:].nonzero().flatten()}
         assert kinds == {thing.kind for thing in scene.shapes}

@@ -14,7 +14,9 @@ from pydantic import Field
 from flmm_core.config import RunConfig, load_config, option_name, settings
 from flmm_core.config.yaml_files import dump_yaml, parse_scalar, read_yaml
 from flmm_core.errors import ConfigError, UsageError
-from flmm_core.spec import BackboneOptions, BackboneSpec, ModelInfo
+from flmm_core.pipeline.refiners import SamOptions
+from flmm_core.plugins import load_refiners
+from flmm_core.spec import BackboneOptions, BackboneSpec, ModelInfo, RefinerOptions, RefinerSpec
 
 
 class Options(BackboneOptions):
@@ -27,6 +29,7 @@ SPEC = BackboneSpec(
     summary="",
     models={
         "tiny": ModelInfo("fake:tiny", "MIT", defaults={"head.base_channels": 16, "steps": 300}),
+        "toy": ModelInfo("fake:tiny", "MIT", defaults={"refiner_options.text": False}),
         "large": ModelInfo("fake/large", "MIT"),
         "broken": ModelInfo("fake/broken", "MIT", defaults={"head.base_chanels": 16}),
     },
@@ -40,9 +43,19 @@ def find(name: str) -> BackboneSpec:
     return SPEC
 
 
+class BlurOptions(RefinerOptions):
+    radius: int = Field(3, ge=1, description="Radius.")
+
+
+def find_refiner(name: str) -> RefinerSpec:
+    """The core's refiners and one that blurs."""
+    blur = RefinerSpec("blur", "fake:Blur", "", options=BlurOptions, shorthand="radius")
+    return blur if name == "blur" else load_refiners().get(name)
+
+
 def load(path: Path | None = None, **overrides: Any) -> RunConfig:
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
-    return load_config(path, dotted, find)[0]
+    return load_config(path, dotted, find, find_refiner)[0]
 
 
 @pytest.fixture
@@ -117,7 +130,7 @@ def test_a_repeated_key_is_refused_with_its_lines(write: Any) -> None:
     [
         ("a: [1\nb: 2", "Line 2: expected ',' or ']', but got ':'."),
         ("a: &x 1\nb: *x", "Line 2: aliases are not supported."),
-        ("- a\n- b\n", "It must hold lines of `key: value`."),
+        ("- a\n- b\n", "It must be a mapping, lines of `key: value`."),
         ("a: !!python/object:os.system {}", "Line 1: could not determine a constructor"),
         ("{[1]: 2}", "Line 1: found unhashable key."),
         ("a: \x00", "It cannot be read: "),
@@ -157,9 +170,11 @@ def test_the_file_may_name_the_model_whose_defaults_count(write: Any) -> None:
 
 def test_files_may_be_empty_dotted_or_short(write: Any) -> None:
     assert load(write("# nothing\n"), backbone="fake").steps == 300
-    config = load(write("backbone: fake\nhead.pool: max\nsam:\ndata: shapes@val\noutput: ~/x\n"))
+    config = load(
+        write("backbone: fake\nhead.pool: max\nrefiner_options:\ndata: shapes@val\noutput: ~/x\n")
+    )
     assert config.head.pool == "max"
-    assert config.sam == RunConfig(backbone="fake").sam
+    assert config.refiner_options == load(backbone="fake").refiner_options
     assert config.data == ["shapes@val"]
     assert config.output == Path.home() / "x"
 
@@ -167,13 +182,15 @@ def test_files_may_be_empty_dotted_or_short(write: Any) -> None:
 def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None:
     path = write(
         "backbone: fake\nbath_size: 4\nsteps: 0\npool: max\nhead:\n  pol: max\n"
-        "  base_channels: yes\nsam: 3\noptions: {min_pixel: 3}\n"
+        "  base_channels: yes\nsam: {box: true}\noptions: {min_pixel: 3}\n"
+        "refiner_options:\n  half: 7\n"
     )
     with pytest.raises(ConfigError) as caught:
         load(path, seed=-1, options__min_pixels=0, learning_rate=float("inf"))
     integer = "should be a valid integer, unable to parse string as an integer"
     options = "Did you mean 'options.min_pixels'?"
-    assert caught.value.asked == "10 problems in the configuration."
+    boolean = "should be a valid boolean, unable to interpret input"
+    assert caught.value.asked == "11 problems in the configuration."
     assert sorted(problems(caught)) == sorted(
         [
             f"  {path}, line 2: bath_size: unknown setting. Did you mean 'batch_size'?",
@@ -181,7 +198,8 @@ def test_all_problems_are_reported_at_once_with_their_places(write: Any) -> None
             f"  {path}, line 4: pool: unknown setting. Did you mean 'head.pool'?",
             f"  {path}, line 6: head.pol: unknown setting. Did you mean 'head.pool'?",
             f"  {path}, line 7: head.base_channels: {integer}, not 'yes'.",
-            f"  {path}, line 8: sam: must hold settings of its own, not 3.",
+            f"  {path}, line 8: sam: unknown setting. Did you mean 'refiner_options'?",
+            f"  {path}, line 11: refiner_options.half: {boolean}, not 7.",
             f"  {path}, line 9: options.min_pixel: unknown setting. {options}",
             "  --options min_pixels: should be greater than or equal to 1, not 0.",
             "  --seed: should be greater than or equal to 0, not -1.",
@@ -200,7 +218,7 @@ def test_workers_are_a_number_or_auto(given: Any) -> None:
     ]
     with pytest.raises(ConfigError) as caught:
         load(backbone="fake", workers=given)
-    assert problems(caught) == [f"  --workers: must be auto or a number from 0, not {given!r}."]
+    assert problems(caught) == [f"  --workers: must be auto or an integer >= 0, not {given!r}."]
 
 
 def test_a_missing_backbone_says_how_to_give_it() -> None:
@@ -223,9 +241,86 @@ def test_a_plugins_wrong_default_is_the_plugins(write: Any) -> None:
     )
 
 
-def test_an_unknown_backbone_is_the_registrys_error() -> None:
+def test_unknown_names_are_the_registrys_errors() -> None:
     with pytest.raises(UsageError, match="Unknown backbone 'qwenn'"):
         load(backbone="qwenn", steps=0)
+    with pytest.raises(UsageError, match=r"Unknown refiner 'sma'\. Did you mean 'sam'\?"):
+        load(backbone="fake", refiner="sma:tiny", steps=0)
+
+
+# --- refiners ----------------------------------------------------------------------------------
+
+
+def sam(**given: Any) -> dict[str, Any]:
+    """What a configuration with these settings says of SAM, where it is not the default."""
+    config = load(backbone="fake", **given)
+    defaults = SamOptions().model_dump()
+    assert config.refiner == "sam"
+    assert config.refiner_options.keys() == defaults.keys()
+    return {key: value for key, value in config.refiner_options.items() if value != defaults[key]}
+
+
+def test_a_refiner_is_named_with_or_without_its_main_option() -> None:
+    assert sam() == sam(refiner="sam") == sam(refiner="sam:tiny") == {}
+    large = {"size": "vit_l"}
+    assert sam(refiner="sam:vit_l") == sam(refiner_options__size="vit_l") == large
+    assert sam(refiner="sam:vit_l", refiner_options=large) == large
+    assert load(backbone="fake", refiner="none").refiner_options == {}
+    blur = load(backbone="fake", refiner="blur:7")
+    assert (blur.refiner, blur.refiner_options) == ("blur", {"radius": 7})
+
+
+@pytest.mark.parametrize("off", ["off", "false", "no", "0"])
+def test_booleans_are_written_as_people_do(off: str) -> None:
+    assert sam(refiner_options__text=parse_scalar(off)) == {"text": False}
+
+
+def test_a_later_source_overrides_options_of_the_same_refiner_only(write: Any) -> None:
+    path = write("refiner: sam:vit_b\nrefiner_options: {box: false}\n")
+    assert sam(path=path) == {"size": "vit_b", "box": False}
+    assert sam(path=path, refiner="sam:vit_l") == {"size": "vit_l", "box": False}
+    assert sam(path=path, refiner="sam", refiner_options__box=True) == {"size": "vit_b"}
+    assert load(path, backbone="fake", refiner="blur").refiner_options == {"radius": 3}
+    assert sam(path=write("refiner: 3\n"), refiner="sam:vit_l") == {"size": "vit_l"}
+
+
+def test_a_models_default_counts_only_for_refiners_that_have_it() -> None:
+    assert sam(model="toy") == {"text": False}
+    assert sam(model="toy", refiner="sam:vit_b", refiner_options__text="on") == {"size": "vit_b"}
+    assert load(backbone="fake", model="toy", refiner="blur").refiner_options == {"radius": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (
+            {"refiner": "sam:vit-b"},
+            "--refiner: should be 'tiny', 'vit_b', 'vit_l' or 'vit_h', not 'vit-b'.",
+        ),
+        (
+            {"refiner": "sam:tiny", "refiner_options.size": "vit_b"},
+            "--refiner-option size: contradicts --refiner 'sam:tiny'.",
+        ),
+        ({"refiner": "none:3"}, "--refiner: refiner 'none' takes no value, not 'none:3'."),
+        ({"refiner": 3}, "--refiner: should be a valid string, not 3."),
+        (
+            {"refiner_options.tex": 1},
+            "--refiner-option tex: unknown setting. Did you mean 'refiner_options.text'?",
+        ),
+        (
+            dict.fromkeys(("refiner_options.mask", "refiner_options.box"), "off")
+            | {"model": "toy"},
+            "refiner_options: SAM needs at least one kind of prompt: mask, box or text.",
+        ),
+        ({"sam.text": True}, "--sam-text: unknown setting. Did you mean 'refiner_options'?"),
+    ],
+)
+def test_problems_with_refiners_say_where_they_were_written(
+    given: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {"backbone": "fake", **given}, find, find_refiner)
+    assert problems(caught) == [f"  {problem}"]
 
 
 def test_options_are_resolved_by_the_plugins_own_model() -> None:
@@ -241,7 +336,8 @@ def test_the_resolved_configuration_is_read_back_unchanged(write: Any) -> None:
         refiner_weights=Path("somewhere/sam.pth"),
         data=["refcoco:/a b@val", "true"],
         options__min_pixels=3,
-        sam__box=False,
+        refiner="sam:vit_b",
+        refiner_options__box=False,
     )
     assert load(write(config.to_yaml())) == config
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import pickle
+from collections.abc import Callable
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
 from flmm_core.errors import MissingExtraError, UsageError
-from flmm_core.plugins import Registry, load_backbones, load_class
-from flmm_core.spec import BackboneSpec, ModelInfo
+from flmm_core.plugins import Registry, load_backbones, load_class, load_refiners
+from flmm_core.spec import BackboneSpec, ModelInfo, RefinerSpec
 
 BUILT_IN = ["deepseek_vl", "llava_next", "qwen"]
 Install = Callable[..., None]
@@ -30,36 +30,15 @@ def good(name: str) -> str:
     return dedent(GOOD.format(name=name))
 
 
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """install(distribution, version, module=source, ...): one entry point a module."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def make(distribution: str, version: str = "0.1", **sources: str) -> None:
-        info = tmp_path / f"{distribution.replace('-', '_')}-{version}.dist-info"
-        info.mkdir()
-        metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
-        (info / "METADATA").write_text(metadata)
-        lines = ["[flmm]", *(f"{module} = {module}" for module in sources)]
-        (info / "entry_points.txt").write_text("\n".join(lines))
-        for module, source in sources.items():
-            (tmp_path / f"{module}.py").write_text(dedent(source))
-
-    yield make
-    for module in set(sys.modules) - before:
-        if (tmp_path / f"{module}.py").exists():
-            del sys.modules[module]
-
-
-def reasons(registry: Registry) -> list[str]:
+def reasons(registry: Registry[Any]) -> list[str]:
     return [str(failure) for failure in registry.failures]
 
 
-def test_the_built_in_backbones_come_through_the_public_door() -> None:
-    registry = load_backbones()
-    assert [name for name in registry.specs if name in BUILT_IN] == BUILT_IN
-    assert {registry.plugins[name].label.split()[0] for name in BUILT_IN} == {"flmm"}
+def test_the_built_in_plugins_come_through_the_public_door() -> None:
+    for load, names in ((load_backbones, BUILT_IN), (load_refiners, ["none", "sam"])):
+        registry: Registry[Any] = load()
+        assert [name for name in registry.specs if name in names] == names
+        assert {registry.plugins[name].label.split()[0] for name in names} == {"flmm"}
 
 
 def test_a_plugin_adds_its_backbone(install: Install) -> None:
@@ -70,14 +49,42 @@ def test_a_plugin_adds_its_backbone(install: Install) -> None:
     assert registry.plugins["good"].label == "flmm-good 1.2"
 
 
+REFINER = """
+    from flmm_core import RefinerSpec, hookimpl
+
+    @hookimpl
+    def flmm_refiners():
+        return [RefinerSpec("sharp", "somewhere:Class", "A summary")]
+"""
+
+
+def test_a_plugin_may_bring_backbones_refiners_or_both(install: Install) -> None:
+    install("flmm-both", "1", flmm_both=good("good") + dedent(REFINER))
+    install("flmm-refiner", "1", flmm_refiner=REFINER.replace("sharp", "sharper"))
+    backbones, refiners = load_backbones(), load_refiners()
+    assert list(backbones.specs) == ["deepseek_vl", "good", "llava_next", "qwen"]
+    assert list(refiners.specs) == ["none", "sam", "sharp", "sharper"]
+    assert refiners.plugins["sharp"].label == "flmm-both 1"
+    assert not backbones.failures + refiners.failures
+
+
+def test_a_broken_refiner_leaves_the_plugins_backbone(install: Install) -> None:
+    install("flmm-half", "1", flmm_half=good("good") + dedent(REFINER).replace("sharp", "Not-ok"))
+    assert "good" in load_backbones().specs
+    assert len(reasons(load_refiners())) == 1
+
+
 BROKEN = {
     "missing module": ("import foo_that_is_not", "ModuleNotFoundError: No module named 'foo_that_"),
     "syntax": ("def (", "SyntaxError: "),
     "exit": ("raise SystemExit(3)", "SystemExit: 3"),
-    "no hook": ("x = 1", "ValueError: it has no function 'flmm_backbones' marked with @hookimpl"),
+    "no hook": (
+        "x = 1",
+        "ValueError: it has no function flmm_backbones or flmm_refiners marked with",
+    ),
     "not marked": (
         "def flmm_backbones(): return []",
-        "ValueError: it has no function 'flmm_backbones' marked with @hookimpl",
+        "ValueError: it has no function flmm_backbones or flmm_refiners marked with",
     ),
     "misspelled": (
         "from flmm_core import hookimpl\n@hookimpl\ndef flmm_backbone(): return []",
@@ -135,8 +142,42 @@ def test_a_broken_plugin_is_reported_and_the_others_work(install: Install, kind:
     assert "\n" not in found
 
 
+BROKEN_REFINERS = {
+    "returns backbones": (
+        good("x").replace("flmm_backbones", "flmm_refiners"),
+        "TypeError: flmm_refiners() must return a list of RefinerSpec, not [BackboneSpec(",
+    ),
+    "options": (
+        REFINER.replace('summary"', 'summary", options=dict'),
+        "TypeError: options of refiner 'sharp' must subclass RefinerOptions",
+    ),
+    "shorthand": (
+        REFINER.replace('summary"', 'summary", shorthand="size"'),
+        "ValueError: refiner 'sharp' has no option 'size'",
+    ),
+    "taken": (
+        REFINER.replace("sharp", "sam"),
+        "refiner 'sam' is already provided by flmm 0.1.0, entry point 'refiners'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_REFINERS)
+def test_a_broken_refiner_is_reported_and_the_others_work(install: Install, kind: str) -> None:
+    source, reason = BROKEN_REFINERS[kind]
+    install("flmm-foo", "0.1", flmm_foo=source)
+    install("flmm-zoo", "2", flmm_zoo=REFINER)
+    registry = load_refiners()
+    assert [*registry.specs] == ["none", "sam", "sharp"]
+    assert registry.plugins["sharp"].label == "flmm-zoo 2"
+    (found,) = reasons(registry)
+    assert found.startswith(f"flmm-foo 0.1 ({reason}")
+
+
 def test_unknown_backbone_says_what_there_is_and_what_failed(install: Install) -> None:
     install("flmm-foo", "0.1", flmm_foo="import foo")
+    with pytest.raises(UsageError, match=r"^Unknown refiner 'sma'\. Did you mean 'sam'\?\nInst"):
+        load_refiners().get("sma")
     with pytest.raises(UsageError) as caught:
         load_backbones().get("qwenn")
     assert str(caught.value) == (
@@ -209,14 +250,14 @@ def test_load_class_says_what_is_missing(install: Install) -> None:
         "Backbone 'foo' cannot be loaded from 'flmm_nowhere.backbone:Foo'.\n"
         "There is no module 'flmm_nowhere'."
     )
-    with pytest.raises(UsageError, match="Module 'collections' has no class 'Foo'"):
-        load_class(spec_for("collections:Foo"))
+    with pytest.raises(UsageError, match=r"^Refiner 'foo' .*\nModule 'collections' has no class"):
+        load_class(RefinerSpec("foo", "collections:Foo", ""))
     with pytest.raises(MissingExtraError) as no_extra:
         load_class(spec_for("flmm_foo:Foo"))
     assert no_extra.value.exit_code == 3
     assert str(no_extra.value) == (
         "Backbone 'foo' cannot be loaded from 'flmm_foo:Foo'.\n"
-        "Something that it needs is missing or too old"
+        "A package that it needs is missing or too old"
         " (ModuleNotFoundError: No module named 'foo_that_is_not').\n"
         "Install what the plugin's documentation asks for."
     )
@@ -237,3 +278,9 @@ def test_a_spec_that_cannot_work_cannot_be_made(change: dict[str, object], messa
     facts = {"name": "foo", "target": "a:B", "summary": "", "models": {"tiny": ModelInfo("a", "b")}}
     with pytest.raises(ValueError, match=message):
         BackboneSpec(**(facts | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("load", [load_backbones, load_refiners])
+def test_specs_can_be_pickled(load: Callable[[], Registry[Any]]) -> None:
+    for spec in load().specs.values():
+        assert pickle.loads(pickle.dumps(spec)) == spec

@@ -27,10 +27,10 @@ def test_lines_come_every_few_seconds_with_the_time_left() -> None:
             stage.advance(loss=0.12345)
     assert lines[:3] == [
         "Starting.",
-        "Training: 25/100, 2:30 left, loss 0.1235",
-        "Training: 30/100, 2:20 left, loss 0.1235",
+        "Training: 25/100, 0:02:30 left, loss 0.1235",
+        "Training: 30/100, 0:02:20 left, loss 0.1235",
     ]
-    assert lines[-1] == "Training: 100/100 in 2:40, loss 0.1235"
+    assert lines[-1] == "Training: 100/100 in 0:02:40, loss 0.1235"
     assert len(lines) == 1 + 15 + 1
 
 

@@ -26,7 +26,7 @@ def test_its_best_head_looks_at_what_is_named(twin: Any) -> None:
     assert focus(twin, 8)["best_head_over_area"] >= 4
 
 
-def test_of_two_things_of_one_colour_it_looks_at_the_one_that_is_named(twin: Any) -> None:
+def test_of_two_things_of_one_color_it_looks_at_the_one_that_is_named(twin: Any) -> None:
     found = told_apart(twin, 8)
-    assert found["sharing_a_colour"] >= 10
-    assert found["told_apart"] >= 0.9  # a twin that looks at colours only: 0.5
+    assert found["sharing_a_color"] >= 10
+    assert found["told_apart"] >= 0.9  # a twin that looks at colors only: 0.5

@@ -1,8 +1,8 @@
-"""Backbones × methods × data sets, every item once, through any stop.
+"""Measures backbones × methods × data sets: every phrase once, resumable after any stop.
 
-plan.py   what is measured, and what a folder that is begun may go on with
-rows.py   the rows of a cell while it is measured
-run.py    one call: heads, cells, report
+plan.py   what is measured, and when an existing folder may be resumed
+rows.py   the rows of an unfinished measurement
+run.py    one run: heads, measurements, report
 """
 
 from flmm_core.benchmark.plan import Plan

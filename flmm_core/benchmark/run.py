@@ -1,202 +1,186 @@
-"""Backbones × methods × data sets, every item once, through any stop.
+"""One run of a benchmark: heads, measurements, report.
 
-    DIR/benchmark.json          what is run, and on what
-    DIR/heads/BACKBONE          a run of `flmm train`, where no head was given
-    DIR/cells/NAME/begun.json   what a cell is measured with; gone when it is finished
-                   rows-*.jsonl what is measured so far (`flmm_core.benchmark.rows`); likewise
-                   items.jsonl, result.json    the finished cell
-    DIR/report.html, ...        the report
-
-The same call goes on where the last one stopped. Which samples go through the flow together is
-fixed by the batch size alone, so that rows do not depend on stops or on the number of processes.
-Several processes (`torchrun`, `accelerate launch`) must see one DIR.
+The same command resumes what an earlier one left. The batch size alone decides which samples share
+a batch, so rows depend neither on stops nor on the number of processes. All processes (`torchrun`,
+`accelerate launch`) must see the same folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from re import sub
 
 import torch
 from accelerate import PartialState
 
-from flmm_core.benchmark.facts import cell_facts
 from flmm_core.benchmark.plan import (
-    BEGUN,
-    Cell,
+    Job,
     Plan,
     System,
-    check_begun,
-    check_head,
+    check_measurement,
     check_plan,
-    file_name,
-    held,
-    labelled_systems,
+    locked,
+    with_labels,
 )
 from flmm_core.benchmark.rows import RowFiles, SampleRows
 from flmm_core.config import RunConfig, Workers, load_config
 from flmm_core.data.protocols import ImageSamples
-from flmm_core.data.sources import open_source, open_sources
+from flmm_core.data.sources import open_source
 from flmm_core.errors import RunError, UsageError
-from flmm_core.evaluation.baselines import Method as Flow
-from flmm_core.evaluation.baselines import make_method
-from flmm_core.evaluation.confidence import check_can_abstain, chosen_threshold, read_confidence
-from flmm_core.evaluation.evaluate import Evaluation, Measured, measure_batches
-from flmm_core.evaluation.phrase_rows import (
+from flmm_core.evaluation.baselines import MaskMethod
+from flmm_core.evaluation.benchmark_folder import (
     BENCHMARK,
-    CELLS,
+    MEASUREMENTS,
     RESULT,
     BenchmarkFacts,
-    CellFacts,
-    Item,
-    Method,
-    read_cell,
+    MeasurementFacts,
     source_label,
     write_facts,
-    write_items,
 )
-from flmm_core.loader.dataset import fixed_batches
+from flmm_core.evaluation.evaluate import check_can_abstain, measure_batches, open_method
+from flmm_core.evaluation.phrase_rows import ITEMS, PhraseRow, write_rows
+from flmm_core.evaluation.running_scores import Evaluation
+from flmm_core.files import write_json
+from flmm_core.loader.samplers import fixed_batches
 from flmm_core.loader.throughput import Throughput
-from flmm_core.pipeline.head_folder import Grounder, find_head, read_recipe
+from flmm_core.pipeline.build import build_from_config, recipe_of
+from flmm_core.pipeline.confidence import chosen_threshold, read_confidence
+from flmm_core.pipeline.grounder import Grounder
+from flmm_core.pipeline.head_folder import WEIGHTS, HeadInfo, find_head, read_info
 from flmm_core.plugins import load_backbones
 from flmm_core.progress import Progress
-from flmm_core.report.build import build_report
-from flmm_core.report.table import Report
+from flmm_core.report.page import build_report
+from flmm_core.report.table import BenchmarkReport
 from flmm_core.spec import BackboneSpec
-from flmm_core.training.loop import build_from_config, train
-from flmm_core.training.run_folder import RunFolder, environment, write_json
+from flmm_core.training.loop import train
+from flmm_core.training.run_folder import RunFolder, environment
+
+BEGUN = "begun.json"
 
 
+@dataclass
 class BenchmarkRun:
-    """One call of a benchmark, in one process or in one of several.
+    """One run of a benchmark, in one process or in one of several.
 
-    Args:
-        plan: What to measure.
-        output: The benchmark's folder.
-        config_file: The YAML file of the heads that are trained.
-        max_skipped: Most samples of a source that may be left out because they cannot be scored.
-        device: "auto" takes the first accelerator, several processes one each.
-        refiner_weights: SAM's own file, where heads were trained with an official SAM.
-        workers: Processes that read images, for each process; see `count_workers`.
-        progress: Is told how far it is, in the first process.
+    Attributes:
+        output: Folder of the benchmark.
+        config_file: YAML file of the heads to train.
+        max_skipped: Maximum number of samples per source that cannot be scored.
+        device: "auto" takes the first accelerator; with several processes, one for each.
+        refiner_weights: The refiner's own weights file, where training needed one.
+        workers: DataLoader workers per process.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        output: Path,
-        *,
-        config_file: Path | None = None,
-        max_skipped: int = 0,
-        device: str = "auto",
-        refiner_weights: Path | None = None,
-        workers: Workers = "auto",
-        progress: Progress | None = None,
-    ) -> None:
-        self.plan = plan
-        self.output = output
-        self.config_file = config_file
-        self.max_skipped = max_skipped
-        self.refiner_weights = refiner_weights
-        self.workers = workers
-        self.processes = _join(device)
-        self.is_first = bool(self.processes.is_main_process)
-        several = self.processes.num_processes > 1
-        self.device = str(self.processes.device) if several and device == "auto" else device
-        self.progress = progress if progress and self.is_first else Progress()
+    plan: Plan
+    output: Path
+    _: KW_ONLY
+    config_file: Path | None = None
+    max_skipped: int = 0
+    device: str = "auto"
+    refiner_weights: Path | None = None
+    workers: Workers = "auto"
+    progress: Progress = field(default_factory=Progress)
 
-    def run(self) -> tuple[Report, list[Path]] | None:
-        """Measure what is not measured yet, then write the report.
+    def __post_init__(self) -> None:
+        on_cpu = self.device == "cpu" or not torch.cuda.is_available()
+        # The others may train a head, or read larger images: a long wait is no fault.
+        self.processes = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+        self.is_first = bool(self.processes.is_main_process)
+        if self.processes.num_processes > 1 and self.device == "auto":
+            self.device = str(self.processes.device)
+        if not self.is_first:
+            self.progress = Progress()
+
+    def run(self) -> tuple[BenchmarkReport, list[Path]] | None:
+        """Measure what has not been measured yet, then write the report.
 
         Returns:
             The report and its files; None in all processes but the first.
 
         Raises:
-            UsageError: The folder holds another benchmark or is being written, or the plan cannot
-                be carried out.
-            RunError: Too many samples were skipped.
-            FlmmError: Data or weights are missing or broken.
+            UsageError: The folder holds another benchmark, another process is writing it, or the
+                plan cannot be carried out.
+            RunError: Too many samples cannot be scored.
         """
         if self.plan.abstain:
             check_can_abstain(self.plan.methods)
         sources = {text: open_source(text, self.plan.protocol) for text in self.plan.data}
         for text, samples in sources.items():
-            self._check_skipped(text, [s.reason for s in samples.skipped])
-        with held(self.output) if self.is_first else nullcontext():
+            self._check_skipped(text, [skipped.reason for skipped in samples.skipped])
+        with locked(self.output) if self.is_first else nullcontext():
             self._begin()
             for system in self._systems():
-                self._measure_system(self._cells(system, sources))
+                self._measure_system(self._jobs(system, sources))
             done = build_report(self.output) if self.is_first else None
         self.processes.destroy_process_group()
         return done
 
     def _begin(self) -> None:
-        """Take the folder, or see that it is this plan's."""
-        if (self.output / BENCHMARK).is_file():
+        """Write `benchmark.json`, or check that the folder belongs to the same plan."""
+        begun = (self.output / BENCHMARK).is_file()
+        if begun:
             check_plan(self.plan, self.output)
         self.processes.wait_for_everyone()
-        if self.is_first and not (self.output / BENCHMARK).is_file():
-            facts = environment()
-            write_facts(
-                self.output,
-                BenchmarkFacts(
-                    created=_now(),
-                    command=facts.pop("command"),
-                    versions={"python": facts.pop("python"), **facts.pop("packages")},
-                    machine=facts,
-                    seed=0,
-                    protocol=self.plan.protocol,
-                    **{"plan": self.plan.model_dump(mode="json")},
-                ),
-            )
+        if self.is_first and not begun:
+            machine = environment()
+            facts = {
+                "created": _now(),
+                "command": machine.pop("command"),
+                "versions": {"python": machine.pop("python"), **machine.pop("packages")},
+                "machine": machine,
+                "seed": 0,
+                "protocol": self.plan.protocol,
+                "plan": self.plan.model_dump(mode="json"),
+            }
+            write_facts(self.output, BenchmarkFacts.model_validate(facts))
         self.processes.wait_for_everyone()
 
     # --- systems ------------------------------------------------------------------------------
 
     def _systems(self) -> list[System]:
-        """Every backbone with its head, trained now if there is none."""
-        heads: dict[str, list[Path]] = {}
+        """Each backbone with its heads; a missing head is trained now."""
+        heads: dict[str, list[Path | None]] = {}
         for text in self.plan.heads:
-            place = find_head(text)
-            heads.setdefault(read_recipe(place)[0].backbone, []).append(place)
-        wanted = self.plan.backbones or tuple(heads)
-        for backbone, folders in heads.items():
-            if backbone not in wanted:
+            folder = find_head(text)
+            heads.setdefault(read_info(folder).recipe.backbone, []).append(folder)
+        backbones = self.plan.backbones or tuple(heads)
+        for name, folders in heads.items():
+            if name not in backbones:
                 raise UsageError(
                     f"The head '{folders[0]}' is for a backbone that is not measured.",
-                    found=f"It was trained with {backbone}; --backbone has {', '.join(wanted)}.",
-                    repair=f"Add --backbone {backbone}, or leave the head out.",
+                    found=f"It was trained with {name}; --backbone has {', '.join(backbones)}.",
+                    repair=f"Add --backbone {name}, or leave the head out.",
                 )
-        found: list[tuple[str, str, Path | None]] = []
-        for backbone in wanted:
-            given: list[Path | None] = [*heads.get(backbone, ())]
-            for folder in given or [self._trained(backbone)]:
-                config = self._config(backbone)[0]
-                model = config.model if folder is None else read_recipe(folder)[0].model
-                found.append((backbone, model, folder))
-        systems = list(labelled_systems(found))
-        return [self._abstaining(one) for one in systems] if self.plan.abstain else systems
+        systems = [
+            self._system(name, head)
+            for name in backbones
+            for head in heads.get(name) or [self._trained(name)]
+        ]
+        return list(with_labels(systems))
 
-    def _abstaining(self, system: System) -> System:
-        """The same with the threshold that its head's training chose."""
-        assert system.head is not None  # without one there are only methods without training
-        below = chosen_threshold(read_confidence(system.head), str(system.head))
-        return replace(system, abstain_below=below)
+    def _system(self, backbone: str, head: Path | None) -> System:
+        if head is None:
+            return System(backbone, backbone, self._config(backbone)[0].model)
+        model = read_info(head).recipe.model
+        digest = hashlib.sha256((head / WEIGHTS).read_bytes()).hexdigest()
+        below = chosen_threshold(read_confidence(head), str(head)) if self.plan.abstain else None
+        return System(backbone, backbone, model, head, digest, below)
 
     def _trained(self, backbone: str) -> Path | None:
-        """A head that is trained in the benchmark's folder; None if no method needs one."""
+        """The head trained in the benchmark's folder; None if no method needs one."""
         if "head" not in self.plan.methods:
             return None
         config, spec = self._config(backbone)
         if self.is_first and not (config.output / "summary.json").is_file():
             last = RunFolder(config.output, config.save_every).last()
             if last is None and config.output.exists():
-                shutil.rmtree(config.output)  # a run of ours that was stopped before it saved
+                shutil.rmtree(config.output)  # stopped before its first checkpoint
             self.progress.say(f"Training a head for {backbone} in {config.output}")
             train(config.model_copy(update={"resume": last is not None}), spec, self.progress)
         self.processes.wait_for_everyone()
@@ -218,165 +202,175 @@ class BenchmarkRun:
     def _load(self, system: System) -> Grounder:
         self.progress.say(f"Loading {system.backbone}, model {system.model}")
         if system.head is None:
-            return build_from_config(*self._config(system.backbone))
+            config, spec = self._config(system.backbone)
+            observer, head = build_from_config(config, spec)
+            return Grounder(observer, head, HeadInfo(recipe_of(config), observer.vlm))
         return Grounder.from_pretrained(
             system.head, device=self.device, refiner_weights=self.refiner_weights
         )
 
-    def _flow(self, method: Method, grounder: Grounder) -> Flow:
-        if method == "head":
-            return grounder
-        texts = self.plan.method_data or grounder.facts.get("data") or ("shapes@train",)
-        labelled = open_sources(texts, self.plan.protocol)
-        return make_method(method, grounder, labelled, refiner_weights=self.refiner_weights)
+    # --- measurements -------------------------------------------------------------------------
 
-    # --- cells --------------------------------------------------------------------------------
-
-    def _cells(self, system: System, sources: dict[str, ImageSamples]) -> Iterator[Cell]:
+    def _jobs(self, system: System, sources: Mapping[str, ImageSamples]) -> Iterator[Job]:
         labels = [source_label(text) for text in sources]
         for method in self.plan.methods:
             for number, (text, samples) in enumerate(sources.items()):
-                label = labels[number]
-                name = f"{system.label}--{label}" + f"-{number + 1}" * (labels.count(label) > 1)
-                name += f"--{method}" * (len(self.plan.methods) > 1)
-                folder = self.output / CELLS / file_name(name)
+                name = f"{system.label}--{labels[number]}"
+                name += f"-{number + 1}" if labels.count(labels[number]) > 1 else ""
+                name += f"--{method}" if len(self.plan.methods) > 1 else ""
+                folder = self.output / MEASUREMENTS / sub(r"[^\w.@+-]+", "_", name)
                 total = min(self.plan.limit or len(samples), len(samples))
-                yield Cell(folder, system, method, text, samples, total)
+                yield Job(folder, system, method, text, samples, total)
 
-    def _measure_system(self, cells: Iterator[Cell]) -> None:
-        """Measure the cells of one system; its model is loaded if one is not finished."""
+    def _measure_system(self, jobs: Iterator[Job]) -> None:
+        """Do the jobs of one system; its model is loaded only if one is not finished."""
         grounder: Grounder | None = None
-        flow: tuple[Method, Flow] | None = None
-        for cell in cells:
-            if (cell.folder / RESULT).is_file():
-                check_head(read_cell(cell.folder).head_sha256, cell)
-                self.progress.say(f"{cell.title}: measured already")
+        method: MaskMethod | None = None
+        for job in jobs:
+            if (job.folder / RESULT).is_file():
+                if job.method == "head":
+                    head = {"head_sha256": job.system.head_sha256}
+                    check_measurement(job.folder, RESULT, head)
+                self.progress.say(f"{job.title}: measured already")
                 continue
             if grounder is None:
-                grounder = self._load(cell.system)
-                grounder.eval()
+                grounder = self._load(job.system)
                 digest = grounder.backbone.weights_digest()
-            if flow is None or flow[0] != cell.method:
-                flow = cell.method, self._flow(cell.method, grounder)
-            facts = cell_facts(self.plan, cell, grounder, flow[1], digest)
-            self._measure(cell, grounder, flow[1], facts)
+            if method is None or method.name != job.method:
+                data = self.plan.method_data or grounder.info.facts.get("data")
+                method = open_method(
+                    job.method,
+                    grounder,
+                    data or ("shapes@train",),
+                    self.plan.protocol,
+                    self.refiner_weights,
+                    job.system.abstain_below,
+                )
+            self._measure(job, method, self._facts(job, grounder, method, digest))
 
-    def _measure(self, cell: Cell, grounder: Grounder, flow: Flow, facts: CellFacts) -> None:
-        rows = RowFiles(cell.folder, cell.total)
-        check_begun(cell.folder / BEGUN, facts)
-        self.processes.wait_for_everyone()
-        if self.is_first:
-            cell.folder.mkdir(parents=True, exist_ok=True)
-            write_json(cell.folder / BEGUN, facts.model_dump(mode="json"))
-            rows.mend()
-        self.processes.wait_for_everyone()
-        rows.scan()
+    def _facts(
+        self, job: Job, grounder: Grounder, method: MaskMethod, digest: str
+    ) -> MeasurementFacts:
+        """What a measurement is made with; rows of different facts are never mixed."""
+        system, with_head = job.system, job.method == "head"
+        vlm, recipe = grounder.backbone.vlm, grounder.info.recipe
+        return MeasurementFacts.model_validate(
+            {
+                "backbone": system.backbone,
+                "model": system.model,
+                "revision": getattr(vlm.config, "_commit_hash", None),
+                "weights_sha256": digest,
+                "head": str(system.head) if with_head else None,
+                "head_sha256": system.head_sha256 if with_head else None,
+                "method": job.method,
+                "source": job.source,
+                "pictures": str(job.samples.folder),
+                "protocol": self.plan.protocol,
+                "dtype": str(next(iter(vlm.parameters())).dtype).removeprefix("torch."),
+                "device": torch.device(vlm.device).type,
+                "steps": grounder.info.facts.get("steps") if with_head else None,
+                "trainable_parameters": grounder.head.trainable_parameters if with_head else None,
+                "refiner": recipe.refiner,
+                "refiner_options": dict(recipe.refiner_options),
+                "prompt": recipe.prompt,
+                "settings": dict(method.settings),
+                "samples": job.total,
+                "batch_size": self.plan.batch_size,
+                "abstain_below": system.abstain_below,
+                "seed": 0,
+            }
+        )
+
+    def _measure(self, job: Job, method: MaskMethod, facts: MeasurementFacts) -> None:
+        """Measure this process's share of the samples that have no rows yet."""
         rank, processes = self.processes.process_index, self.processes.num_processes
-        missing = rows.missing(fixed_batches(cell.total, self.plan.batch_size))
-        self.processes.wait_for_everyone()  # nobody writes before all have read
+        if (job.folder / BEGUN).is_file():
+            # Rows do not depend on the device, or on where the images are.
+            known = facts.model_dump(mode="json", exclude={"device", "pictures"})
+            check_measurement(job.folder, BEGUN, known)
+        rows = RowFiles(job.folder, job.total)
+        missing = rows.missing(fixed_batches(job.total, self.plan.batch_size))
+        self.processes.wait_for_everyone()  # before anyone writes
+        if self.is_first:
+            write_json(job.folder / BEGUN, facts.model_dump(mode="json"))
+        self.processes.wait_for_everyone()
         throughput = Throughput()
         batches = measure_batches(
-            grounder,
-            cell.samples,
+            method,
+            job.samples,
             missing[rank::processes],
-            flow=flow,
             workers=self.workers,
             throughput=throughput,
-            calibrate=grounder.confidence if flow is grounder else None,
-            abstain_below=cell.system.abstain_below,
         )
-        skipped = [s.reason for s in cell.samples.skipped]
-        left = cell.total - rows.done
+        skipped = [one.reason for one in job.samples.skipped]
+        left = job.total - rows.done
         with (
-            rows.path(rank, processes).open("ab") as file,
-            self.progress.stage(cell.title, cell.total, done=rows.done) as stage,
+            rows.open(rank, processes) as file,
+            self.progress.stage(job.title, job.total, done=rows.done) as stage,
         ):
             for batch in batches:
-                new = [one for one in batch if not rows.has(one.index)]
-                for one in new:
-                    file.write(_line(one))
-                    skipped += [_why(one)] if one.error else []
+                new = [SampleRows.of(one) for one in batch if not rows.has(one.index)]
+                file.writelines(one.to_line() for one in new)
                 file.flush()
-                self._check_skipped(cell.title, skipped)
+                skipped += [one.skipped for one in new if one.skipped is not None]
+                self._check_skipped(job.title, skipped)
                 left -= (shown := min(left, len(new) * processes))
-                stage.advance(shown, **throughput.figures())  # as if all were as far
+                stage.advance(shown, **throughput.figures())  # as if all were equally far
         self.processes.wait_for_everyone()
         if self.is_first:
-            rows.scan()
-            self._finish(cell, rows, facts)
+            self._finish(job, RowFiles(job.folder, job.total), facts)
         self.processes.wait_for_everyone()
 
-    def _finish(self, cell: Cell, rows: RowFiles, facts: CellFacts) -> None:
-        """Put a cell's rows in order, and say what they are."""
-        if rows.done + len(rows.skipped) < cell.total:
+    def _finish(self, job: Job, rows: RowFiles, facts: MeasurementFacts) -> None:
+        if rows.done + len(rows.skipped) < job.total:
             raise RunError(
-                f"Rows of {cell.title} are missing.",
-                found=f"{cell.total} samples, {rows.done} of them measured, "
-                f"{len(rows.skipped)} skipped.",
+                f"Rows of {job.title} are missing.",
+                found=f"{job.total} samples: {rows.done} measured, {len(rows.skipped)} skipped.",
                 repair="Another process may have stopped; run the same command again.",
             )
-        left_out = [{"item": one.name, "reason": one.reason} for one in cell.samples.skipped]
-        left_out += [
-            {"item": f"sample {place} of {cell.source}", "reason": why}
-            for place, why in rows.skipped.items()
+        skipped = [{"item": one.name, "reason": one.reason} for one in job.samples.skipped]
+        skipped += [
+            {"item": f"sample {index} of {job.source}", "reason": reason}
+            for index, reason in rows.skipped.items()
         ]
-        self._check_skipped(cell.title, [one["reason"] for one in left_out])
-        scores, seconds = Evaluation(skipped=len(left_out)), 0.0
+        self._check_skipped(job.title, [one["reason"] for one in skipped])
+        scores = Evaluation(skipped=len(skipped))
 
-        def items() -> Iterator[Item]:
-            nonlocal seconds
+        def in_order() -> Iterator[PhraseRow]:
             for sample in rows.in_order():
                 scores.add(sample.rows)
-                seconds += sum(row.seconds for row in sample.rows)
+                scores.seconds += sum(row.seconds for row in sample.rows)
                 yield from sample.rows
 
-        write_items(cell.folder, items())
-        scores.seconds = seconds
-        about = environment()
-        more = {
+        write_rows(job.folder / ITEMS, in_order())
+        machine, seconds, phrases = environment(), scores.seconds, scores.phrases
+        result = {
             "created": _now(),
-            "command": about["command"],
-            "versions": about["packages"],
+            "command": machine["command"],
+            "versions": machine["packages"],
             "processes": self.processes.num_processes,
             "seconds": round(seconds, 3),
-            "seconds_per_phrase": seconds / scores.refined.masks if scores.refined.masks else None,
-            "skipped": left_out,
+            "seconds_per_phrase": seconds / phrases if phrases else None,
+            "skipped": skipped,
             "scores": scores.to_dict(),
         }
-        write_facts(cell.folder, CellFacts(**(facts.model_dump() | more)))
+        write_facts(job.folder, facts.model_copy(update=result))
         rows.remove()
-        (cell.folder / BEGUN).unlink()
+        (job.folder / BEGUN).unlink()
         self.progress.say(
-            f"{cell.title}, {self.plan.protocol}: cIoU {scores.refined.ciou:.4f}, "
-            f"mIoU {scores.refined.miou:.4f} ({scores.refined.masks} phrases)"
+            f"{job.title}, {self.plan.protocol}: cIoU {scores['ciou']:.4f}, "
+            f"mIoU {scores['miou']:.4f} ({phrases} phrases)"
         )
 
     def _check_skipped(self, name: str, reasons: Sequence[str]) -> None:
-        """RunError if more was left out than is allowed."""
         if len(reasons) > self.max_skipped:
             raise RunError(
-                f"{len(reasons)} samples of {name} cannot be scored, {self.max_skipped} may.",
+                f"{len(reasons)} samples of {name} cannot be scored; "
+                f"--max-skipped is {self.max_skipped}.",
                 found=f"The last one: {reasons[-1]}",
-                repair="Repair the data, or allow for it with --max-skipped; what is measured is "
-                "kept.",
+                repair="Repair the data, or raise --max-skipped; what is measured is kept.",
             )
 
 
-def _join(device: str) -> PartialState:
-    """This process among its fellows, if it was started with some."""
-    on_cpu = device == "cpu" or not torch.cuda.is_available()
-    # Fellows may train a head, or have slower images: waiting is no fault.
-    return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
-
-
-def _line(one: Measured) -> bytes:
-    why = _why(one) if one.error else None
-    return SampleRows(sample=one.index, rows=one.rows, skipped=why).to_line()
-
-
-def _why(one: Measured) -> str:
-    return " ".join(str(one.error).splitlines())
-
-
 def _now() -> str:
-    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")

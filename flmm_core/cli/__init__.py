@@ -1,4 +1,4 @@
-"""The command `flmm`: one file a subcommand, imported when it is called."""
+"""The command `flmm`: one file per subcommand, imported when it is called."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from collections.abc import Sequence
 import click
 
 from flmm_core import __version__
-from flmm_core.errors import FlmmError, did_you_mean, reader_died
+from flmm_core.errors import FlmmError, dead_worker_error, did_you_mean
 
 COMMANDS = {
     "train": "Train a mask head on a frozen model.",
-    "eval": "Measure a trained head on data sets.",
-    "benchmark": "Measure backbones on data sets, all on all, and write the report.",
+    "eval": "Evaluate a trained head on data sets.",
+    "benchmark": "Evaluate every backbone on every data set, and write a report.",
     "report": "Show a benchmark as a page and tables, or compare two.",
-    "cache": "Keep what the frozen parts say, to train without running them.",
-    "ground": "Find phrases in an image.",
+    "cache": "Precompute the outputs of the frozen models for training.",
+    "ground": "Segment phrases in an image.",
     "backbones": "List the installed backbones, or show one.",
+    "refiners": "List the installed refiners, or show one.",
     "data": "Draw, check and convert data sets.",
 }
 INTERRUPTED = 130
-# What a user can repair although the operating system says it; any other OSError is our bug.
+CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
+# The user can fix these errors of the operating system; any other OSError is a bug of ours.
 REPAIRABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 
 class _LazyGroup(click.Group):
-    """Imports a subcommand's module only to run it or to show its own help."""
+    """Imports the module of a subcommand only to run it or to show its help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -54,12 +56,12 @@ class _LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings=CONTEXT)
 @click.version_option(__version__, message="flmm %(version)s")
 def flmm() -> None:
     """Masks from frozen vision-language models.
 
-    A backbone's attention says where its words are; a small head turns that into masks.
+    A small trained head turns the attention maps of a frozen model into masks.
     """
 
 
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
     0 done, 1 run failed, 2 usage or configuration, 3 weights, data or an extra missing,
-    130 interrupted. FLMM_DEBUG=1 shows the traceback of every error.
+    130 interrupted. With FLMM_DEBUG=1 every error has its traceback.
     """
     _show_log()
     try:
@@ -76,31 +78,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and "-sam-" in error.option_name:
+            # Older versions had --sam-* options.
+            error = click.UsageError(f"{error.message} Did you mean '--refiner-option'?", error.ctx)
         click.echo(f"flmm: {error.format_message()}", err=True)
         if isinstance(error, click.UsageError) and error.ctx:
-            click.echo(f"`{error.ctx.command_path} --help` shows how it is used.", err=True)
+            click.echo(f"`{error.ctx.command_path} --help` shows its usage.", err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         hint = str(error.__cause__ or error)
         click.echo(f"flmm: Interrupted. {hint}".rstrip(), err=True)
         return INTERRUPTED
-    except FlmmError as error:
-        if _debugging():
-            raise
-        click.echo(f"flmm: {error}", err=True)
-        return error.exit_code
     except OSError as error:
         if _debugging() or error.errno not in REPAIRABLE:
             raise
         place = f": {error.filename}" if error.filename else ""
         click.echo(f"flmm: {error.strerror}{place}.", err=True)
         return 1
-    except RuntimeError as error:
-        died = reader_died(error)
-        if _debugging() or died is None:
+    except (FlmmError, RuntimeError) as error:
+        known = error if isinstance(error, FlmmError) else dead_worker_error(error)
+        if _debugging() or known is None:
             raise
-        click.echo(f"flmm: {died}", err=True)
-        return died.exit_code
+        click.echo(f"flmm: {known}", err=True)
+        return known.exit_code
     return result if isinstance(result, int) else 0
 
 
@@ -109,7 +109,7 @@ def _debugging() -> bool:
 
 
 class _EchoHandler(logging.Handler):
-    """Writes to whatever stderr is at the time: a progress bar redirects it."""
+    """Writes to the current stderr, which a progress bar redirects."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
@@ -121,7 +121,7 @@ def _show_log() -> None:
     log = logging.getLogger("flmm_core")
     log.handlers = [handler]
     log.propagate = False
-    # Loading bars and warnings of the libraries below would drown our own lines.
+    # Our own lines would be lost among progress bars and warnings of libraries.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.filesize import decimal
 
-from flmm_core.cli.console import check_writable, echo_json, echo_table, make_progress
+from flmm_core.cli.console import check_writable, echo_json, echo_table, json_option, make_progress
 from flmm_core.cli.options import config_options, given_settings
 from flmm_core.config import load_config
 from flmm_core.errors import DataError
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 SETTINGS = (
     "backbone", "model", "options", "dtype", "device", "prompt",
     "data", "val_data", "protocol", "train_protocol",
-    "refiner", "refiner_weights", "head.pool", "sam.text", "sam.half", "workers",
+    "refiner", "refiner_options", "refiner_weights", "head.pool", "workers",
 )  # fmt: skip
-"""What decides which features are kept; a run's other settings may be given in its file."""
+"""The settings of a run that decide what is cached."""
 
 
 @click.group("cache")
 def command() -> None:
-    """Keep what the frozen parts say, to train without running them."""
+    """Precompute the outputs of the frozen models for training."""
 
 
 @command.command("build")
@@ -35,23 +36,22 @@ def command() -> None:
     "--config",
     "config_file",
     type=click.Path(path_type=Path),
-    help="YAML file of settings, that of the run; options on the command line override it.",
+    help="YAML file of settings, as for `flmm train`; options on the command line override it.",
 )
 @config_options(*SETTINGS)
 @click.option(
     "--maps",
     type=click.Choice(["float32", "float16", "uint8"]),
     default="float32",
-    show_default=True,
-    help="Number type of stored maps. Only float32 gives the same head bit for bit.",
+    help="Dtype of the stored attention maps; only float32 gives a bit-identical head.",
 )
 @click.option(
     "--channels",
     type=click.IntRange(min=1),
-    help="Keep only so many attention channels: those with the highest share of their mass on"
-    " the object. The head is then made for these.",
+    help="Number of attention channels to keep: those with the largest fraction of their mass on"
+    " the object. The head is built for these.  [default: all]",
 )
-@click.option("--forecast", is_flag=True, help="Say how large it will be, and stop.")
+@click.option("--forecast", is_flag=True, help="Print the estimated size and stop.")
 def build(
     folder: Path,
     config_file: Path | None,
@@ -60,47 +60,34 @@ def build(
     forecast: bool,
     **parameters: Any,
 ) -> None:
-    """Run the frozen parts once over training and validation data, and keep what they say in DIR.
+    """Run the frozen models once over training and validation data.
 
-    A build that was stopped goes on with the same command; one that is whole only gains samples
-    that are new. Train on it with flmm train --cache DIR and the same settings.
+    Their outputs are stored in DIR. The same command resumes a build that was stopped, or adds
+    samples that are new. Train with `flmm train --cache DIR` and the same settings.
     """
     config, spec = load_config(config_file, given_settings(parameters), load_backbones().get)
-    check_writable(folder, repair="Give another DIR.")
-    from flmm_core.data.sources import open_sources
-    from flmm_core.feature_cache.build import BuildRequest, build_cache
-    from flmm_core.training.loop import build_from_config, facts_of
+    check_writable(folder, "Give another DIR.")
+    from flmm_core.feature_cache.build import build_cache
 
-    training = open_sources(config.data, config.train_protocol)
-    watched = open_sources(config.val_data, config.protocol) if config.val_data else ()
-    made = build_cache(
-        BuildRequest(
-            folder=folder,
-            key=facts_of(config, spec),
-            maps=maps,
-            channels=channels,
-            hidden=config.refiner != "none" and config.sam.text,
-            workers=config.workers,
-        ),
-        lambda: build_from_config(config, spec),
-        training,
-        watched,
+    size = build_cache(
+        folder,
+        config,
+        spec,
+        maps=maps,
+        channels=channels,
         progress=make_progress(),
         forecast_only=forecast,
     )
-    if forecast:
-        click.echo(f"{folder}: {made}")
-        return
-    click.echo(folder)
+    click.echo(f"{folder}: {size}" if forecast else folder)
 
 
 @command.command("info")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def info(folder: Path, as_json: bool) -> None:
-    """Show what is in a cache and what it depends on.
+    """Show what a cache contains and what it depends on.
 
-    Exits with 3 if a file of it is truncated or broken.
+    Exits with 3 if one of its files is truncated or broken.
     """
     from flmm_core.feature_cache.store import Store
 
@@ -113,8 +100,8 @@ def info(folder: Path, as_json: bool) -> None:
         click.echo(f"{folder}: {facts['samples']} samples, {facts['shown_size']}")
         rows = {
             "maps": facts["maps"],
-            "hidden rows": "kept" if facts["hidden"] else "not kept",
-            "images encoded": str(facts["pictures"]),
+            "hidden states": "kept" if facts["hidden"] else "not kept",
+            "images encoded": str(facts["images"]),
             "channels": str(facts["channels"] or "all"),
         }
         echo_table((rows | key).items(), indent="  ")
@@ -127,29 +114,28 @@ def info(folder: Path, as_json: bool) -> None:
 @command.command("clear")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def clear(folder: Path) -> None:
-    """Remove a cache. Nothing else in DIR is touched."""
-    from flmm_core.feature_cache.build import show_bytes
+    """Delete a cache; other files in DIR stay."""
     from flmm_core.feature_cache.store import clear as remove
 
-    click.echo(f"{folder}: {show_bytes(remove(folder))} freed")
+    click.echo(f"{folder}: {decimal(remove(folder))} freed")
 
 
 def _facts(store: Store) -> dict[str, Any]:
-    from flmm_core.feature_cache.build import show_bytes
-    from flmm_core.feature_cache.store import shards, size_on_disk
+    from flmm_core.feature_cache.store import shards
 
-    size, made = size_on_disk(shards(store.folder)), store.manifest
+    size = sum(path.stat().st_size for path in shards(store.folder))
+    made = store.manifest
     return {
         "cache": str(store.folder),
         "samples": len(store.samples),
-        "pictures": len(store.pictures),
+        "images": len(store.images),
         "bytes": size,
-        "shown_size": show_bytes(size),
+        "shown_size": decimal(size),
         "maps": made.maps,
         "hidden": made.hidden,
         "channels": len(made.channels) or None,
         "measure": made.measure,
-        "vlm_sha256": made.vlm.sha256,
+        "vlm_sha256": made.sha256,
         "key": dict(made.key),
         "made": dict(made.made),
         "broken": {str(path): reason for path, reason in store.broken.items()},

@@ -1,4 +1,4 @@
-"""What the subcommands share: progress on stderr, figures on stdout, and writable folders."""
+"""Shared by the subcommands: progress on stderr, tables and JSON on stdout, writable folders."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from flmm_core.errors import UsageError
 if TYPE_CHECKING:
     from flmm_core.progress import Progress
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
 
 def make_progress() -> Progress:
-    """A bar if stderr is a terminal, lines elsewhere."""
+    """A progress bar if stderr is a terminal, else lines."""
     import rich.console
 
     from flmm_core.progress import LineProgress, TerminalProgress
@@ -29,25 +31,21 @@ def make_progress() -> Progress:
 
 
 def echo_json(content: Any) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object."""
     click.echo(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def echo_table(rows: Iterable[Sequence[str]], indent: str = "") -> None:
-    """Columns as wide as their widest cell, two blanks between them."""
+    """Print left-aligned columns with two spaces between them."""
     table = list(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        click.echo(indent + "  ".join(cells).rstrip())
+        padded = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+        click.echo(indent + "  ".join(padded).rstrip())
 
 
 def check_writable(folder: Path, repair: str = "Give another --output.") -> None:
-    """See that files can be made in a folder, or the folder itself, before hours of work.
-
-    Raises:
-        UsageError: They cannot.
-    """
+    """`UsageError` if a folder cannot be created or written: better before hours of work."""
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent

@@ -1,4 +1,4 @@
-"""Options made from the configuration's schema: each with type, default and a line of help."""
+"""Command-line options generated from the configuration: type, default and a line of help."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def config_options(*keys: str, unset: str = "") -> Callable[[Command], Command]:
-    """Decorate a command with one option a setting: those of `keys`, or else all.
+    """Decorate a command with one option per setting.
 
-    An option that is not given is None (or empty), so that `given_settings` can tell.
-
-    Args:
-        keys: Dotted.
-        unset: What happens without the option, where that is not the setting's default.
+    An option that was not given is None or empty, so that `given_settings` can tell. Without keys
+    all settings are meant; `unset` is shown as the default, where that is not the setting's.
     """
 
     def decorate(command: Command) -> Command:
@@ -35,9 +32,9 @@ def config_options(*keys: str, unset: str = "") -> Callable[[Command], Command]:
 
 
 def given_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the command line set, by dotted key.
+    """The settings given on the command line, by dotted key.
 
-    One empty text (`--eval-data ""`) is a list of nothing.
+    One empty text (`--eval-data ""`) is an empty list.
     """
     given: dict[str, Any] = {}
     for setting in settings():
@@ -54,19 +51,19 @@ def given_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:
 def _number_or_word(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> int | str | None:
-    """A whole number or "auto"."""
+    """An integer or "auto"."""
     if value in (None, "auto"):
         return value
     try:
         return int(str(value))
     except ValueError:
-        raise click.BadParameter(f"'{value}' is neither a number nor auto.", ctx, param) from None
+        raise click.BadParameter(f"'{value}' is neither an integer nor auto.", ctx, param) from None
 
 
 def _pairs(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> list[tuple[str, Any]]:
-    """Texts `KEY=VALUE` -> pairs, the value read as a plain YAML scalar."""
+    """Texts `KEY=VALUE` -> pairs; the value is parsed as a plain YAML scalar."""
     pairs = []
     for text in values:
         key, equals, value = text.partition("=")

@@ -22,18 +22,18 @@ from flmm_core.spec import BackboneSpec
     help="YAML file of settings; options on the command line override it.",
 )
 @config_options()
-@click.option("--dry-run", is_flag=True, help="Show the resolved settings and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
 def command(config_file: Path | None, dry_run: bool, **parameters: Any) -> None:
     """Train a mask head on a frozen model.
 
-    The vision-language model is never changed. At the end the head is measured on unseen data,
-    and the run folder holds config.yaml, checkpoints, metrics.jsonl, summary.json and images.
+    The vision-language model stays unchanged. The trained head is evaluated on unseen data. The
+    run folder holds config.yaml, checkpoints, metrics.jsonl, summary.json and example images.
     """
     overrides = given_settings(parameters)
     config, spec = load_config(config_file, overrides, load_backbones().get)
     check_writable(config.output)
     if dry_run:
-        click.echo(_plan(config, spec) + config.to_yaml(), nl=False)
+        click.echo(_summary(config, spec) + config.to_yaml(), nl=False)
         return
     from flmm_core.training.loop import train
 
@@ -44,18 +44,18 @@ def command(config_file: Path | None, dry_run: bool, **parameters: Any) -> None:
         if not any(config.output.glob("checkpoints/*")):
             raise
         resume = f"flmm train --config {config.output / 'config.yaml'} --resume"
-        raise KeyboardInterrupt(f"{stop} Continue with `{resume}`.".lstrip()) from None
+        raise KeyboardInterrupt(f"{stop} Resume with `{resume}`.".lstrip()) from None
     click.echo(run)
 
 
-def _plan(config: RunConfig, spec: BackboneSpec) -> str:
-    """What would happen, as YAML comments, so that the whole output is a configuration."""
+def _summary(config: RunConfig, spec: BackboneSpec) -> str:
+    """The run in words, as YAML comments, so that the whole output is a configuration."""
     info = spec.models.get(config.model)
-    source = f" ({info.source}, licence {info.licence})" if info else ""
-    verb = "Continue" if config.resume else "Train"
+    source = f" ({info.source}, license {info.license})" if info else ""
+    verb = "Resume training" if config.resume else "Train"
     return (
-        f"# {verb} a mask head behind {config.backbone}, model {config.model}{source}:\n"
-        f"# {config.steps} steps of {config.batch_size} from {', '.join(config.data)};\n"
-        f"# then measure it on {', '.join(config.eval_data) or 'nothing'}.\n"
-        f"# Everything is written to {config.output}. This was a dry run.\n"
+        f"# {verb} a mask head on {config.backbone}, model {config.model}{source}:\n"
+        f"# {config.steps} steps of batch size {config.batch_size} on {', '.join(config.data)};\n"
+        f"# then evaluate it on {', '.join(config.eval_data) or 'nothing'}.\n"
+        f"# Run folder: {config.output}. This was a dry run.\n"
     )

@@ -1,27 +1,11 @@
-"""The settings of a run. YAML stops here."""
+"""The settings of a run. YAML stops here: all else takes plain numbers and built parts."""
 
-from flmm_core.config.settings import (
-    HeadConfig,
-    Protocol,
-    RunConfig,
-    SamConfig,
-    Section,
-    Setting,
-    Workers,
-    load_config,
-    option_name,
-    settings,
-)
-
-__all__ = [
-    "HeadConfig",
-    "Protocol",
-    "RunConfig",
-    "SamConfig",
-    "Section",
-    "Setting",
-    "Workers",
-    "load_config",
-    "option_name",
-    "settings",
-]
+from flmm_core.config.resolve import load_config as load_config
+from flmm_core.config.settings import HeadConfig as HeadConfig
+from flmm_core.config.settings import ProtocolName as ProtocolName
+from flmm_core.config.settings import RunConfig as RunConfig
+from flmm_core.config.settings import Section as Section
+from flmm_core.config.settings import Setting as Setting
+from flmm_core.config.settings import Workers as Workers
+from flmm_core.config.settings import option_name as option_name
+from flmm_core.config.settings import settings as settings

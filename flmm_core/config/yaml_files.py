@@ -1,7 +1,7 @@
-"""YAML as people mean it: version 1.2's numbers and booleans, and no key twice.
+"""Read and write YAML 1.2 scalars without duplicate keys.
 
-PyYAML alone reads `1e-4` as text, `no` as False, `12:30` as 750, and keeps the last of two
-equal keys in silence.
+PyYAML alone reads `1e-4` as text, `no` as False and `12:30` as 750, and silently keeps the last
+of two equal keys.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PLAIN_SCALARS = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, with the scalars of YAML 1.2, and without anchors: a setting stands where it counts."""
+    """Safe loader with YAML 1.2 scalars; an alias is an error, as it hides where a value is."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
@@ -52,7 +52,7 @@ for _tag, _pattern, _first in _PLAIN_SCALARS:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever YAML 1.1 or 1.2 would read as something other than text."""
+    """Quotes every text that YAML 1.1 or 1.2 would read as another type."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         letter: [
@@ -66,7 +66,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # PyYAML writes some line breaks in single quotes, where they are read as blanks.
+        # PyYAML writes some line breaks in single quotes, which turns them into spaces.
         style = None if data.splitlines() in ([], [data]) else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
@@ -75,7 +75,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def parse_scalar(text: str) -> Any:
-    """What a plain YAML scalar means: "1e-4" is a number, "true" a boolean, "no" a text."""
+    """The value of a plain YAML scalar: "1e-4" is a number, "true" a boolean, "no" a string."""
     loader = _Loader("")
     try:
         tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
@@ -85,15 +85,15 @@ def parse_scalar(text: str) -> Any:
 
 
 def dump_yaml(content: Any) -> str:
-    """Text that `read_yaml` reads back to the same content."""
+    """YAML text that `read_yaml` reads back to the same content."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """A file of nested keys, and the line (from 1) of each dotted key.
+    """The nested keys of a file, and the line (from 1) of each dotted key.
 
     Raises:
-        ConfigError: The file cannot be read, is not YAML, holds no keys, or one key twice.
+        ConfigError: The file cannot be read, is not YAML or not a mapping, or repeats a key.
     """
     asked = f"The configuration file '{path}' cannot be used."
     try:
@@ -106,7 +106,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         if root is None:
             return {}, {}
         if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(asked, found="It must hold lines of `key: value`.")
+            raise ConfigError(asked, found="It must be a mapping, lines of `key: value`.")
         lines: dict[str, int] = {}
         repeated = list(_walk(root, "", lines))
         if repeated:
@@ -120,7 +120,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def _walk(node: yaml.MappingNode, prefix: str, lines: dict[str, int]) -> Iterator[str]:
-    """Fill in the lines of a mapping's keys; yields a sentence for each key that is repeated."""
+    """Fill in the line of each key; yields a message for each repeated key."""
     for key_node, value_node in node.value:
         key, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
         if key in lines:

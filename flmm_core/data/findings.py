@@ -1,7 +1,7 @@
-"""What a reader finds wrong, or has to leave out: the first fault stops it, or all are collected.
+"""Faults and skipped items of a data set: the first fault is raised, or all are collected.
 
-Reading and checking are one code. A reader puts each part of its work that can fail by itself
-into `with findings.part():`. Ordinary reading stops at the first fault; `flmm data check` goes on.
+Readers and `flmm data check` share one code: a reader wraps each part of its work that can fail by
+itself into `with findings.part():`. Only `check` goes on after the first fault.
 """
 
 from __future__ import annotations
@@ -17,28 +17,20 @@ from flmm_core.errors import DataError
 logger = logging.getLogger(__name__)
 
 Track = Callable[[Collection[Any]], Iterable[Any]]
-"""Goes through a collection and shows somebody how far it is; `iter` shows nothing."""
+"""Iterates over a collection and shows progress; `iter` shows none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An item that is whole but cannot be scored.
-
-    Attributes:
-        name: Names it, with its file.
-        reason: Why, in a few words.
-    """
+    """An item without a fault that cannot be scored."""
 
     name: str
+    """The item and its file."""
     reason: str
 
 
 class Findings:
-    """Faults and left-out items of one reading.
-
-    Args:
-        keep_on: Collect every fault in `faults` instead of raising the first.
-    """
+    """Skipped items of one source; with `keep_on` also its faults, else the first is raised."""
 
     def __init__(self, *, keep_on: bool = False) -> None:
         self.keep_on = keep_on
@@ -48,29 +40,23 @@ class Findings:
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """A part of the work whose failing leaves the other parts readable."""
+        """A part of the work whose failure leaves the other parts readable."""
         try:
             yield
         except DataError as error:
             if not self.keep_on:
                 raise
-            # One broken record may be asked for many times.
+            # Several records may refer to the same broken one.
             if str(error) not in self._told:
                 self._told.add(str(error))
                 self.faults.append(error)
 
     def skip(self, name: str, reason: str) -> None:
-        """Note an item that is left out."""
         self.skipped.append(Skipped(name, reason))
 
     def warn(self, source: str) -> None:
-        """Log how many items were left out, if any."""
+        """Log the number of items left out, if any."""
         if self.skipped:
-            first = self.skipped[0]
-            logger.warning(
-                "%s: %d left out, the first is %s (%s); `flmm data check` lists them",
-                source,
-                len(self.skipped),
-                first.name,
-                first.reason,
-            )
+            first = f"the first is {self.skipped[0].name} ({self.skipped[0].reason})"
+            hint = "`flmm data check` lists them"
+            logger.warning("%s: %d left out, %s; %s", source, len(self.skipped), first, hint)

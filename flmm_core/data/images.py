@@ -1,18 +1,20 @@
-"""Reads any image a user may have as 8-bit RGB, upright, or says why it cannot."""
+"""Reads any image as upright 8-bit RGB."""
 
 from __future__ import annotations
 
 import io
 import logging
-import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-from flmm_core.data.formats.shared.fields import MAX_PIXELS
+from flmm_core.data.records import MAX_PIXELS
 from flmm_core.errors import DataError
+
+AGAIN = "Copy or download it again."
 
 logger = logging.getLogger(__name__)
 
@@ -25,37 +27,24 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF's orientation -> what makes the image upright."""
+"""EXIF orientation -> the operation that makes the image upright."""
 
 
-def read_image(
-    path: str | Path,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    image_hw: tuple[int, int] | None = None,
-) -> Image.Image:
-    """The image as RGB, turned as its EXIF data say.
+def read_image(path: str | Path, *, image_hw: tuple[int, int] | None = None) -> Image.Image:
+    """The image as RGB, rotated according to its EXIF data.
 
-    Grey and 16-bit values are scaled to 8 bits; transparency is shown on white; CMYK goes through
-    the embedded colour profile if there is one; of an animation the first frame is taken.
-
-    Args:
-        path: The file.
-        max_pixels: Larger images are refused by their header, before any pixel is decoded.
-        image_hw: Height and width that the image must have, if they are known.
+    Gray and 16-bit values are scaled to 8 bits; transparency is composited on white; CMYK is
+    converted with the embedded color profile, if any; of an animation the first frame is read. An
+    image of more than `MAX_PIXELS` is refused by its header, before any pixel is decoded.
 
     Raises:
-        DataError: The file is missing, empty, truncated, too large, no image, or not of the
-            size that was asked for.
+        DataError: The file is missing, empty, truncated, too large, not an image, or not of
+            the size `image_hw`.
     """
     path = Path(path)
     try:
         if path.stat().st_size == 0:
-            raise DataError(
-                f"The image {path} is empty.",
-                found="The file has zero bytes.",
-                repair="Copy or download it again.",
-            )
+            raise DataError(f"The image {path} is empty.", found="It has zero bytes.", repair=AGAIN)
         file = path.open("rb")
     except OSError as error:
         raise DataError(
@@ -68,22 +57,22 @@ def read_image(
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             with Image.open(file) as stored:
-                _check_size(stored.width * stored.height, max_pixels, path)
+                if stored.width * stored.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError  # as Pillow does at 179 million
                 if stored.format == "EPS":
                     raise DataError(
                         f"The image {path} is an EPS program, which is not run.",
                         repair="Save it as PNG or JPEG.",
                     )
                 stored.load()
-                picture = _rgb(_upright(stored), path)
+                image = _upright_rgb(stored, path)
         except DataError:
             raise
         except Image.DecompressionBombError as error:
-            # Pillow's own limit lies before ours when it is asked for more than about 179 million.
-            number = re.search(r"\((\d+) pixels\)", str(error))
-            _check_size(int(number[1]) if number else max_pixels + 1, max_pixels, path)
             raise DataError(
-                f"The image {path} is too large for Pillow.", found=f"{error}"
+                f"The image {path} is too large.",
+                found=f"It has more than {MAX_PIXELS / 1e6:g} megapixels.",
+                repair="Make it smaller first.",
             ) from error
         except UnidentifiedImageError as error:
             raise DataError(
@@ -96,96 +85,72 @@ def read_image(
                 f"The image {path} is broken or cut off.",
                 found=f"Decoding it ended with: {str(error) or 'nothing said'} "
                 f"({type(error).__name__}).",
-                repair="Copy or download it again.",
+                repair=AGAIN,
             ) from error
-    if image_hw is not None and (picture.height, picture.width) != tuple(image_hw):
+    if image_hw is not None and (image.height, image.width) != tuple(image_hw):
         raise DataError(
             f"The image {path} does not have the size that its annotations were made for.",
-            found=f"It is {picture.height} x {picture.width} (height x width, upright), the "
+            found=f"It is {image.height} x {image.width} (height x width, upright), the "
             f"annotations say {image_hw[0]} x {image_hw[1]}.",
             repair="Check that this is the image that was annotated, neither resized nor turned.",
         )
-    return picture
+    return image
 
 
-def _check_size(pixels: int, max_pixels: int, path: Path) -> None:
-    if pixels > max_pixels:
-        raise DataError(
-            f"The image {path} is too large.",
-            found=f"It has {pixels / 1e6:.1f} megapixels; the limit is {max_pixels / 1e6:.1f}.",
-            repair="Make it smaller first.",
-        )
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turned as EXIF's orientation says.
-
-    Not by `ImageOps.exif_transpose`: that also writes the EXIF data anew, and so fails on any
-    other damaged entry.
-    """
-    turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    return picture if turn is None else picture.transpose(turn)
-
-
-def _rgb(picture: Image.Image, path: Path) -> Image.Image:
-    """Any of Pillow's modes -> RGB."""
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        return _from_16_bits(picture)
-    if picture.mode == "F":
+def _upright_rgb(image: Image.Image, path: Path) -> Image.Image:
+    # `ImageOps.exif_transpose` also rewrites the EXIF data, and so fails on any damaged entry.
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    image = image if turn is None else image.transpose(turn)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_16_bits(image)
+    if image.mode == "F":
         raise DataError(
             f"The image {path} has floating-point pixels.",
             found="Which of its values is white is not recorded.",
             repair="Save it with 8 or 16 bits a channel.",
         )
-    if picture.mode in ("CMYK", "LAB"):
-        return _through_profile(picture)
-    if picture.has_transparency_data:
-        seen = picture.convert("RGBA")
+    if image.mode in ("CMYK", "LAB"):
+        return _through_profile(image)
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
         ground = Image.new("RGBA", seen.size, "white")
         return Image.alpha_composite(ground, seen).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
-def _from_16_bits(picture: Image.Image) -> Image.Image:
-    """16-bit grey -> RGB: 65535 becomes 255. Pillow's own conversion clips at 255."""
-    values = np.asarray(picture).astype(np.int64)
-    grey = np.clip((values + 128) // 257, 0, 255).astype(np.uint8)
-    transparent = picture.info.get("transparency")
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray -> RGB: 65535 becomes 255. Pillow's own conversion clips at 255."""
+    values = np.asarray(image).astype(np.int64)
+    gray = np.clip((values + 128) // 257, 0, 255).astype(np.uint8)
+    transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey).convert("RGB")
+        gray[values == transparent] = 255
+    return Image.fromarray(gray).convert("RGB")
 
 
-def _through_profile(picture: Image.Image) -> Image.Image:
-    """CMYK or LAB -> RGB, by the embedded profile where there is a usable one."""
-    embedded = picture.info.get("icc_profile")
+def _through_profile(image: Image.Image) -> Image.Image:
+    """CMYK or LAB -> RGB, with the embedded profile if it is usable."""
+    embedded = image.info.get("icc_profile")
+    source: Any = None
     try:
-        source = (
-            ImageCms.createProfile("LAB")
-            if picture.mode == "LAB"
-            else ImageCms.ImageCmsProfile(io.BytesIO(embedded))
-            if embedded
-            else None
-        )
+        if image.mode == "LAB":
+            source = ImageCms.createProfile("LAB")
+        elif embedded:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
         if source is not None:
             target = ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
+            converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
             if converted is not None:
                 return converted
     except (ImageCms.PyCMSError, OSError) as error:
-        logger.warning("a %s image's colour profile cannot be used (%s)", picture.mode, error)
-    return picture.convert("RGB")
+        logger.warning("a %s image's color profile cannot be used (%s)", image.mode, error)
+    return image.convert("RGB")
 
 
 def image_size_of(path: Path, *, upright: bool = True) -> tuple[int, int]:
-    """(height, width) of an image as `read_image` gives it, from its header alone.
+    """(H, W) of an image as read by `read_image`, from its header; DataError if it has none.
 
-    Args:
-        path: The file.
-        upright: Look for an EXIF orientation; for a PNG that takes reading it whole.
-
-    Raises:
-        DataError: The file is missing or no image.
+    `upright` respects the EXIF orientation, for which a PNG has to be read completely.
     """
     try:
         with Image.open(path) as stored:
@@ -194,6 +159,5 @@ def image_size_of(path: Path, *, upright: bool = True) -> tuple[int, int]:
                 return width, height
             return height, width
     except Exception:
-        # Its own words for what is wrong; whatever it can read has a size.
-        picture = read_image(path)
-        return picture.height, picture.width
+        image = read_image(path)  # raises the error that describes the problem
+        return image.height, image.width

@@ -1,12 +1,11 @@
-"""COCO's ways to write a mask down: polygons and run-length codes, through pycocotools.
+"""COCO's mask formats: polygons and run-length encodings (RLE), through pycocotools.
 
-Frame: pixels, row 0 on top, column 0 on the left. A run-length code ("RLE") counts pixels down
-the columns, alternately outside and inside.
+Frame: pixels, row 0 on top, column 0 on the left. An RLE counts pixels down the columns,
+alternately outside and inside.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,28 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from flmm_core.data.formats.shared.fields import brief
+from flmm_core.data.records import brief, is_finite_number
 from flmm_core.data.sample import Mask
 from flmm_core.errors import DataError
 
 POLYGON_SLACK = 1.0
-"""How far, in pixels, a polygon may reach beyond its image: annotators trace the border."""
-
-_REPAIR = "Check that the annotation belongs to this image and was made at its size."
+"""How far a polygon may extend beyond its image, in pixels: annotators trace the border."""
 
 
 def to_rle(segmentation: Any, height: int, width: int, *, source: str = "a segmentation") -> Mask:
-    """Any COCO segmentation as a compressed RLE that is known to fit its image.
+    """Any COCO segmentation as a compressed RLE, checked against the size of its image.
 
     Args:
         segmentation: Polygons [[x0, y0, x1, y1, ...], ...] in pixels, their union is the mask;
             or an RLE {"size": [H, W], "counts": ...} with counts as numbers, str or bytes.
-        height: H of the image.
-        width: W of the image.
-        source: Names the annotation and its file in errors.
-
-    Raises:
-        DataError: The segmentation is broken or does not fit the image.
+        height: Of the image.
+        width: Of the image.
+        source: The annotation and its file, for the DataError if the segmentation is broken or
+            does not fit the image.
     """
     if isinstance(segmentation, Mapping):
         return _from_rle(segmentation, height, width, source)
@@ -53,8 +48,16 @@ def encode(mask: NDArray[np.bool_]) -> Mask:
     return {"size": [int(side) for side in code["size"]], "counts": bytes(code["counts"])}
 
 
+def encode_any(mask: NDArray[np.bool_]) -> Mask | None:
+    """(H, W) bool -> RLE, or None if the mask is empty."""
+    return encode(mask) if mask.any() else None
+
+
+def to_json(rle: Mask) -> dict[str, Any]:
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
+
+
 def empty(height: int, width: int) -> Mask:
-    """A mask with no pixel inside."""
     return encode(np.zeros((height, width), dtype=np.bool_))
 
 
@@ -72,7 +75,7 @@ def decode_all(masks: Sequence[Mask], image_hw: tuple[int, int]) -> NDArray[np.b
 
 
 def counted(ignored: Sequence[Mask | None], image_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """(P, H, W) bool, false where a phrase's pixels are to be ignored; None ignores none."""
+    """(P, H, W) bool, false where a phrase's pixels are ignored; None ignores none."""
     return ~decode_all([mask or empty(*image_hw) for mask in ignored], image_hw)
 
 
@@ -81,17 +84,19 @@ def merge(masks: Sequence[Mask]) -> Mask:
     if not masks or any(mask["size"] != masks[0]["size"] for mask in masks):
         sizes = ", ".join(f"{height} x {width}" for height, width in (m["size"] for m in masks))
         raise ValueError(f"only masks of one size can be merged, not: {sizes or 'none'}")
+    if len(masks) == 1:
+        return masks[0]
     code = coco.merge(list(masks))
     return {"size": list(masks[0]["size"]), "counts": bytes(code["counts"])}
 
 
 def area(rle: Mask) -> int:
-    """Pixels inside."""
+    """Number of pixels."""
     return int(coco.area(rle))
 
 
 def bbox(rle: Mask) -> tuple[int, int, int, int]:
-    """The tight box as COCO writes it: (x, y, width, height) in pixels; zeros if empty."""
+    """The tight box in COCO's form: (x, y, width, height) in pixels; zeros if empty."""
     x, y, width, height = (int(side) for side in coco.toBbox(rle))
     return x, y, width, height
 
@@ -102,40 +107,38 @@ def _from_polygons(polygons: Sequence[Any], height: int, width: int, source: str
             f"The mask of {source} is empty: it has no polygon.",
             repair="Remove the annotation, or give it polygons or an RLE.",
         )
+    slack = POLYGON_SLACK
     for number, polygon in enumerate(polygons):
-        _check_polygon(polygon, number, height, width, source)
+        if (
+            not isinstance(polygon, Sequence)
+            or len(polygon) < 6
+            or len(polygon) % 2
+            or not all(is_finite_number(n) for n in polygon)
+        ):
+            raise DataError(
+                f"Polygon {number} of {source} is not a list of points.",
+                found=f"It is {brief(polygon)}.",
+                repair="COCO polygons are lists within a list, [[x0, y0, x1, y1, x2, y2], ...], "
+                "of finite numbers, each with three points or more.",
+            )
+        xs, ys = polygon[0::2], polygon[1::2]
+        left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+        if min(left, top) < -slack or right > width + slack or bottom > height + slack:
+            raise _misfit(
+                source,
+                f"Polygon {number} spans x {left:g} to {right:g} and y {top:g} to {bottom:g}; "
+                f"the image is {height} x {width} (height x width).",
+            )
     parts = coco.frPyObjects([[float(n) for n in polygon] for polygon in polygons], height, width)
     return {"size": [height, width], "counts": bytes(coco.merge(parts)["counts"])}
 
 
-def _check_polygon(polygon: Any, number: int, height: int, width: int, source: str) -> None:
-    if not isinstance(polygon, Sequence) or isinstance(polygon, (str, bytes)):
-        raise DataError(
-            f"Polygon {number} of {source} is not a list of numbers.",
-            found=f"It is {brief(polygon)}.",
-            repair="COCO polygons are lists within a list: [[x0, y0, x1, y1, x2, y2], ...].",
-        )
-    if any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in polygon) or not all(
-        math.isfinite(n) for n in polygon
-    ):
-        raise DataError(
-            f"Polygon {number} of {source} is not a list of finite numbers.",
-            found=f"It is {brief(polygon)}.",
-        )
-    if len(polygon) < 6 or len(polygon) % 2:
-        raise DataError(
-            f"Polygon {number} of {source} has {len(polygon)} numbers.",
-            found="A polygon has an even count of at least 6: x and y of three points or more.",
-        )
-    xs, ys = polygon[0::2], polygon[1::2]
-    slack = POLYGON_SLACK
-    if min(xs) < -slack or min(ys) < -slack or max(xs) > width + slack or max(ys) > height + slack:
-        raise DataError(
-            f"The mask of {source} does not fit its image.",
-            found=f"Polygon {number} spans x {min(xs):g} to {max(xs):g} and y {min(ys):g} to "
-            f"{max(ys):g}; the image is {height} x {width} (height x width).",
-            repair=_REPAIR,
-        )
+def _misfit(source: str, found: str) -> DataError:
+    return DataError(
+        f"The mask of {source} does not fit its image.",
+        found=found,
+        repair="Check that the annotation belongs to this image and was made at its size.",
+    )
 
 
 def _from_rle(rle: Mapping[Any, Any], height: int, width: int, source: str) -> Mask:
@@ -151,20 +154,15 @@ def _from_rle(rle: Mapping[Any, Any], height: int, width: int, source: str) -> M
             found=f"Expected 'size' [height, width] and 'counts'; it is {brief(dict(rle))}.",
         )
     if tuple(size) != (height, width):
-        raise DataError(
-            f"The mask of {source} does not fit its image.",
-            found=f"The RLE is {size[0]} x {size[1]}, the image {height} x {width} "
-            "(height x width).",
-            repair=_REPAIR,
-        )
-    runs: list[int] | None
-    if isinstance(counts, (str, bytes)):
-        code = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
-        runs = _runs(code)
+        found = f"The RLE is {size[0]} x {size[1]}, the image {height} x {width} (height x width)."
+        raise _misfit(source, found)
+    if isinstance(counts, str):
+        counts = counts.encode("utf-8", "surrogatepass")
+    if isinstance(counts, bytes):
+        runs = _runs(counts)
     else:
-        code = b""
-        runs = [n for n in counts if isinstance(n, int) and 0 <= n <= height * width]
-        runs = runs if len(runs) == len(counts) else None
+        fit = all(isinstance(n, int) and 0 <= n <= height * width for n in counts)
+        runs = list(counts) if fit else None
     if runs is None or sum(runs) != height * width:
         covered = "unreadable" if runs is None else f"{sum(runs)} pixels long"
         raise DataError(
@@ -172,20 +170,18 @@ def _from_rle(rle: Mapping[Any, Any], height: int, width: int, source: str) -> M
             found=f"Its counts are {covered}; {height} x {width} is {height * width} pixels.",
             repair="The counts may be cut off; get an unchanged copy of the file.",
         )
-    if not code:
-        code = bytes(
-            coco.frPyObjects({"size": list(size), "counts": runs}, height, width)["counts"]
-        )
-    return {"size": [height, width], "counts": code}
+    if not isinstance(counts, bytes):
+        counts = coco.frPyObjects({"size": list(size), "counts": runs}, height, width)["counts"]
+    return {"size": [height, width], "counts": bytes(counts)}
 
 
 def _runs(code: bytes) -> list[int] | None:
     """The runs of a compressed RLE, or None if it is broken.
 
-    pycocotools decodes many broken codes into some mask without a word. The code: each number is
-    in groups of five bits, lowest first, a character (48 + group) each, with bit 5 set on all but
-    the last group and bit 4 of the last one as the sign; from the fourth number on it is the
-    difference to the number two before.
+    pycocotools silently decodes many broken codes. A number is coded in groups of five bits,
+    lowest first, one character (48 + group) each, with bit 5 set on all but the last group and
+    bit 4 of the last one as the sign; from the fourth number on it is the difference to the
+    number two before.
     """
     groups = np.frombuffer(code, dtype=np.uint8).astype(np.int64) - 48
     if len(groups) == 0 or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:

@@ -1,7 +1,7 @@
-"""What the readers of data sets hand over: words, masks and where the image lies. No torch.
+"""What the readers of data sets return: phrases, masks and the path of the image. No torch.
 
-An `AnnotatedImage` is what a file says; a `Sample` is what the flow is given, after a protocol
-(`flmm_core.data.protocols`) has decided which words go together.
+An `AnnotatedImage` is one record of a file; a `Sample` is what the model gets, after a protocol
+(`flmm_core.data.protocols`) has decided which phrases share a caption.
 """
 
 from __future__ import annotations
@@ -15,51 +15,41 @@ from flmm_core.segment import Segment as Segment
 
 
 class Mask(TypedDict):
-    """A mask as COCO's compressed run-length code; `flmm_core.data.rle` reads and writes it.
-
-    A dict, because that is what pycocotools and every tool of the field take.
-    """
+    """A mask in COCO's compressed run-length encoding, as the dict that pycocotools takes."""
 
     size: list[int]
     """[H, W] in pixels."""
     counts: bytes
 
 
+@dataclass(frozen=True, slots=True)
 class StoredMask(ABC):
-    """A mask that stays in its file until it is asked for; picklable."""
+    """A mask that is read from its file on demand; picklable."""
 
-    __slots__ = ()
-
-    @property
-    @abstractmethod
-    def size(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
+    size: tuple[int, int]
+    """(H, W) in pixels."""
 
     @abstractmethod
     def read(self) -> Mask:
-        """The mask, read and checked now.
-
-        Raises:
-            DataError: The file is missing, broken or does not fit the annotation.
-        """
+        """The mask; DataError if its file is missing, broken or does not fit the annotation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """Words that name one mask.
+    """Words that refer to one mask.
 
     Attributes:
         text: The words, without the caption around them.
-        mask: The truth, at the image's size: all that the words name, joined. No pixel is
-            inside where the words name nothing in the image.
-        category: The data set's class name, or empty.
+        mask: The ground truth at the image's size: the union of all that the words refer to.
+            Empty if they refer to nothing in the image.
+        category: Class name in the data set, or empty.
         slice: The part of the data set that scores are reported by ("plain", "relation", ...);
-            every phrase is in one at most.
-        tags: Further subsets that it is in, which may overlap ("plural", "thing", ...).
-        ignore: Pixels that count neither as right nor as wrong, at the image's size and outside
-            `mask`; None if all count.
-        distractors: Other objects of its category that the source has in the image; None if
-            there is no category.
+            at most one per phrase.
+        tags: Further subsets, which may overlap ("plural", "thing", ...).
+        ignore: Pixels that are not scored, at the image's size and outside `mask`; None if all
+            are scored.
+        distractors: The number of other objects of its category that are annotated in the image;
+            None without a category.
     """
 
     text: str
@@ -73,14 +63,14 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image with one caption, the flow's unit of work.
+    """One image with one caption.
 
     Attributes:
-        name: Names the sample in messages and results; unique within its source.
-        image_path: The image, to be read with `flmm_core.data.images.read_image`.
-        image_hw: Height and width in pixels that the masks were made for.
-        segments: The caption in pieces; they refer to `phrases` by index.
-        phrases: What is to be grounded, P >= 1.
+        name: Identifies the sample in messages and results; unique within its source.
+        image_path: The image, for `flmm_core.data.images.read_image`.
+        image_hw: Height and width of the image and the masks in pixels.
+        segments: The caption in pieces, which refer to `phrases` by index.
+        phrases: The phrases to ground, P >= 1.
     """
 
     name: str
@@ -108,15 +98,12 @@ class GroundedObject:
     """One object of an image and the sentences that refer to it.
 
     Attributes:
-        mask: At the image's size, as in `Phrase`; or where it is to be read from.
-        sentences: At least one; the first is the one that "flmm-paper" takes.
-        category: Class name, or empty.
-        slice: As in `Phrase`.
-        split: The split it belongs to; readers keep one, writers write it.
-        name: What the file calls it (a ref id, an index).
-        tags: As in `Phrase`.
-        ignore: As in `Phrase`.
-        parts: For writers only: the single things that make up `mask`, where they are several.
+        mask: As in `Phrase`, or the file that it is read from.
+        sentences: At least one; "flmm-paper" takes the first.
+        category: As in `Phrase`; so are `slice`, `tags` and `ignore`.
+        split: The split that it belongs to.
+        name: Its id or index in the file.
+        parts: For writers: the masks of the single objects that make up `mask`, if several.
     """
 
     mask: Mask | StoredMask
@@ -130,22 +117,22 @@ class GroundedObject:
     parts: tuple[Mask, ...] = ()
 
     def read_mask(self) -> Mask:
-        """The mask, from its file if it is there still; DataError if that is broken."""
+        """The mask; DataError if it is in a file that is broken."""
         return self.mask.read() if isinstance(self.mask, StoredMask) else self.mask
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedImage:
-    """One image with its objects, as a file describes it.
+    """One image with its objects, as annotated.
 
     Attributes:
-        file_name: As the file has it.
+        file_name: As written in the annotation file.
         path: Where it was found.
-        image_hw: Height and width in pixels by the file.
+        image_hw: Height and width in pixels as annotated.
         objects: At least one.
-        caption: The whole text that the file gives, in pieces that name every object by its
-            index; empty if the sentences stand alone and a protocol has to put them together.
-        name: What tells this caption from others of the same image.
+        caption: The annotated caption, in pieces that refer to every object by its index; empty
+            if a protocol has to put the sentences together.
+        name: Distinguishes this caption from others of the same image.
     """
 
     file_name: str

@@ -1,1 +1,1 @@
-"""How good the masks are: rows of phrases, scores, calibration."""
+"""Evaluation of masks: rows per phrase, scores, calibration."""

@@ -1,294 +1,267 @@
-"""Masks without a trained head, so that a user sees what the head adds.
+"""Masks without a trained head, for comparison.
 
     attention-mean  the mean of all attention maps
-    top-k-heads     the mean of the few maps that put most of their mass on what is meant
-    box+sam         SAM as it is shipped, shown the box of these few maps
+    top-k-heads     the mean of the few maps with most of their mass on the object
+    box+sam         pretrained SAM, prompted with the box of these few maps
 
-Nothing is trained. What has to be chosen is chosen on a few labelled samples, which the head had
-for training as well: the few heads, and the level (0 to 1 between a map's least and greatest
-value) above which a pixel is inside.
+Nothing is trained. The heads, and the threshold on the normalized map, are chosen on a few
+labeled samples of the head's training data.
 
-That a few heads of a frozen model locate things is from Kang et al., "Your Large Vision-Language
-Model Only Needs A Few Attention Heads For Visual Grounding" (CVPR 2025). They find them without
-labels, by how much attention goes to the image and how little it is scattered; here they are
-those with the highest share of their mass on the truth, mean over the samples. As there, their
-maps are smoothed and added.
+That a few heads of a frozen model localize objects is from Kang et al., "Your Large
+Vision-Language Model Only Needs A Few Attention Heads For Visual Grounding" (CVPR 2025). They
+find them without labels, by attention mass on the image and spatial entropy; here they are those
+with the highest share of their mass on the truth. As there, their maps are smoothed and added.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flmm_core.config import Workers
 from flmm_core.data.sample import Sample
 from flmm_core.errors import UsageError, did_you_mean
-from flmm_core.evaluation.metrics.masks import intersection_union
-from flmm_core.evaluation.phrase_rows import Method as MethodName
-from flmm_core.loader.dataset import ExampleDataset, load_batches
-from flmm_core.pipeline.attention_maps import SMALLEST_SUM, attention_maps
+from flmm_core.evaluation.benchmark_folder import MethodName
+from flmm_core.evaluation.rows_from_masks import intersection_union
+from flmm_core.loader.dataset import ExampleDataset, FeatureSource, ObservedFeatures, load_batches
+from flmm_core.loader.samplers import spread
+from flmm_core.pipeline.attention_maps import SMALLEST_SUM
 from flmm_core.pipeline.boxes import tight_boxes
-from flmm_core.pipeline.grounder import Grounder, GrounderBatch
-from flmm_core.pipeline.refiners.sam import SamRefiner
-from flmm_core.pipeline.refiners.sam_model import OFFICIAL, build_sam
-from flmm_core.pipeline.resample import resample
-from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Grounding
-from flmm_core.training.losses import resize_truth
+from flmm_core.pipeline.build import Recipe, load_refiner, refiner_class
+from flmm_core.pipeline.confidence import Confidence
+from flmm_core.pipeline.head import Head
+from flmm_core.pipeline.observer import Observer
+from flmm_core.pipeline.refiners.base import Refiner
+from flmm_core.pipeline.resample import resample, resize_truth
+from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Features, Grounding
+from flmm_core.progress import Stage
 
 METHODS: tuple[str, ...] = get_args(MethodName)
 HEADS = 3
-"""How many heads `top-k-heads` and `box+sam` take, as the paper does."""
+"""Number of attention heads of `top-k-heads` and `box+sam`, as in the paper."""
 SAMPLES = 32
-"""At most this many labelled samples are looked at, spread evenly over those that are given."""
+"""Maximum number of labeled samples, spread evenly over those given."""
 LEVELS = tuple(number / 20 for number in range(1, 20))
 SMOOTHED = 24
-"""Maps are smoothed by a Gaussian of one cell where their longest side has so many cells."""
+"""Sigma of the Gaussian that smooths maps, as a fraction of their longest side: 1/24."""
 SURE = 2.0
-"""Logit inside a box that is shown as a mask, and minus that outside."""
+"""Logit inside a box that is passed as a mask; outside it is negative."""
 
-Labelled = tuple[AttentionMaps, Tensor]
-"""The maps of some phrases and their truth, (P, H, W) bool, none of it empty; on the CPU."""
-
-
-class Method(Protocol):
-    """A way from a batch to masks."""
-
-    @property
-    def name(self) -> str:
-        """One of `METHODS`."""
-        ...
-
-    def __call__(self, batch: GrounderBatch) -> tuple[Grounding, ...]:
-        """One `Grounding` a sample, as `Grounder.forward` gives it."""
-        ...
+Labeled = tuple[AttentionMaps, Tensor]
+"""The maps of P phrases and their nonempty true masks, (P, H, W) bool; on the CPU."""
 
 
-def make_method(
-    name: str,
-    grounder: Grounder,
-    samples: Sequence[Sample] = (),
-    *,
-    heads: int = HEADS,
-    refiner_weights: Path | None = None,
-) -> Method:
-    """The method of a name, behind the frozen parts of a grounder.
+@dataclass(frozen=True)
+class MaskMethod:
+    """Predicts masks from samples.
 
-    Args:
-        name: One of `METHODS`; "head" is the grounder itself.
-        grounder: Its backbone is read, and its kind of SAM is taken, but nothing that was trained.
-        samples: Labelled; not looked at for "head".
-        heads: How many heads `top-k-heads` and `box+sam` take.
-        refiner_weights: SAM's own file, where the grounder has an official SAM.
-
-    Raises:
-        UsageError: There is no such method, no sample says where something is, or the grounder
-            has no SAM for `box+sam`.
-        WeightsError: SAM's own file is needed and missing.
+    Attributes:
+        name: One of `METHODS`.
+        decide: Predicts one `Grounding` per sample.
+        layer_weights: See `Backbone.trace`.
+        settings: What was chosen on labeled samples, ready for JSON.
+        calibrate: Maps evidence to probabilities; None without any.
+        abstain_below: Answer "not there" below this probability; None: never.
     """
+
+    name: str
+    source: FeatureSource
+    decide: Callable[[Sequence[Features]], tuple[Grounding, ...]]
+    layer_weights: Sequence[float] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    calibrate: Confidence | None = None
+    abstain_below: float | None = None
+
+    @torch.no_grad()
+    def ground(self, batch: Any) -> tuple[Grounding, ...]:
+        """One `Grounding` per sample of a batch from `source`."""
+        return self.decide(self.source.features(batch, layer_weights=self.layer_weights))
+
+
+def head_method(
+    source: FeatureSource,
+    head: Head,
+    confidence: Confidence | None = None,
+    abstain_below: float | None = None,
+) -> MaskMethod:
+    """The masks of a head."""
+    return MaskMethod("head", source, head, head.layer_weights(), {}, confidence, abstain_below)
+
+
+def check_method(name: str) -> None:
+    """UsageError if there is no such method."""
     if name not in METHODS:
         raise UsageError(
             f"Unknown method '{name}'. {did_you_mean(name, METHODS)}".rstrip(),
             found=f"Known: {', '.join(METHODS)}.",
         )
-    if name == "head":
-        return grounder
-    sam = frozen_sam(grounder, refiner_weights) if name == "box+sam" else None
-    labelled = list(_read_labelled(grounder, samples))
-    if not labelled:
+
+
+def make_baseline(
+    name: str,
+    observer: Observer,
+    recipe: Recipe,
+    samples: Sequence[Sample],
+    refiner_weights: Path | None = None,
+) -> MaskMethod:
+    """A method without training, fitted on a few labeled samples.
+
+    Args:
+        name: One of `METHODS`, but not "head".
+        recipe: Its refiner is used by `box+sam`, with pretrained weights.
+        refiner_weights: Weights file of the refiner.
+
+    Raises:
+        UsageError: There is no such method, no sample has an object, or the refiner takes no
+            boxes.
+        WeightsError: The weights of the refiner are missing.
+    """
+    check_method(name)
+    sam = None
+    if name == "box+sam":
+        sam = box_refiner(recipe, refiner_weights).to(observer.device)
+    source = ObservedFeatures(
+        replace(observer, channels=(), encoder=observer.encoder if sam else None)
+    )
+    labeled = list(labeled_maps(source, spread(samples, SAMPLES)))
+    if not labeled:
         raise UsageError(
-            f"The method '{name}' needs labelled samples.",
-            found=f"None of the {len(samples)} given says where something is.",
+            f"The method '{name}' needs labeled samples.",
+            found=f"None of the {len(samples)} given has an object.",
             repair="Give data with masks.",
         )
-    if name == "attention-mean":
-        return AttentionMethod.fit(name, grounder, labelled)
-    channels = best_channels(labelled, heads)
-    if sam is None:
-        return AttentionMethod.fit(name, grounder, labelled, channels)
-    boxes = AttentionMethod.fit(name, grounder, labelled, channels, shape=filled_boxes)
-    return BoxSamMethod(boxes, sam)
+    channels = None if name == "attention-mean" else best_channels(labeled)
+    decide = AttentionMasks.fit(labeled, channels, sam)
+    settings: dict[str, Any] = {"level": decide.level}
+    if channels is not None:
+        vlm = observer.vlm
+        places = [(channel // vlm.heads, channel % vlm.heads) for channel in channels]
+        settings["heads"] = [
+            [vlm.views[row // vlm.layers], row % vlm.layers, head] for row, head in places
+        ]
+    return MaskMethod(name, source, decide, settings=settings)
 
 
-@dataclasses.dataclass(frozen=True)
-class AttentionMethod:
-    """The sum of some attention maps, above a level.
+@dataclass(frozen=True)
+class AttentionMasks:
+    """The sum of some attention maps, above a threshold.
 
     Attributes:
-        name: One of `METHODS`.
-        grounder: Whose backbone is read.
-        channels: Which maps are added, smoothed; None adds all as they are.
-        level: From 0, the map's least value in the image, to 1, its greatest.
+        channels: The maps that are smoothed and added; None adds all, unsmoothed.
+        level: The threshold, 0 to 1 between the map's minimum and maximum in the image.
+        refiner: From `box_refiner`, prompted with the boxes of these masks.
     """
 
-    name: str
-    grounder: Grounder
     channels: tuple[int, ...] | None
     level: float
+    refiner: Refiner | None = None
 
     @classmethod
     def fit(
         cls,
-        name: str,
-        grounder: Grounder,
-        labelled: Sequence[Labelled],
+        labeled: Sequence[Labeled],
         channels: tuple[int, ...] | None = None,
-        *,
-        shape: Callable[[Tensor], Tensor] = lambda masks: masks,
-    ) -> AttentionMethod:
-        """Choose the level of `LEVELS` with the highest mean IoU; of equal ones the lowest.
+        refiner: Refiner | None = None,
+    ) -> AttentionMasks:
+        """Choose the lowest of the `LEVELS` with the highest mean IoU.
 
-        Args:
-            name: One of `METHODS`.
-            grounder: Whose backbone is read.
-            labelled: What to choose on, at least one.
-            channels: See the class.
-            shape: What is made of a mask, found and true, before they are compared.
+        It is the IoU of the filled boxes if there is a refiner.
         """
+        shape = torch.Tensor.bool if refiner is None else filled_boxes
         overlap = np.zeros(len(LEVELS))
-        for maps, truth in labelled:
-            warmth, wanted = heat(maps, channels, _size(truth)), shape(truth)
+        for maps, truth in labeled:
+            size = (truth.shape[-2], truth.shape[-1])
+            warmth, wanted = heat(maps, channels, size), shape(truth)
             for place, level in enumerate(LEVELS):
                 both, either = intersection_union(shape(warmth > level), wanted)
-                overlap[place] += (both / either).sum()
-        return cls(name, grounder, channels, LEVELS[int(overlap.argmax())])
+                overlap[place] += np.divide(both, either).sum()
+        return cls(channels, LEVELS[int(overlap.argmax())], refiner)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What was chosen, ready for JSON; `heads` are (view, layer, head), counted from 0."""
-        chosen: dict[str, Any] = {"level": self.level}
-        if self.channels is not None:
-            backbone = self.grounder.backbone
-            grid = len(backbone.view_names), backbone.num_layers, backbone.num_heads
-            places = np.stack(np.unravel_index(self.channels, grid), axis=1)
-            chosen["heads"] = [
-                [backbone.view_names[view], layer, head] for view, layer, head in places.tolist()
-            ]
-        return chosen
-
-    @torch.no_grad()
-    def __call__(self, batch: GrounderBatch) -> tuple[Grounding, ...]:
-        """Logits at the image's size, the coarse ones the same."""
-        groundings = []
-        for maps, image_hw in zip(_maps(self.grounder, batch), batch.image_hw, strict=True):
-            warmth = heat(maps, self.channels, image_hw)
-            logits = warmth.logit(eps=1e-6) - torch.tensor(self.level).logit()
-            groundings.append(Grounding(coarse_logits=logits, logits=logits, maps=maps))
-        return tuple(groundings)
-
-
-@dataclasses.dataclass(frozen=True)
-class BoxSamMethod:
-    """SAM shown the tight box of what an attention method finds.
-
-    Attributes:
-        boxes: The attention method; its masks are the coarse ones.
-        sam: See `frozen_sam`.
-    """
-
-    boxes: AttentionMethod
-    sam: SamRefiner
-
-    @property
-    def name(self) -> str:
-        """One of `METHODS`."""
-        return self.boxes.name
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What was chosen, ready for JSON."""
-        return self.boxes.settings
-
-    @torch.no_grad()
-    def __call__(self, batch: GrounderBatch) -> tuple[Grounding, ...]:
-        """One `Grounding` a sample."""
-        found = self.boxes(batch)
-        boxes = [torch.where(filled_boxes(each.masks), SURE, -SURE) for each in found]
-        pictures = [picture for picture in batch.pictures if picture is not None]
-        logits = self.sam(pictures, boxes, (), batch.image_hw)
+    def __call__(self, features: Sequence[Features]) -> tuple[Grounding, ...]:
+        """One `Grounding` per sample."""
+        coarse = []
+        for sample in features:
+            warmth = heat(sample.maps, self.channels, sample.image_hw)
+            coarse.append(warmth.logit(eps=1e-6) - torch.tensor(self.level).logit())
+        final: Sequence[Tensor] = coarse
+        if self.refiner is not None:
+            boxes = [torch.where(filled_boxes(each > 0), SURE, -SURE) for each in coarse]
+            images = [sample.image for sample in features]
+            final = self.refiner(images, boxes, (), [sample.image_hw for sample in features])
         return tuple(
-            dataclasses.replace(each, logits=refined)
-            for each, refined in zip(found, logits, strict=True)
+            Grounding(coarse_logits=first, logits=last, maps=sample.maps)
+            for first, last, sample in zip(coarse, final, features, strict=True)
         )
 
 
-def frozen_sam(grounder: Grounder, weights: Path | None = None) -> SamRefiner:
-    """The grounder's kind of SAM with the weights that it is shipped with, prompted by boxes.
+def box_refiner(recipe: Recipe, weights: Path | None = None) -> Refiner:
+    """The recipe's SAM with its pretrained weights, prompted with boxes.
 
-    An official SAM is shown the box alone. A small one was only ever shown masks and boxes
-    together, so it sees the box filled as a mask beside it.
+    An official SAM gets the box alone. The tiny one was trained on masks and boxes together, so
+    it also gets the filled box as a mask.
 
     Raises:
-        UsageError: The grounder has no SAM.
-        WeightsError: SAM's own file is needed and missing.
+        UsageError: The refiner takes no boxes.
+        WeightsError: The weights of the refiner are missing.
     """
-    trained = grounder.refiner
-    if not isinstance(trained, SamRefiner):
+    options = refiner_class(recipe)[1].model_dump()
+    if "box" not in options:
         raise UsageError(
             "The method 'box+sam' needs a SAM.",
-            found="The head was trained with --refiner none.",
-            repair="Use a head with a refiner, or the method 'top-k-heads'.",
+            found=f"The head was trained with --refiner {recipe.refiner}.",
+            repair="Use a head with SAM behind it, or the method 'top-k-heads'.",
         )
-    parts = build_sam(trained.sam_name, weights)
-    # The image encoder is frozen in training too: the largest part need not be held twice.
-    parts = dataclasses.replace(parts, image_encoder=trained.image_encoder)
-    sam = SamRefiner(parts, use_mask=trained.sam_name not in OFFICIAL, use_text=False)
-    return sam.requires_grad_(False).to(trained.pixel_mean.device).eval()
+    by_box = {**options, "box": True, "mask": options["size"] == "tiny", "text": False}
+    by_box["multimask"] = False
+    recipe = replace(recipe, refiner_options=by_box, paper_rounding=False)
+    return load_refiner(recipe, weights)[1].requires_grad_(False).eval()
 
 
-def best_channels(labelled: Sequence[Labelled], count: int = HEADS) -> tuple[int, ...]:
-    """The channels with the highest share of their mass on what is meant, best first.
-
-    Args:
-        labelled: What to choose on; every phrase weighs the same.
-        count: How many; all if there are fewer.
-    """
-    shares = torch.cat([object_shares(maps, truth) for maps, truth in labelled]).mean(0)  # (C,)
+def best_channels(labeled: Sequence[Labeled], count: int = HEADS) -> tuple[int, ...]:
+    """The `count` channels with the highest mean share of their mass on the object, best first."""
+    shares = torch.cat([object_shares(maps, truth) for maps, truth in labeled]).mean(0)  # (C,)
     return tuple(shares.topk(min(count, len(shares))).indices.tolist())
 
 
 def object_shares(maps: AttentionMaps, truth: Tensor) -> Tensor:
-    """How much of each map's mass in the image lies on the truth.
+    """The share of each map's mass in the image that lies on the truth.
 
     Args:
         maps: (P, C, h, w).
         truth: (P, H, W) bool.
 
     Returns:
-        (P, C), from 0 to 1. A cell that the truth covers in part counts by that part.
+        (P, C), 0 to 1. A cell counts by the fraction of its area that the truth covers.
     """
     y0, x0, y1, x1 = maps.image_box
     h, w = maps.maps.shape[-2:]
     size = max(1, round(h / (y1 - y0))), max(1, round(w / (x1 - x0)))
-    inside = resample(maps.maps, maps.image_box, WHOLE_PICTURE, size)  # (P, C, *size)
+    inside = resample(maps.maps, maps.image_box, WHOLE_IMAGE, size)  # (P, C, *size)
     covered = resize_truth(truth.to(inside.device), size)[:, None]  # (P, 1, *size)
     return (inside * covered).sum((2, 3)) / inside.sum((2, 3)).clamp(min=SMALLEST_SUM)
 
 
 def heat(maps: AttentionMaps, channels: Sequence[int] | None, image_hw: tuple[int, int]) -> Tensor:
-    """The sum of some maps at the image's size, from 0 at its least to 1 at its greatest value.
-
-    Args:
-        maps: (P, C, h, w).
-        channels: Which to add, smoothed; None adds all as they are.
-        image_hw: Height and width of the image in pixels.
+    """The sum of some maps at the size of the image, scaled from 0 to 1; see `AttentionMasks`.
 
     Returns:
-        (P, H, W); zeros where a map is the same everywhere.
+        (P, H, W); zeros for a constant map.
     """
     chosen = maps.maps if channels is None else _smooth(maps.maps[:, list(channels)])
     total = chosen.sum(1, keepdim=True)  # (P, 1, h, w)
-    picture = resample(total, maps.image_box, WHOLE_PICTURE, image_hw)[:, 0]  # (P, H, W)
-    least, greatest = picture.amin((1, 2), keepdim=True), picture.amax((1, 2), keepdim=True)
-    return (picture - least) / (greatest - least).clamp(min=SMALLEST_SUM)
+    whole = resample(total, maps.image_box, WHOLE_IMAGE, image_hw)[:, 0]  # (P, H, W)
+    least, greatest = whole.amin((1, 2), keepdim=True), whole.amax((1, 2), keepdim=True)
+    return (whole - least) / (greatest - least).clamp(min=SMALLEST_SUM)
 
 
 def filled_boxes(masks: Tensor) -> Tensor:
-    """(P, H, W) bool masks -> (P, H, W) bool, all inside their tight boxes."""
+    """(P, H, W) bool masks -> (P, H, W) bool, their tight boxes filled."""
     x0, y0, x1, y1 = tight_boxes(masks)[:, :, None].unbind(1)  # (P, 1) each
     rows = torch.arange(masks.shape[1], device=masks.device)
     columns = torch.arange(masks.shape[2], device=masks.device)
@@ -297,7 +270,7 @@ def filled_boxes(masks: Tensor) -> Tensor:
 
 
 def _smooth(maps: Tensor) -> Tensor:
-    """(P, C, h, w) -> the same, each cell a Gaussian mean of those around it."""
+    """(P, C, h, w) -> the same, blurred by a Gaussian."""
     h, w = maps.shape[-2:]
     sigma = max(h, w) / SMOOTHED  # in cells
     rows, columns = (
@@ -307,25 +280,22 @@ def _smooth(maps: Tensor) -> Tensor:
     return rows @ maps @ columns.T
 
 
-def _maps(grounder: Grounder, batch: GrounderBatch) -> list[AttentionMaps]:
-    return [
-        attention_maps(trace)
-        for trace in grounder.backbone.trace(batch.backbone, pool=grounder.pool)
-    ]
-
-
 @torch.no_grad()
-def _read_labelled(grounder: Grounder, samples: Sequence[Sample]) -> Iterator[Labelled]:
-    """The phrases that name something, of a few samples."""
-    places = np.unique(np.linspace(0, len(samples) - 1, min(SAMPLES, len(samples))).round())
-    few = [samples[int(place)] for place in places]
-    for batch in load_batches(ExampleDataset(few, grounder), batch_size=8):
-        for maps, truth in zip(_maps(grounder, batch.inputs), batch.truths, strict=True):
-            there = truth.flatten(1).any(1)
+def labeled_maps(
+    source: FeatureSource,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 8,
+    workers: Workers = 0,
+    stage: Stage | None = None,
+) -> Iterator[Labeled]:
+    """The maps and true masks of the phrases with an object, by sample; `stage` counts samples."""
+    dataset = ExampleDataset(samples, source)
+    for batch in load_batches(dataset, batch_size=batch_size, workers=workers):
+        for features, truth in zip(source.features(batch.inputs), batch.truths, strict=True):
+            maps, there = features.maps, truth.flatten(1).any(1)
             if there.any():
                 kept = maps.maps[there.to(maps.maps.device)].cpu()
                 yield AttentionMaps(kept, maps.image_box), truth[there]
-
-
-def _size(masks: Tensor) -> tuple[int, int]:
-    return masks.shape[-2], masks.shape[-1]
+            if stage is not None:
+                stage.advance()

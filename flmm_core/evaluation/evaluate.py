@@ -1,250 +1,149 @@
-"""Scores of a head on data sets, coarse and refined masks side by side."""
+"""Evaluates a head, or a method without training, on data sets."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from flmm_core.config import Workers
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source, open_sources
-from flmm_core.errors import FlmmError
-from flmm_core.evaluation.baselines import Method, make_method
-from flmm_core.evaluation.confidence import check_can_abstain, chosen_threshold
-from flmm_core.evaluation.measure import Calibrate, measure
-from flmm_core.evaluation.metrics import (
-    SUBSETS,
-    BoxScores,
-    CalibrationScores,
-    GeneralisedScores,
-    MaskScores,
-    PointScores,
-    ReasonScores,
-    RecallScores,
-    is_right,
-)
-from flmm_core.evaluation.phrase_rows import Item
-from flmm_core.loader.dataset import ExampleDataset, Examples, fixed_batches, read_batches
+from flmm_core.errors import FlmmError, UsageError
+from flmm_core.evaluation.baselines import MaskMethod, check_method, head_method, make_baseline
+from flmm_core.evaluation.phrase_rows import PhraseRow
+from flmm_core.evaluation.rows_from_masks import rows_from_masks
+from flmm_core.evaluation.running_scores import Evaluation
+from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, read_batches
+from flmm_core.loader.samplers import fixed_batches
 from flmm_core.loader.throughput import Throughput
-from flmm_core.pipeline.head_folder import Grounder
+from flmm_core.pipeline.confidence import chosen_threshold
+from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.types import Grounding
 from flmm_core.progress import Progress
 
-Watch = Callable[[Sequence[Grounding], Examples], None]
-"""Is shown every batch and what was made of it."""
-
-
-@dataclass
-class Evaluation:
-    """Scores on one source: integer sums, whatever the number of phrases.
-
-    What is said of a source follows from its phrases alone: scores with "not there" if some have
-    no target, with ignored regions if some have such, by PNG's subsets if some are tagged so.
-
-    Attributes:
-        coarse: Of the mask head's masks, enlarged to the image.
-        refined: Of the final masks.
-        tags: Of the final masks, by tag.
-        boxes: Of their tight boxes, where there is a true one.
-        points: Of their surest points, where there is a true mask.
-        generalised: gRefCOCO's.
-        reasoning: ReasonSeg's.
-        recall: PNG's, of the phrases that are tagged as its subsets.
-        calibration: Of the probabilities of the masks that were given, not of those withheld by
-            "not there"; None where there are none.
-        no_target: Phrases that name nothing in the image.
-        with_ignored: Phrases with pixels to ignore.
-        samples: How many captions were read.
-        skipped: What was left out because it cannot be scored.
-        seconds: Wall-clock time.
-    """
-
-    coarse: MaskScores = field(default_factory=MaskScores)
-    refined: MaskScores = field(default_factory=MaskScores)
-    tags: dict[str, MaskScores] = field(default_factory=dict)
-    boxes: BoxScores = field(default_factory=BoxScores)
-    points: PointScores = field(default_factory=PointScores)
-    generalised: GeneralisedScores = field(default_factory=GeneralisedScores)
-    reasoning: ReasonScores = field(default_factory=ReasonScores)
-    recall: RecallScores = field(default_factory=RecallScores)
-    calibration: CalibrationScores | None = None
-    no_target: int = 0
-    with_ignored: int = 0
-    samples: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-
-    def add(self, rows: Sequence[Item]) -> None:
-        """Count the rows of one sample."""
-        self.samples += 1
-        for row in rows:
-            self._add(row)
-
-    def _add(self, row: Item) -> None:
-        pair = [row.intersection], [row.union]
-        self.refined.add_counts(*pair, [row.slice])
-        if row.coarse_intersection is not None and row.coarse_union is not None:
-            self.coarse.add_counts([row.coarse_intersection], [row.coarse_union], [row.slice])
-        for tag in row.tags:
-            self.tags.setdefault(tag, MaskScores()).add_counts(*pair)
-        if row.box_iou is not None:
-            self.boxes.add_hits([row.box_iou >= 0.5])
-        if row.point_in_mask is not None:
-            self.points.add_hits([row.point_in_mask])
-        if row.probability is not None and row.there:
-            self.calibration = self.calibration or CalibrationScores()
-            self.calibration.add([row.probability], is_right(*pair).tolist())
-        no_target = row.truth == 0
-        self.generalised.add_counts(*pair, no_target=[no_target], says_none=[row.predicted == 0])
-        self.reasoning.add_counts(*pair)
-        if not set(SUBSETS[1:]).isdisjoint(row.tags):
-            self.recall.add_counts(*pair, ["thing" in row.tags], ["plural" in row.tags])
-        self.no_target += no_target
-        self.with_ignored += row.ignored > 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, fractions of 1; without scores that the source has no use for."""
-        found: dict[str, Any] = {"coarse": self.coarse.to_dict(), "refined": self.refined.to_dict()}
-        found["box"], found["point"] = self.boxes.to_dict(), self.points.to_dict()
-        if self.no_target:
-            found["generalised"] = self.generalised.to_dict()
-        if self.with_ignored:
-            found["reasoning"] = self.reasoning.to_dict()
-        if self.recall.masks["all"]:
-            found["recall"] = self.recall.to_dict()
-        if self.tags:
-            found["tags"] = {tag: self.tags[tag].to_dict() for tag in sorted(self.tags)}
-        if self.calibration is not None:
-            found["calibration"] = self.calibration.to_dict()
-        return found | {
-            "samples": self.samples,
-            "skipped": self.skipped,
-            "seconds": round(self.seconds, 1),
-        }
+Watch = Callable[[Grounding, Sequence[PhraseRow]], None]
+"""Receives the grounding of every sample and its rows."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One sample: its rows, or why it has none."""
+class MeasuredSample:
+    """One sample: its rows, or the error that it raised."""
 
     index: int
-    rows: tuple[Item, ...]
+    rows: tuple[PhraseRow, ...]
     error: FlmmError | None = None
 
 
 def measure_batches(
-    grounder: Grounder,
+    method: MaskMethod,
     samples: Sequence[Sample],
     batches: Sequence[list[int]],
     *,
-    flow: Method | None = None,
     watch: Watch | None = None,
     workers: Workers = 0,
     throughput: Throughput | None = None,
-    calibrate: Calibrate | None = None,
-    abstain_below: float | None = None,
-) -> Iterator[list[Measured]]:
-    """Ground and score batches of samples, one after the other; nothing is kept.
+) -> Iterator[list[MeasuredSample]]:
+    """Score batches of samples, given by their indices, one batch at a time.
 
-    Args:
-        grounder: Reads images and captions, and grounds them unless `flow` does.
-        samples: What to ground, with the truth.
-        batches: The samples of each batch, by their places.
-        flow: What grounds a batch; by default the grounder.
-        watch: Is shown every batch and what was made of it.
-        workers: Processes that read images, see `count_workers`.
-        throughput: Counts what goes through.
-        calibrate: Makes a probability of each score.
-        abstain_below: Answer "not there" where the probability is below this; see `measure`.
+    Args as for `evaluate`; `throughput` is updated.
     """
     folder: Path | None = getattr(samples, "folder", None)
-    dataset, throughput = ExampleDataset(samples, grounder), throughput or Throughput()
+    dataset, throughput = ExampleDataset(samples, method.source), throughput or Throughput()
     reading = read_batches(dataset, batches, workers=workers)
     for batch, unusable in throughput.waiting(reading):
-        found = [Measured(one.index, (), one.error) for one in unusable]
+        found = [MeasuredSample(one.index, (), one.error) for one in unusable]
         if batch is not None:
             started = time.monotonic()
-            with torch.no_grad():
-                groundings = (flow or grounder)(batch.inputs)
+            groundings = method.ground(batch.inputs)
             taken = time.monotonic() - started
-            if watch is not None:
-                watch(groundings, batch)
-            rows = measure(
-                groundings, batch, seconds=taken, folder=folder, calibrate=calibrate,
-                abstain_below=abstain_below,
+            rows = rows_from_masks(
+                groundings, batch, seconds=taken, folder=folder, calibrate=method.calibrate,
+                abstain_below=method.abstain_below,
             )  # fmt: skip
-            found += map(Measured, batch.indices, rows)
+            if watch is not None:
+                for grounding, rows_of_one in zip(groundings, rows, strict=True):
+                    watch(grounding, rows_of_one)
+            found += map(MeasuredSample, batch.indices, rows)
             throughput.count(batch.samples)
         yield sorted(found, key=lambda one: one.index)
 
 
 def evaluate(
-    grounder: Grounder,
+    method: MaskMethod,
     samples: Sequence[Sample],
     *,
     batch_size: int = 16,
     workers: Workers = 0,
     limit: int | None = None,
-    flow: Method | None = None,
-    abstain_below: float | None = None,
     watch: Watch | None = None,
-    on_row: Callable[[Item], object] | None = None,
     progress: Progress | None = None,
     name: str = "Evaluating",
 ) -> Evaluation:
-    """Score a flow on samples; every one is counted, none skipped.
+    """Score a method on samples, skipping none.
 
     Args:
-        grounder: The flow; its training mode is restored afterwards.
-        samples: What to ground, with the truth.
-        batch_size: Samples that go through the flow together; the scores do not depend on it.
-        workers: Processes that read images, see `count_workers`.
-        limit: Only the first so many samples.
-        flow: What grounds a batch, by default the grounder; see `flmm_core.evaluation.baselines`.
-        abstain_below: Answer "not there" where the head's probability is below this.
-        watch: Is shown every batch and what was made of it.
-        on_row: Is given every phrase's row as soon as it is there; none is kept.
-        progress: Is told how far it is.
-        name: What to call this in the progress.
+        method: A head must be in evaluation mode.
+        batch_size: The scores do not depend on it.
+        workers: See `count_workers`.
+        limit: Maximum number of samples.
+        name: Name of the stage in the progress.
 
     Raises:
         FlmmError: A sample cannot be read.
     """
-    was_training = grounder.training
-    grounder.eval()
     total = min(limit or len(samples), len(samples))
     result, started = Evaluation(skipped=len(getattr(samples, "skipped", ()))), time.monotonic()
-    throughput = Throughput()
-    batches = measure_batches(
-        grounder,
-        samples,
-        fixed_batches(total, batch_size),
-        flow=flow,
-        watch=watch,
-        workers=workers,
-        throughput=throughput,
-        # Fitted on the head's masks.
-        calibrate=grounder.confidence if flow in (None, grounder) else None,
-        abstain_below=abstain_below,
+    throughput, batches = Throughput(), fixed_batches(total, batch_size)
+    measured = measure_batches(
+        method, samples, batches, watch=watch, workers=workers, throughput=throughput
     )
     with (progress or Progress()).stage(name, total) as stage:
-        for batch in batches:
+        for batch in measured:
             for one in batch:
                 if one.error is not None:
                     raise one.error
                 result.add(one.rows)
-                if on_row is not None:
-                    for row in one.rows:
-                        on_row(row)
-            stage.advance(len(batch), cIoU=result.refined.ciou, **throughput.figures())
-    grounder.train(was_training)
+            stage.advance(len(batch), cIoU=result["ciou"], **throughput.figures())
     result.seconds = time.monotonic() - started
     return result
+
+
+def check_can_abstain(methods: Sequence[str]) -> None:
+    """UsageError for a method other than the head: only a head's masks have probabilities."""
+    others = [method for method in methods if method != "head"]
+    if others:
+        raise UsageError(
+            f"The method '{others[0]}' cannot answer \"not there\".",
+            found="Only a head's masks have probabilities.",
+            repair="Omit --abstain, or evaluate this method separately.",
+        )
+
+
+def open_method(
+    name: str,
+    grounder: Grounder,
+    data: Sequence[str],
+    protocol: str,
+    refiner_weights: Path | None = None,
+    abstain_below: float | None = None,
+) -> MaskMethod:
+    """The head of a grounder, or a method without training on the same frozen models.
+
+    Args:
+        name: One of `flmm_core.evaluation.baselines.METHODS`.
+        data: Sources of labeled samples, read with `protocol` by a method without training.
+        refiner_weights: As for `make_baseline`.
+        abstain_below: For the head.
+    """
+    if name == "head":
+        source = ObservedFeatures(grounder.observer)
+        return head_method(source, grounder.head, grounder.confidence, abstain_below)
+    labeled = open_sources(data, protocol)
+    recipe = grounder.info.recipe
+    return make_baseline(name, grounder.observer, recipe, labeled, refiner_weights)
 
 
 def evaluate_run(
@@ -263,68 +162,62 @@ def evaluate_run(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score a trained head on data sets.
+    """Evaluate a trained head on data sets.
 
     Args:
         run: A run folder, a head folder or a hub id.
-        data: Sources as `--data` takes them.
-        method: What makes the masks, one of `flmm_core.evaluation.baselines.METHODS`.
-        method_data: Sources that a method without training is fitted to by a few samples; by
-            default those that the head was trained on.
-        protocol: By default the one that the head was trained with.
-        abstain: Answer "not there" below the threshold that the head's training chose.
-        device: "auto" takes the first accelerator.
-        model: Where the VLM lies here, if not where it lay in training.
-        refiner_weights: SAM's own file, where the head was trained with an official SAM.
-        batch_size: Samples that go through the flow together.
-        workers: Processes that read images, see `count_workers`.
-        limit: Only the first so many samples of each source.
-        progress: Is told how far it is.
+        data: Sources as for `--data`.
+        method: One of `flmm_core.evaluation.baselines.METHODS`.
+        method_data: Sources of labeled samples for a method without training; by default the
+            head's training data.
+        protocol: By default that of the head's training.
+        abstain: Answer "not there" below the head's threshold.
+        device: "auto" selects the first accelerator.
+        model: Where the VLM is, by default as in training.
+        refiner_weights: Weights file of the refiner, if training needed one.
+        limit: Maximum number of samples per source.
 
     Returns:
-        Ready for JSON: the run, its backbone, the protocol, and the scores by source, each with
-        its protocol.
+        The settings and the scores by source, ready for JSON.
 
     Raises:
-        UsageError: It is to abstain, and the head has no threshold or does not make the masks.
+        UsageError: `abstain` with a head without threshold, or with another method.
         FlmmError: Weights or data are missing or broken.
     """
+    check_method(method)
     if abstain:
         check_can_abstain([method])
     grounder = Grounder.from_pretrained(
         run, device=device, model=model, refiner_weights=refiner_weights
     )
-    protocol = protocol or str(grounder.facts.get("protocol", "standard"))
+    recipe, facts = grounder.info.recipe, grounder.info.facts
+    protocol = protocol or str(facts.get("protocol", "standard"))
     below = chosen_threshold(grounder.confidence, str(run)) if abstain else None
     sources = {text: open_source(text, protocol) for text in data}
-    flow: Method = grounder
-    if method != "head":
-        labelled = open_sources(method_data or grounder.facts.get("data", ()), protocol)
-        flow = make_method(method, grounder, labelled, refiner_weights=refiner_weights)
+    maker = open_method(
+        method, grounder, method_data or facts.get("data", ()), protocol, refiner_weights, below
+    )
+    scores = {
+        text: evaluate(
+            maker,
+            samples,
+            batch_size=batch_size,
+            workers=workers,
+            limit=limit,
+            progress=progress,
+            name=f"Evaluating {text}",
+        )
+        for text, samples in sources.items()
+    }
     return {
         "run": str(run),
-        "method": {"name": method, **getattr(flow, "settings", {})},
-        "backbone": grounder.recipe.backbone,
-        "model": grounder.recipe.model,
-        "refiner": grounder.recipe.refiner,
+        "method": {"name": method, **maker.settings},
+        "backbone": recipe.backbone,
+        "model": recipe.model,
+        "refiner": recipe.refiner,
+        "refiner_options": dict(recipe.refiner_options),
         "protocol": protocol,
         "abstain_below": below,
         "limit": limit,
-        "data": {
-            text: {
-                "protocol": protocol,
-                **evaluate(
-                    grounder,
-                    samples,
-                    flow=flow,
-                    abstain_below=below,
-                    batch_size=batch_size,
-                    workers=workers,
-                    limit=limit,
-                    progress=progress,
-                    name=f"Evaluating {text}",
-                ).to_dict(),
-            }
-            for text, samples in sources.items()
-        },
+        "data": {text: {"protocol": protocol, **each.to_dict()} for text, each in scores.items()},
     }

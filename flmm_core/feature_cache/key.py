@@ -1,7 +1,7 @@
-"""What a cache depends on, and what a sample is called in it: all without loading a model.
+"""What a cache depends on and the keys of its samples, computed without loading a model.
 
-Everything that changes a feature is here. A run whose facts differ cannot use the cache, and is
-told which of them do.
+Everything that changes a feature is here. A run whose facts differ cannot use the cache; the error
+names the differences.
 """
 
 from __future__ import annotations
@@ -10,127 +10,117 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 import flmm_core
+from flmm_core.config import RunConfig
 from flmm_core.data.images import read_image
 from flmm_core.data.sample import Sample
 from flmm_core.errors import DataError, WeightsError
 from flmm_core.pipeline.backbone.weights import choose_device, choose_dtype, find_source
-from flmm_core.pipeline.head_folder import Recipe
-from flmm_core.pipeline.refiners.sam_model import TINY_FOLDER
+from flmm_core.pipeline.build import recipe_of, refiner_class
 from flmm_core.plugins import load_backbones
 from flmm_core.progress import Progress
 from flmm_core.spec import BackboneSpec
 
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
-"""What of a model's folder decides what it says: weights, settings, tokenizer, processor."""
+"""The files of a model that decide its outputs: weights, settings, tokenizer, processor."""
 
-TRAINED_HALF = {"boxes.py", "mask_head.py", "result.py", "text_prompts.py", "unet.py"}
-"""Files of the flow that no feature goes through."""
-
-SHOWN = 12
-"""Digits of a digest that messages show."""
-
-Facts = Mapping[str, Any]
+TRAINED_HALF = {
+    "boxes.py", "build.py", "confidence.py", "grounder.py", "head.py", "head_folder.py",
+    "mask_head.py", "none.py", "result.py", "text_prompts.py", "unet.py",
+}  # fmt: skip
+"""Files of the pipeline that features do not depend on."""
 
 
-@dataclass(frozen=True)
-class SampleKey:
-    """What a sample is called in a cache: a name that follows from its contents.
-
-    Attributes:
-        sample: Of image and caption, with the numbers of the phrases in it.
-        image: Of the image's file.
-    """
+class SampleKey(NamedTuple):
+    """Digests of a sample (image, caption and its phrases) and of its image file."""
 
     sample: str
-    picture: str
+    image: str
 
 
-def frozen_facts(
-    recipe: Recipe, spec: BackboneSpec, *, dtype: str, device: str, refiner_weights: Path | None
-) -> dict[str, Any]:
-    """Everything that decides what the frozen parts say of a given sample, by name.
+def frozen_facts(config: RunConfig, spec: BackboneSpec) -> dict[str, Any]:
+    """Everything besides the sample that its features depend on, by name.
 
-    The facts about SAM are left out where the recipe has no refiner.
+    Facts about the refiner are omitted if it needs no image.
 
     Raises:
-        WeightsError: The model's or SAM's files are not here.
+        WeightsError: Files of the model or of the refiner are missing.
     """
+    recipe, device = recipe_of(config), choose_device(config.device)
     facts = {
         "backbone": recipe.backbone,
         **_model_facts(find_source(spec, recipe.model)),
-        "dtype": str(choose_dtype(dtype, choose_device(device).type)).removeprefix("torch."),
+        "dtype": str(choose_dtype(config.dtype, device.type)).removeprefix("torch."),
         "prompt": recipe.prompt,
         "options": dict(recipe.options),
         "pool": recipe.pool,
         "flmm": flmm_core.__version__,
         "plugin": _plugin(spec),
         "code": _code(spec),
-        **{name: _version(name) for name in ("transformers", "torch", "pillow")},
+        **{name: package_version(name) for name in ("transformers", "torch", "pillow")},
     }
-    if recipe.refiner != "none":
-        facts |= {
-            "refiner": recipe.refiner,
-            "half": recipe.half,
-            "refiner weights": _files_digest(_refiner_files(refiner_weights)),
-            "timm": _version("timm"),
-        }
+    refiner, options = refiner_class(recipe)
+    embeddings = refiner.embedding_facts(options, config.refiner_weights)
+    if embeddings:
+        facts["refiner"] = recipe.refiner
+        for name, value in embeddings.items():
+            if isinstance(value, Path):
+                value = _files_digest(sorted(value.iterdir()) if value.is_dir() else [value])
+            facts[f"refiner {name}"] = value
     return facts
 
 
-def differences(cache: Facts, run: Facts) -> str:
-    """What of a run is not as in a cache, a line each; empty if all that the run asks for is."""
-    lines = []
-    for name, wanted in run.items():
-        found = cache.get(name)
-        if found != wanted:
-            lines.append(f"  {name}: cache {_shown(found)}, run {_shown(wanted)}")
-    return "\n".join(lines)
+def differences(cache: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """One line for each setting of a run that the cache does not have."""
+    return "\n".join(
+        f"  {name}: cache {_shown(cache.get(name))}, run {_shown(wanted)}"
+        for name, wanted in run.items()
+        if cache.get(name) != wanted
+    )
 
 
 def sample_keys(samples: Sequence[Sample], progress: Progress, name: str) -> list[SampleKey]:
-    """The key of every sample, in order; each image's file is read once.
+    """The key of every sample, in order; each image file is read once.
 
     Raises:
         DataError: An image cannot be read.
     """
-    pictures: dict[Path, str] = {}
+    images: dict[Path, str] = {}
     keys = []
     with progress.stage(name, len(samples)) as stage:
         for sample in samples:
             path = sample.image_path
-            if path not in pictures:
-                pictures[path] = _image_digest(path)
-            keys.append(sample_key(sample, pictures[path]))
+            if path not in images:
+                images[path] = _image_digest(path)
+            keys.append(SampleKey(sample_key(sample, images[path]), images[path]))
             stage.advance()
     return keys
 
 
-def sample_key(sample: Sample, picture: str) -> SampleKey:
-    """The key of a sample whose image's digest is known."""
+def sample_key(sample: Sample, image: str) -> str:
+    """The key of a sample, from the digest of its image."""
     caption = [[segment.text, segment.phrase] for segment in sample.segments]
-    text = json.dumps([picture, list(sample.image_hw), caption])
-    return SampleKey(hashlib.sha256(text.encode()).hexdigest()[:32], picture)
+    text = json.dumps([image, list(sample.image_hw), caption])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _image_digest(path: Path) -> str:
     try:
         return _digest([path])[:32]
     except OSError as error:
-        read_image(path)  # says better what is wrong with it
+        read_image(path)  # its error is more specific
         raise DataError(f"The image {path} cannot be read.", found=f"{error.strerror}.") from error
 
 
 def _model_facts(source: str) -> dict[str, Any]:
-    """What tells a model from others: its commit on the hub, or all that its folder holds."""
+    """What identifies a model: its commit on the hub, or the digest of its files."""
     folder = Path(source)
     if folder.is_dir():
         files = sorted({file for form in MODEL_FILES for file in folder.glob(form)})
@@ -139,17 +129,12 @@ def _model_facts(source: str) -> dict[str, Any]:
         snapshot = Path(snapshot_download(source, local_files_only=True))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise WeightsError(
-            f"The files of the model '{source}' are not here.",
-            found="They are not in the local cache of the hub; a cache of features is only used "
-            "beside the files that it was made from.",
+            f"The files of the model '{source}' are missing.",
+            found="They are not in the local hub cache; a feature cache can only be used together "
+            "with the files that it was built from.",
             repair="Download them (hf download), or give the folder with --model.",
         ) from error
     return {"model files": source, "revision": snapshot.name}
-
-
-def _refiner_files(weights: Path | None) -> list[Path]:
-    place = TINY_FOLDER if weights is None else weights
-    return sorted(place.iterdir()) if place.is_dir() else [place]
 
 
 def _files_digest(files: Sequence[Path]) -> str:
@@ -162,7 +147,7 @@ def _files_digest(files: Sequence[Path]) -> str:
 
 
 def _digest(files: Sequence[Path]) -> str:
-    """Hexadecimal SHA-256 of files, read as a stream; of several also their names."""
+    """SHA-256 of the contents of files, and of their names if there are several."""
     if len(files) == 1:
         with files[0].open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -173,7 +158,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def _code(spec: BackboneSpec) -> str:
-    """Digest of the code that features go through: recorder, stages, and the plugin."""
+    """Digest of the code that features depend on: recorder, frozen stages and the plugin."""
     ours = Path(flmm_core.__file__).parent / "pipeline"
     files = [path for path in sorted(ours.rglob("*.py")) if path.name not in TRAINED_HALF]
     module = importlib.util.find_spec(spec.target.split(":")[0])
@@ -187,7 +172,8 @@ def _plugin(spec: BackboneSpec) -> str:
     return "unregistered" if plugin is None else plugin.label
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -195,7 +181,6 @@ def _version(package: str) -> str | None:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    is_digest = isinstance(value, str) and len(value) == 64
-    return repr(value[:SHOWN] + "...") if is_digest else repr(value)
+    if isinstance(value, str) and len(value) == 64:  # a digest
+        return repr(value[:12] + "...")
+    return "none" if value is None else repr(value)

@@ -1,42 +1,115 @@
-"""From samples on disk to batches for the flow: what training and evaluation read with."""
+"""From samples on disk to batches, for training, evaluation and the cache."""
 
 from __future__ import annotations
 
-import copy
+import os
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch import Tensor
+from torch.multiprocessing import set_sharing_strategy
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from flmm_core.config import Workers
 from flmm_core.data import rle
 from flmm_core.data.images import read_image
 from flmm_core.data.sample import Sample
-from flmm_core.errors import FlmmError, reader_died
-from flmm_core.loader.packing import Packed, pack
-from flmm_core.loader.workers import count_workers
-from flmm_core.pipeline.grounder import Grounder, GrounderBatch, GrounderInputs
+from flmm_core.errors import FlmmError, dead_worker_error
+from flmm_core.loader.samplers import fixed_batches
+from flmm_core.pipeline.observer import Observer, ObserverInputs
+from flmm_core.pipeline.types import Features
+from flmm_core.progress import Progress
+
+MOST = 8
+"""More workers are faster than any model on one accelerator."""
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""The CPU quota of a Linux container: microseconds per period."""
+
+
+class FeatureSource(ABC):
+    """Source of features: the frozen models, or a cache.
+
+    `prepare` and `collate` run in DataLoader workers and need no weights, so a pickled source
+    contains none. What they return is up to the source.
+
+    Attributes:
+        device: Device of `features`.
+    """
+
+    device: torch.device
+
+    @abstractmethod
+    def prepare(self, sample: Sample) -> Any:
+        """Read one sample from disk.
+
+        Raises:
+            FlmmError: It cannot be used.
+        """
+
+    def expect(self, samples: Sequence[Sample], progress: Progress) -> None:  # noqa: B027
+        """Check that features of these samples are available, before training on them.
+
+        Raises:
+            DataError: Some are missing.
+        """
+
+    @abstractmethod
+    def collate(self, prepared: Sequence[Any]) -> Any:
+        """One batch of at least one prepared sample."""
+
+    @abstractmethod
+    def features(
+        self, batch: Any, *, layer_weights: Sequence[float] | None = None
+    ) -> tuple[Features, ...]:
+        """One `Features` per sample of a collated batch; runs in the main process.
+
+        `layer_weights`: see `Backbone.trace`.
+        """
+
+
+class ObservedFeatures(FeatureSource):
+    """Reads images and runs the frozen models on them."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.device = observer.device
+        self._last: tuple[Path, Image.Image, ObserverInputs] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
+
+    def prepare(self, sample: Sample) -> ObserverInputs:
+        """Read one sample; consecutive samples of the same image share it."""
+        path, size = sample.image_path, sample.image_hw
+        last = self._last
+        if last is not None and (last[0], last[2].backbone.image_hw) == (path, size):
+            return self.observer.prepare(last[1], sample.segments, name=sample.name, like=last[2])
+        image = read_image(path, image_hw=size)
+        inputs = self.observer.prepare(image, sample.segments, name=sample.name)
+        self._last = path, image, inputs
+        return inputs
+
+    def collate(self, prepared: Sequence[Any]) -> Any:
+        return self.observer.collate(prepared)
+
+    def features(
+        self, batch: Any, *, layer_weights: Sequence[float] | None = None
+    ) -> tuple[Features, ...]:
+        return self.observer.observe(batch, layer_weights=layer_weights)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sample with its truth.
+    """One sample, prepared by the feature source; `truth` is (P, H, W) bool at image size."""
 
-    Attributes:
-        inputs: For the flow.
-        truth: (P, H, W) bool at the image's size.
-        sample: Where it came from.
-        index: Its place in the source.
-    """
-
-    inputs: GrounderInputs
+    inputs: Any
     truth: Tensor
     sample: Sample
     index: int = 0
@@ -44,64 +117,37 @@ class Example:
 
 @dataclass(frozen=True)
 class Unusable:
-    """A sample that cannot be read or prepared, by its place in the source, and why."""
+    """A sample that cannot be read or prepared."""
 
     index: int
     error: FlmmError
 
 
 @dataclass(frozen=True)
-class Examples:
-    """A batch: `inputs` go through the flow together, the rest stays by sample."""
+class ExampleBatch:
+    """A batch; only `inputs` are collated, by the feature source."""
 
-    inputs: GrounderBatch
+    inputs: Any
     truths: tuple[Tensor, ...]
     samples: tuple[Sample, ...]
     indices: tuple[int, ...] = ()
 
-    def pin_memory(self) -> Examples:
-        """The same with page-locked tensors; what a DataLoader calls."""
+    def pin_memory(self) -> ExampleBatch:
+        """The same with page-locked tensors; called by the DataLoader."""
         truths = tuple(truth.pin_memory() for truth in self.truths)
         return replace(self, inputs=self.inputs.pin_memory(), truths=truths)
 
 
-@dataclass(frozen=True)
-class _Read:
-    """The image that was read last: file and size, pixels, and a sample of it."""
-
-    asked: tuple[Path, tuple[int, int]]
-    image: Image.Image
-    inputs: GrounderInputs
-
-
-@runtime_checkable
-class StoredInputs(Protocol):
-    """A flow that has kept what it needs of each sample, so that no image is read."""
-
-    def stored(self, sample: Sample) -> Any:
-        """For the flow's `collate`."""
-        ...
-
-
 class ExampleDataset(Dataset["Example | Unusable"]):
-    """Reads and prepares one sample at a time; no weights, no randomness.
+    """Reads and prepares one sample at a time, without weights or randomness.
 
-    A broken sample is handed on with its error: raised in a DataLoader worker, its message would
-    arrive as a traceback.
-
-    Args:
-        samples: Where to read from.
-        grounder: Prepares images and captions.
+    The error of a broken sample is returned: raised in a DataLoader worker, it would become a
+    traceback.
     """
 
-    def __init__(self, samples: Sequence[Sample], grounder: Grounder) -> None:
+    def __init__(self, samples: Sequence[Sample], source: FeatureSource) -> None:
         self.samples = samples
-        self.grounder = grounder
-        self._last: _Read | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a worker gets that is not forked: no weights, which may lie on an accelerator."""
-        return {**self.__dict__, "grounder": _without_weights(self.grounder), "_last": None}
+        self.source = source
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -113,64 +159,60 @@ class ExampleDataset(Dataset["Example | Unusable"]):
             return Unusable(index, error)
 
     def example(self, index: int) -> Example:
-        """One sample; raises `FlmmError` if it cannot be used."""
+        """One sample; `FlmmError` if it cannot be used."""
         sample = self.samples[index]
-        inputs = self._inputs(sample)
+        inputs = self.source.prepare(sample)
         masks = [rle.decode(phrase.mask) for phrase in sample.phrases]
-        return Example(
-            inputs=inputs,
-            truth=torch.stack([torch.from_numpy(mask) for mask in masks]).bool(),
-            sample=sample,
-            index=index,
+        truth = torch.stack([torch.from_numpy(mask) for mask in masks]).bool()
+        return Example(inputs, truth, sample, index)
+
+    def collate(self, examples: list[Example | Unusable]) -> Loaded:
+        """The batch of some samples, and those that cannot be used."""
+        unusable = tuple(example for example in examples if isinstance(example, Unusable))
+        usable = [example for example in examples if isinstance(example, Example)]
+        if not usable:
+            return None, unusable
+        batch = ExampleBatch(
+            inputs=self.source.collate([example.inputs for example in usable]),
+            truths=tuple(example.truth for example in usable),
+            samples=tuple(example.sample for example in usable),
+            indices=tuple(example.index for example in usable),
         )
-
-    def _inputs(self, sample: Sample) -> Any:
-        if isinstance(self.grounder, StoredInputs):
-            return self.grounder.stored(sample)
-        asked = sample.image_path, sample.image_hw
-        # Sentences about one image follow each other: it is read once, and what was made of it
-        # is taken over, so that VLM and refiner run it once.
-        known = self._last if self._last is not None and self._last.asked == asked else None
-        image = known.image if known else read_image(asked[0], image_hw=asked[1])
-        like = known.inputs if known else None
-        inputs = self.grounder.prepare(image, sample.segments, name=sample.name, like=like)
-        if not known:
-            self._last = _Read(asked, image, inputs)
-        return inputs
-
-
-class StepSampler(Sampler[list[int]]):
-    """The samples of each step, from the seed and the step alone: a resumed run reads on exactly.
-
-    Every pass over the data is a new permutation; a batch may reach from one into the next.
-    """
-
-    def __init__(self, total: int, batch_size: int, steps: range, seed: int) -> None:
-        self.total, self.batch_size, self.steps, self.seed = total, batch_size, steps, seed
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        known: tuple[int, list[int]] = (-1, [])
-        for step in self.steps:
-            batch = []
-            for place in range(step * self.batch_size, (step + 1) * self.batch_size):
-                epoch, position = divmod(place, self.total)
-                if known[0] != epoch:
-                    known = epoch, self._order(epoch)
-                batch.append(known[1][position])
-            yield batch
-
-    def _order(self, epoch: int) -> list[int]:
-        """All samples once, in the order of one pass."""
-        chance = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
-        order: list[int] = torch.randperm(self.total, generator=chance).tolist()
-        return order
+        return batch, unusable
 
 
 Batches = Sampler[list[int]] | Sequence[list[int]]
-"""Which samples go together, by their places."""
+"""The indices of each batch."""
+Loaded = tuple[ExampleBatch | None, tuple[Unusable, ...]]
+"""The usable samples of a batch, None if there are none, and the unusable ones."""
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: its affinity, within the quota of its container."""
+    if hasattr(os, "sched_getaffinity"):
+        bound = len(os.sched_getaffinity(0))
+    else:
+        bound = os.cpu_count() or 1
+    try:
+        quota, period = QUOTA.read_text(encoding="ascii").split()
+        return max(1, min(bound, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return bound
+
+
+def count_workers(workers: Workers, device: torch.device) -> int:
+    """The number of DataLoader workers for a model on `device`; 0 reads in the main process.
+
+    "auto" is 0 on the CPU; otherwise all usable CPUs but one, divided among the processes that
+    `torchrun` starts on this machine, 1 to `MOST`: a model on the CPU keeps all cores busy itself
+    (`python -m performance loading` measures both).
+    """
+    if workers != "auto":
+        return workers
+    if device.type == "cpu":
+        return 0
+    fellows = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MOST, usable_cpus() // fellows - 1))
 
 
 def load_batches(
@@ -179,12 +221,10 @@ def load_batches(
     batch_size: int = 1,
     sampler: Batches | None = None,
     workers: Workers = 0,
-) -> Generator[Examples, None, None]:
-    """Batches in the order of `sampler`, or else all samples once in their own order.
+) -> Generator[ExampleBatch, None, None]:
+    """As `read_batches`, but raises the error of the first unusable sample.
 
-    Raises:
-        FlmmError: A sample cannot be used.
-        RunError: A worker died.
+    Without `sampler`: all samples in order, `batch_size` at a time.
     """
     if sampler is None:
         sampler = fixed_batches(len(dataset), batch_size)
@@ -197,88 +237,38 @@ def load_batches(
 
 def read_batches(
     dataset: ExampleDataset, sampler: Batches, *, workers: Workers = 0
-) -> Generator[tuple[Examples | None, tuple[Unusable, ...]], None, None]:
-    """The usable samples of each batch, None if there is none, and the others.
+) -> Generator[Loaded, None, None]:
+    """The batches of `sampler`, with the samples that cannot be used.
 
-    Workers live until the last batch, each two batches ahead, and end with this generator: close
-    it, or let go of it.
-
-    Args:
-        dataset: Reads and prepares.
-        sampler: Which samples go together, in order.
-        workers: Processes that read images, see `count_workers`.
+    Workers (see `count_workers`) prefetch two batches each and end with this generator, at the
+    latest when it is closed.
 
     Raises:
         RunError: A worker died.
     """
-    device = dataset.grounder.device
+    device = dataset.source.device
     loader: DataLoader[Any] = DataLoader(
         dataset,
         num_workers=count_workers(workers, device),
-        collate_fn=_Collate(dataset.grounder),
+        collate_fn=dataset.collate,
         pin_memory=device.type == "cuda",
         batch_sampler=sampler,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_start_worker,
     )
     iterator = iter(loader)
     try:
-        for found in iterator:
-            yield found.unpack() if isinstance(found, Packed) else found
+        yield from iterator
     except (RuntimeError, ConnectionError, EOFError) as error:
-        raise reader_died(error) or error from error
+        raise dead_worker_error(error) or error from error
     finally:
-        # Let go of alone, they would live as long as the traceback of an error that ended this.
+        # Otherwise they would live as long as the traceback of an error.
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
             iterator._shutdown_workers()
 
 
-def _leave_signals(worker: int) -> None:
-    """Ctrl-C reaches workers, too: the main process decides when they end."""
+def _start_worker(worker: int) -> None:
+    # Ctrl-C also reaches workers, but the main process decides when they end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _without_weights(module: nn.Module) -> Any:
-    """A copy that can do what needs no weights; shares all else, and is small when pickled."""
-    light = copy.copy(module)
-    light._parameters, light._buffers = {}, {}
-    light._modules = {
-        name: child and _without_weights(child) for name, child in module._modules.items()
-    }
-    return light
-
-
-def fixed_batches(total: int, batch_size: int) -> list[list[int]]:
-    """Samples in their own order; which ones go together never depends on who asks."""
-    return [
-        list(range(start, min(start + batch_size, total))) for start in range(0, total, batch_size)
-    ]
-
-
-class _Collate:
-    def __init__(self, grounder: Grounder) -> None:
-        self.grounder = grounder
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"grounder": _without_weights(self.grounder)}
-
-    def __call__(
-        self, examples: list[Example | Unusable]
-    ) -> tuple[Examples | None, tuple[Unusable, ...]] | Packed:
-        found = self.join(examples)
-        return found if get_worker_info() is None else pack(found)
-
-    def join(
-        self, examples: list[Example | Unusable]
-    ) -> tuple[Examples | None, tuple[Unusable, ...]]:
-        unusable = tuple(example for example in examples if isinstance(example, Unusable))
-        whole = [example for example in examples if isinstance(example, Example)]
-        if not whole:
-            return None, unusable
-        batch = Examples(
-            inputs=self.grounder.collate([example.inputs for example in whole]),
-            truths=tuple(example.truth for example in whole),
-            samples=tuple(example.sample for example in whole),
-            indices=tuple(example.index for example in whole),
-        )
-        return batch, unusable
+    # By default each of a batch's hundred tensors keeps a file descriptor open.
+    set_sharing_strategy("file_system")

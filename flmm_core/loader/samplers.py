@@ -1,27 +1,69 @@
-"""Batches of samples that are alike, so that little of a batch is padding.
-
-A sample's shape is known before its image is read: the size of the image decides the grid of
-every view, and the length of the caption most of the tokens beside it.
-"""
+"""Batch samplers: random orders that a resumed run continues exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import Sampler
 
 from flmm_core.data.protocols import LazySamples
 from flmm_core.data.sample import Sample
-from flmm_core.loader.dataset import StepSampler
+
+T = TypeVar("T")
 
 POOL = 50
-"""Batches whose samples are sorted among each other: more pad less, but mix less."""
+"""Number of batches whose samples are sorted together: larger means less padding and mixing."""
 POOLS = 4
-"""Into at least so many a pass is parted: in a single one the same samples would always meet."""
+"""Minimum number of pools per epoch: in a single one the same samples would always meet."""
 STEPS = 8
-"""Sizes and aspects are told apart in so many steps an octave (9 % each)."""
+"""Sizes and aspect ratios are rounded to this many steps per octave (9 % each)."""
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` of the items, spread evenly, in order."""
+    places = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[place] for place in np.unique(places).tolist()]
+
+
+class StepSampler(Sampler[list[int]]):
+    """The samples of each step, determined by seed and step alone, so runs resume exactly.
+
+    Every epoch is a new permutation; a batch may span two epochs.
+    """
+
+    def __init__(self, total: int, batch_size: int, steps: range, seed: int) -> None:
+        self.total, self.batch_size, self.steps, self.seed = total, batch_size, steps, seed
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        known: tuple[int, list[int]] = (-1, [])
+        for step in self.steps:
+            batch = []
+            for place in range(step * self.batch_size, (step + 1) * self.batch_size):
+                epoch, position = divmod(place, self.total)
+                if known[0] != epoch:
+                    known = epoch, self._order(epoch)
+                batch.append(known[1][position])
+            yield batch
+
+    def _order(self, epoch: int) -> list[int]:
+        """All samples once, in the order of one epoch."""
+        chance = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
+        order: list[int] = torch.randperm(self.total, generator=chance).tolist()
+        return order
+
+
+def fixed_batches(total: int, batch_size: int) -> list[list[int]]:
+    """The batches of `total` samples in their own order."""
+    return [
+        list(range(start, min(start + batch_size, total))) for start in range(0, total, batch_size)
+    ]
 
 
 def sample_extents(samples: Sequence[Sample]) -> NDArray[np.int64]:
@@ -34,18 +76,14 @@ def sample_extents(samples: Sequence[Sample]) -> NDArray[np.int64]:
 
 
 class BucketSampler(StepSampler):
-    """As `StepSampler`, but batches hold samples of like grids and caption lengths.
+    """As `StepSampler`, but with less padding: batches of similar grids and caption lengths.
 
-    Which samples go together still follows from the seed and the step alone, and every pass holds
-    every sample once: within `POOL` batches of a pass's permutation the samples are sorted by
-    aspect, size and length of caption, cut into batches, and the batches of a pass are shuffled.
-    A batch that reaches from one pass into the next stays as it is.
+    The image size determines the grid of every view, and the caption length most of the other
+    tokens, so no image has to be read.
 
-    Args:
-        extents: (total, 3) as `sample_extents` gives them.
-        batch_size: Samples of a step.
-        steps: Which steps.
-        seed: Decides the order.
+    Within each pool of `POOL` batches of an epoch's permutation the samples are sorted by aspect
+    ratio, size and caption length, and cut into batches; the batches of an epoch are shuffled.
+    A batch that spans two epochs stays as it is. `extents` are from `sample_extents`.
     """
 
     def __init__(
@@ -59,7 +97,7 @@ class BucketSampler(StepSampler):
 
     def _order(self, epoch: int) -> list[int]:
         order = np.array(super()._order(epoch), dtype=np.int64)
-        begun = -epoch * self.total % self.batch_size  # the last pass's last batch ends with these
+        begun = -epoch * self.total % self.batch_size  # these end a batch of the last epoch
         batches = max(0, (self.total - begun) // self.batch_size)
         whole = batches * self.batch_size
         middle = order[begun : begun + whole]

@@ -1,7 +1,7 @@
-"""Stage 2: the recorded attention -> one stack of maps a phrase.
+"""Stage 2: the recorded attention -> one stack of maps per phrase.
 
-What each phrase's words gave to the image's tokens is laid out on the grids that these tokens
-stand for, normalised, and brought into one frame: that of the view with the most cells.
+The attention of each phrase to the image tokens is laid out on the grids of the views, normalized,
+and resampled to one frame: that of the view with the most cells.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def attention_maps(trace: Trace) -> AttentionMaps:
 
     Returns:
         Maps (P, C, h, w) in the frame of the view with the most cells (the first of equals).
-        Channels: view-major, then layer, then head. Each map is divided by its sum over its own
-        view before any resampling.
+        Channels: view-major, then layer, then head. Each map is divided by its sum over its view
+        before any resampling.
     """
     grids = [view.token_index.shape for view in trace.views]
     phrases = trace.attention.flatten(0, 1).transpose(0, 1)  # (P, L * N, M)
     parts = phrases.split([h * w for h, w in grids], dim=2)
     maps = [
-        _normalise(part).unflatten(2, grid)  # (P, L * N, h, w)
+        _normalize(part).unflatten(2, grid)  # (P, L * N, h, w)
         for part, grid in zip(parts, grids, strict=True)
     ]
     frame = max(range(len(grids)), key=lambda v: grids[v].numel())
@@ -42,7 +42,7 @@ def attention_maps(trace: Trace) -> AttentionMaps:
     return AttentionMaps(maps=torch.cat(aligned, dim=1), image_box=box)  # (P, C, h, w)
 
 
-def _normalise(part: Tensor) -> Tensor:
+def _normalize(part: Tensor) -> Tensor:
     """(P, L * N, cells) float32, each map summing to 1."""
     part = part.float()
     return part / part.sum(dim=2, keepdim=True).clamp(min=SMALLEST_SUM)

@@ -1,4 +1,4 @@
-"""Moving maps between frames of the image, exactly: fractions of it, never rounded cells."""
+"""Exact resampling of maps between frames: fractions of the image, never rounded cells."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flmm_core.pipeline.types import Box
 
@@ -18,46 +19,59 @@ def resample(
     *,
     outside: Literal["border", "zero"] = "border",
 ) -> Tensor:
-    """Bilinear samples of maps at the cell centres of another frame.
+    """Bilinear samples of maps at the cell centers of another frame.
 
-    Like `interpolate(align_corners=False)`, but between any two boxes. Where the target has the
-    source's own frame and size the maps come back untouched. Nothing is averaged: a target much
-    coarser than the source sees only the cells next to its centres.
+    Like `interpolate(align_corners=False)`, but between any two boxes. No antialiasing: a target
+    much coarser than the source samples only the cells next to its centers.
 
     Args:
         maps: (P, C, h, w) floating.
-        source: (y0, x0, y1, x1), where the maps lie, in fractions of the image.
-        target: Where the result is to lie, in the same fractions.
+        source: (y0, x0, y1, x1), the box of the maps in fractions of the image.
+        target: The box of the result, in the same fractions.
         size: (h2, w2) cells of the result.
-        outside: What lies around the source: "border" repeats its outermost cells, "zero" fades
-            to zero within half a cell, as if a ring of empty cells lay there.
+        outside: Padding around the source: "border" repeats its outermost cells, "zero" fades
+            to zero within half a cell.
 
     Returns:
-        (P, C, h2, w2), of the maps' dtype.
+        (P, C, h2, w2), in the dtype of the maps; the maps themselves if nothing changes.
     """
     if source == target and tuple(maps.shape[2:]) == tuple(size):
         return maps
-    rows = _weights(maps.shape[2], source[0], source[2], target[0], target[2], size[0], outside)
-    columns = _weights(maps.shape[3], source[1], source[3], target[1], target[3], size[1], outside)
-    with torch.autocast(maps.device.type, enabled=False):  # places must not be rounded
+    border = outside == "border"
+    rows = _weights(maps.shape[2], source[::2], target[::2], size[0], border)
+    columns = _weights(maps.shape[3], source[1::2], target[1::2], size[1], border)
+    with torch.autocast(maps.device.type, enabled=False):  # positions must not be rounded
         across = maps @ columns.to(maps).T  # (P, C, h, w2)
         return rows.to(maps) @ across  # (P, C, h2, w2)
 
 
 def _weights(
-    cells: int,
-    start: float,
-    end: float,
-    target_start: float,
-    target_end: float,
-    count: int,
-    outside: Literal["border", "zero"],
+    cells: int, source: tuple[float, ...], target: tuple[float, ...], count: int, border: bool
 ) -> Tensor:
-    """(count, cells) float64: how much each source cell gives to each target cell, one axis."""
-    centres = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    places = target_start + centres * (target_end - target_start)  # of the image
-    cell = (places - start) / (end - start) * cells - 0.5  # in source cells
-    if outside == "border":
+    """(count, cells) float64: the weight of each source cell in each target cell, on one axis."""
+    (start, end), (target_start, target_end) = source, target
+    centers = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    positions = target_start + centers * (target_end - target_start)  # of the image
+    cell = (positions - start) / (end - start) * cells - 0.5  # in source cells
+    if border:
         cell = cell.clamp(0, cells - 1)
     distance = (cell[:, None] - torch.arange(cells, dtype=torch.float64)).abs()
     return (1 - distance).clamp(min=0)  # (count, cells)
+
+
+def resize_truth(truth: Tensor, size: tuple[int, int], *, nearest: bool = False) -> Tensor:
+    """Bring masks to the size of some logits.
+
+    Args:
+        truth: (P, H, W) bool or 0/1.
+        size: (h, w).
+        nearest: As the original F-LMM does, which can erase small objects; otherwise every cell
+            gets the fraction of its area that the object covers.
+
+    Returns:
+        (P, h, w) float32, 0 to 1.
+    """
+    if truth.shape[-2:] == size:
+        return truth.float()
+    mode = "nearest" if nearest else "area"
+    return F.interpolate(truth.float()[:, None], size, mode=mode)[:, 0]  # (P, h, w)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from flmm_core.errors import UsageError
+from flmm_core.painting import LegendEntry, add_legend, mask_color, paint_mask
 from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.types import Grounding
-
-TINT = 110
-"""Opacity of a mask in the overlay, of 255."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +23,6 @@ class Result:
     """Masks of P phrases in one image, on the CPU.
 
     Attributes:
-        image: The image.
-        phrases: What was looked for.
         logits: (P, H, W) float32 at the image's size.
         coarse_logits: (P, h, w) float32, the mask head's, covering exactly the image.
         masks: (P, H, W) bool, `logits > 0`; without a pixel where the phrase is not there.
@@ -51,11 +46,6 @@ class Result:
     def __len__(self) -> int:
         return len(self.phrases)
 
-    @property
-    def colours(self) -> tuple[tuple[int, int, int], ...]:
-        """The overlay's colour of each phrase, (red, green, blue) in 0..255."""
-        return tuple(_colour(number) for number in range(len(self)))
-
     def abstain(self, below: float) -> Result:
         """The same with "not there" for every phrase whose probability is below a threshold.
 
@@ -78,15 +68,22 @@ class Result:
             boxes=self.boxes * there[:, None],
         )
 
-    def overlay(self) -> Image.Image:
-        """The image (RGB) with every mask tinted and outlined in its colour of `colours`."""
-        picture = self.image.convert("RGB")
-        for mask, colour in zip(self.masks, self.colours, strict=True):
-            stencil = Image.fromarray(mask.numpy()).convert("L")
-            inside = stencil.filter(ImageFilter.MinFilter(3))
-            picture.paste(colour, mask=stencil.point([0] * 255 + [TINT]))
-            picture.paste(colour, mask=ImageChops.difference(stencil, inside))
-        return picture
+    def overlay(self, *, legend: bool = True) -> Image.Image:
+        """The image (RGB) with every mask filled and outlined in a color of its own.
+
+        `legend` adds the numbered phrases with their scores below the image.
+        """
+        image, entries = self.image.convert("RGB"), []
+        for number, (phrase, mask) in enumerate(zip(self.phrases, self.masks, strict=True)):
+            color, place = mask_color(number), None
+            image = paint_mask(image, mask.numpy(), color)
+            said = "nothing found" if self.there[number] else "not there"
+            if mask.any():
+                said = f"{float(self.scores[number]):.2f}"
+                top = int(self.boxes[number, 1])
+                place = int(mask[top].nonzero().median()), top
+            entries.append(LegendEntry(color, phrase, said, place))
+        return add_legend(image, entries) if legend else image
 
     def to_coco(self) -> list[dict[str, Any]]:
         """One record a phrase, as JSON takes it.
@@ -116,65 +113,46 @@ class Result:
         return records
 
 
-class ResultBuilder:
-    """Collects groundings into one `Result`, holding the full-size logits once.
+def collect(
+    image: Image.Image,
+    phrases: Sequence[str],
+    groundings: Iterable[Grounding],
+    confidence: Callable[[Any], Any] | None = None,
+) -> Result:
+    """One `Result` of all groundings in the order of their phrases; full-size logits once.
 
     Args:
         image: The image.
-        phrases: All phrases, in the order in which their groundings will come.
+        phrases: Those of all groundings.
+        groundings: May be made while they are collected.
         confidence: Evidence for masks to probabilities, (P,) both; None if there is none.
     """
-
-    def __init__(
-        self,
-        image: Image.Image,
-        phrases: Sequence[str],
-        confidence: Callable[[Any], Any] | None = None,
-    ) -> None:
-        self._image = image
-        self._phrases = tuple(phrases)
-        self._logits = torch.empty(len(self._phrases), image.height, image.width)
-        self._coarse: list[Tensor] = []
-        self._confidence = confidence
-        self._probabilities = torch.full((len(self._phrases),), torch.nan)
-        self._filled = 0
-
-    def add(self, grounding: Grounding) -> None:
-        """Take the next phrases' masks."""
-        end = self._filled + len(grounding.logits)
-        self._logits[self._filled : end] = grounding.logits
-        self._coarse.append(grounding.coarse_logits.float().cpu())
-        if self._confidence is not None:
-            likely = self._confidence(grounding.evidence.cpu().numpy())
-            self._probabilities[self._filled : end] = torch.as_tensor(likely)
-        self._filled = end
-
-    def build(self) -> Result:
-        """The result of all phrases."""
-        if self._filled != len(self._phrases):
-            raise ValueError(f"{self._filled} masks for {len(self._phrases)} phrases")
-        masks = self._logits > 0
-        scores = [_score(*pair) for pair in zip(self._logits, masks, strict=True)]
-        return Result(
-            image=self._image,
-            phrases=self._phrases,
-            logits=self._logits,
-            coarse_logits=torch.cat(self._coarse) if self._coarse else torch.zeros(0, 1, 1),
-            masks=masks,
-            scores=torch.tensor(scores),
-            boxes=tight_boxes(masks),
-            probabilities=self._probabilities,
-            there=torch.ones(len(self._phrases), dtype=torch.bool),
-        )
-
-
-def _score(logits: Tensor, mask: Tensor) -> float:
-    inside = logits[mask]
-    return float(inside.sigmoid().mean()) if len(inside) else 0.0
-
-
-def _colour(number: int) -> tuple[int, int, int]:
-    """Hues a golden ratio apart: neighbours differ, and no two are the same."""
-    hue = number * 0.618034 % 1.0
-    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.85, 1.0))
-    return red, green, blue
+    logits = torch.empty(len(phrases), image.height, image.width)
+    probabilities = torch.full((len(phrases),), torch.nan)
+    coarse = []
+    end = 0
+    for grounding in groundings:
+        start, end = end, end + len(grounding.logits)
+        logits[start:end] = grounding.logits
+        coarse.append(grounding.coarse_logits.float().cpu())
+        if confidence is not None:
+            likely = confidence(grounding.evidence.cpu().numpy())
+            probabilities[start:end] = torch.as_tensor(likely)
+    if end != len(phrases):
+        raise ValueError(f"{end} masks for {len(phrases)} phrases")
+    masks = logits > 0
+    scores = [
+        float(each[mask].sigmoid().mean()) if mask.any() else 0.0
+        for each, mask in zip(logits, masks, strict=True)
+    ]
+    return Result(
+        image=image,
+        phrases=tuple(phrases),
+        logits=logits,
+        coarse_logits=torch.cat(coarse) if coarse else torch.zeros(0, 1, 1),
+        masks=masks,
+        scores=torch.tensor(scores),
+        boxes=tight_boxes(masks),
+        probabilities=probabilities,
+        there=torch.ones(len(phrases), dtype=torch.bool),
+    )

@@ -17,68 +17,92 @@ from flmm_core.segment import Segment as Segment
 Box = tuple[float, float, float, float]
 """(y0, x0, y1, x1) in fractions of the image's height and width."""
 
-WHOLE_PICTURE: Box = (0.0, 0.0, 1.0, 1.0)
+WHOLE_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class ImageView:
-    """Where one view of the image lies: in the sequence, and on the image.
+    """The location of one view ("image", "coarse", "fine"), in the sequence and in the image.
 
     Attributes:
-        name: "image", "coarse", "fine", ...
-        token_index: (h, w) int64; the place in the (unpadded) sequence of the token for cell
+        token_index: (h, w) int64; the position in the (unpadded) sequence of the token of cell
             (r, c), row 0 on top.
-        image_box: (y0, x0, y1, x1), where the grid lies in the image, in fractions of its
-            height and width; beyond [0, 1] where the view shows padding, within where it cuts.
+        image_box: (y0, x0, y1, x1), the box of the grid in fractions of the image's height and
+            width; it extends beyond [0, 1] where the view shows padding.
     """
 
     name: str
     token_index: Tensor
-    image_box: Box = WHOLE_PICTURE
+    image_box: Box = WHOLE_IMAGE
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """An image and a prompt as tokens; in a batch the VLM runs it once for all that hold it.
+
+    Attributes:
+        tokens: Per-token tensors by keyword, (S_prefix,) each; always with `input_ids`.
+        image: The image's tensors by keyword, such as `pixel_values`.
+    """
+
+    tokens: Mapping[str, Tensor]
+    image: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.tokens["input_ids"])
 
 
 @dataclass(frozen=True)
 class BackboneInputs:
-    """One sample, ready for the VLM: CPU tensors, no weights were needed to make it.
+    """One sample, ready for the VLM: CPU tensors, made without weights.
 
     Attributes:
-        tensors: What the VLM's forward takes, by keyword; with `input_ids` (S,) and without a
-            batch dimension on any per-token tensor.
+        prefix: The image and the prompt.
+        caption: (S_caption,) int64 token ids that follow the prefix.
         views: In channel order.
-        phrase_rows: Per phrase, (T_p,) int64 places of its tokens in the sequence, T_p >= 1.
-        phrases: The words of each phrase.
+        phrase_rows: Per phrase, (T_p,) int64 positions of its tokens in the sequence, T_p >= 1.
         image_hw: Height and width of the image in pixels.
         name: Names the sample in messages.
-        prompt_length: Number of tokens before the caption.
     """
 
-    tensors: Mapping[str, Tensor]
+    prefix: Prefix
+    caption: Tensor
     views: tuple[ImageView, ...]
     phrase_rows: tuple[Tensor, ...]
-    phrases: tuple[str, ...]
     image_hw: tuple[int, int]
     name: str = ""
-    prompt_length: int = 0
+
+    def __len__(self) -> int:
+        """S, the tokens of prefix and caption."""
+        return len(self.prefix) + len(self.caption)
+
+    @property
+    def tokens(self) -> dict[str, Tensor]:
+        """Per-token tensors of the whole sequence by keyword, (S,) each."""
+        # token types continue with 0, which is text
+        following = {"input_ids": self.caption, "attention_mask": torch.ones_like(self.caption)}
+        text = torch.zeros_like(self.caption)
+        return {
+            key: torch.cat([value, following.get(key, text).to(value.dtype)])
+            for key, value in self.prefix.tokens.items()
+        }
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What the VLM's forward takes, by keyword, without a batch dimension on the tokens."""
+        return {**self.tokens, **self.prefix.image}
 
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions of samples, apart from their prompts.
+    """The captions of a batch, apart from their prefixes; (B, S_caption), padded on the right.
 
-    Attributes:
-        prompt: (B,) int64, which of the batch's prompts each caption follows.
-        input_ids: (B, S_caption), padded on the right.
-        attention_mask: (B, S_caption), 0 at padding.
+    `prefix` (B,) int64 says which of the batch's prefixes each caption follows.
     """
 
-    prompt: Tensor
+    prefix: Tensor
     input_ids: Tensor
     attention_mask: Tensor
-
-    def pin_memory(self) -> Captions:
-        """The same, page-locked."""
-        tensors = (self.prompt, self.input_ids, self.attention_mask)
-        return Captions(*(value.pin_memory() for value in tensors))
 
 
 @dataclass(frozen=True)
@@ -87,10 +111,10 @@ class BackboneBatch:
 
     Attributes:
         tensors: What the VLM's forward takes, with `input_ids` and `attention_mask` (B, S); with
-            `captions`, each different prompt once: (U, S_prompt).
-        samples: The samples it was made of, in order.
+            `captions`, each distinct prefix once: (U, S_prefix).
+        samples: Those it was made of, in order.
         offsets: Per sample, how many padding tokens stand before its first token.
-        captions: Where samples share an image, what follows the prompts.
+        captions: If samples share a prefix, what follows the prefixes.
     """
 
     tensors: Mapping[str, Tensor]
@@ -102,22 +126,24 @@ class BackboneBatch:
         return len(self.samples)
 
     def pin_memory(self) -> BackboneBatch:
-        """The same with what goes to the VLM's device page-locked."""
+        """The same, with what goes to the VLM's device in page-locked memory."""
         pinned = {key: value.pin_memory() for key, value in self.tensors.items()}
-        captions = None if self.captions is None else self.captions.pin_memory()
+        captions = self.captions
+        if captions is not None:
+            captions = Captions(*(value.pin_memory() for value in vars(captions).values()))
         return replace(self, tensors=pinned, captions=captions)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What stage 1 read off the frozen VLM for one sample.
+    """What stage 1 records of the frozen VLM for one sample.
 
     Attributes:
         attention: (L, N, P, M) float32 probabilities: each phrase's attention, pooled over its
             tokens, onto the M image tokens: the cells of all views, row-major, view after view.
-        hidden: (L, T, D) the wanted rows' hidden states after each layer (the last one after the
-            final norm), without gradient; (1, T, D) where they were summed by weights.
-        row_phrase: (T,) int64, the phrase that each row of `hidden` belongs to, ascending.
+        hidden: (L, T, D) hidden states of the phrases' tokens after each layer (the last one
+            after the final norm), without gradient; (1, T, D) for a weighted sum of the layers.
+        row_phrase: (T,) int64, the phrase of each row of `hidden`, ascending.
         views: As in the inputs.
         image_hw: Height and width of the image in pixels.
     """
@@ -128,11 +154,6 @@ class Trace:
     views: tuple[ImageView, ...]
     image_hw: tuple[int, int]
 
-    @property
-    def phrases(self) -> int:
-        """P."""
-        return self.attention.shape[2]
-
 
 @dataclass(frozen=True)
 class AttentionMaps:
@@ -140,7 +161,7 @@ class AttentionMaps:
 
     Attributes:
         maps: (P, C, h, w) float32, each map sums to 1 over its own view.
-        image_box: Where that grid lies in the image.
+        image_box: The box of the grid in the image.
     """
 
     maps: Tensor
@@ -148,38 +169,47 @@ class AttentionMaps:
 
 
 @dataclass(frozen=True)
-class EncodedImage:
-    """What SAM's frozen image encoder says of an image.
+class VlmShape:
+    """L, N, D and the names of the V views: what the shape of a head's weights depends on."""
 
-    Attributes:
-        embedding: (E, g, g).
-        input_hw: Height and width of the part of SAM's square that the image fills, in pixels.
+    layers: int
+    heads: int
+    hidden_size: int
+    views: tuple[str, ...]
+
+    @property
+    def attention_channels(self) -> int:
+        """C."""
+        return len(self.views) * self.layers * self.heads
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image's embedding by a refiner's frozen image encoder.
+
+    `embedding` is (E, g, g); `input_hw` are height and width of the part of the encoder's square
+    that the image fills, in pixels.
     """
 
     embedding: Tensor
     input_hw: tuple[int, int]
 
-    def pin_memory(self) -> EncodedImage:
-        """The same, page-locked."""
-        return replace(self, embedding=self.embedding.pin_memory())
-
 
 @dataclass(frozen=True)
 class Features:
-    """What the frozen parts say of one sample: all that the trained parts read.
+    """What the frozen half of the flow knows of one sample: all that the trained half reads.
+
+    `row_phrase` and `image_hw` as in `Trace`; `image` is None if the refiner needs none.
 
     Attributes:
-        maps: The attention maps, of the channels that the head takes.
-        hidden: (L, T, D) as in `Trace`; (0, T, 0) where a stored one was kept without.
-        row_phrase: (T,) int64 as in `Trace`.
-        image: For the refiner, or None where it needs none.
-        image_hw: Height and width of the image in pixels.
+        maps: Of the channels that the head takes.
+        hidden: (L, T, D) as in `Trace`; (0, T, 0) where it was stored without.
     """
 
     maps: AttentionMaps
     hidden: Tensor
     row_phrase: Tensor
-    picture: EncodedImage | None
+    image: EncodedImage | None
     image_hw: tuple[int, int]
 
     @property
@@ -189,11 +219,12 @@ class Features:
 
     def pin_memory(self) -> Features:
         """The same with page-locked tensors, for a DataLoader."""
+        image = self.image
         return replace(
             self,
             maps=replace(self.maps, maps=self.maps.maps.pin_memory()),
             hidden=self.hidden.pin_memory(),
-            picture=self.picture and self.picture.pin_memory(),
+            image=image and replace(image, embedding=image.embedding.pin_memory()),
         )
 
 
@@ -204,7 +235,7 @@ class Grounding:
     Attributes:
         coarse_logits: (P, h, w) the mask head's, covering exactly the image.
         logits: (P, H, W) the refined masks' at the image's size; `logits > 0` is the mask.
-        maps: The attention maps that they were made of, for images and inspection.
+        maps: The attention maps that they were made of.
     """
 
     coarse_logits: Tensor
@@ -227,9 +258,8 @@ class Grounding:
     def evidence(self) -> Tensor:
         """(P,) how much speaks for each mask, 0 to 1: `scores` times how the two stages agree.
 
-        A refiner that was led astray may be sure of its mask, but then it leaves the coarse one.
-        The agreement is the dice of both probabilities: cut off at one half first, as an IoU,
-        it tells right masks from wrong ones less well.
+        A refiner that was led astray is sure of its mask, but leaves the coarse one. The agreement
+        is the dice of both probabilities; the IoU of the masks separates right from wrong worse.
         """
         agreement = self.scores.clone()
         # One at a time: images can be huge.

@@ -1,36 +1,30 @@
-"""Two cells on the same phrases: how far apart, and whether chance could do it."""
+"""Two measurements on the same phrases: how far apart, and whether by chance."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from flmm_core.errors import DataError, UsageError
-from flmm_core.evaluation.phrase_rows import BENCHMARK, RESULT
-from flmm_core.report.cells import Benchmark, Cell, Ints, load_benchmark, load_cell
-from flmm_core.report.scores import TITLES, ratio_parts
-from flmm_core.report.statistics import bootstrap_difference, paired_test, ratios, sum_by_cluster
-
-COMPARED = ("ciou", "miou")
-NAMED = 5
-"""Missing items that a message names."""
+from flmm_core.evaluation.benchmark_folder import BENCHMARK, RESULT
+from flmm_core.evaluation.scores import titles
+from flmm_core.report.measurements import Measurement, load_benchmark, load_measurement
+from flmm_core.report.scores import image_sums, or_none
+from flmm_core.report.statistics import bootstrap_intervals, paired_test
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One score of two cells on the phrases that both have; fractions of 1.
+    """One score of two measurements on the phrases that both have; fractions of 1.
 
     Attributes:
-        first: Of the first cell.
-        second: Of the second.
         difference: Second minus first.
-        low: Lower end of the difference's 95 % interval, None with fewer than two images.
+        low: Lower end of the difference's 95 % interval; None with fewer than two images.
         high: Upper end.
-        p: Two-sided, by exchanging the cells image by image.
+        p: Two-sided, by exchanging the measurements image by image.
     """
 
     first: float
@@ -43,18 +37,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two cells side by side.
+    """The folders of two measurements, side by side on the phrases that both have.
 
     Attributes:
-        first: Name of the first cell.
-        second: Name of the second.
         source: The label of the second's source.
-        protocol: Of both.
-        phrases: How many both have.
-        images: How many images these come from.
         only_first: Items that the second lacks.
         only_second: Items that the first lacks.
-        scores: By name: cIoU and mIoU.
+        scores: The scores that both have, by name.
     """
 
     first: str
@@ -67,186 +56,156 @@ class Comparison:
     only_second: tuple[str, ...]
     scores: dict[str, Difference]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
-
-
-def compare_cells(first: Cell, second: Cell, *, common: bool = False) -> Comparison:
-    """Compare two cells phrase by phrase.
-
-    Args:
-        first: What is compared with.
-        second: What is compared.
-        common: Take the phrases that both have, instead of refusing when one lacks some.
-
-    Raises:
-        UsageError: Their protocols differ.
-        DataError: One has phrases that the other lacks, none are shared, or the same phrase has
-            another truth.
-    """
-    _check_protocols(first, second)
-    places = {item: place for place, item in enumerate(first.columns.items)}
-    there = set(second.columns.items)
-    only_first = tuple(item for item in first.columns.items if item not in there)
-    only_second = tuple(item for item in second.columns.items if item not in places)
-    shared = [item for item in second.columns.items if item in places]
-    if (only_first or only_second) and not common:
-        raise DataError(
-            f"{_name(first)} and {_name(second)} were not measured on the same phrases.",
-            found=f"{_lacking(second, only_first)} {_lacking(first, only_second)} "
-            f"Both have {len(shared)}.",
-            repair="Measure both on the same data, or compare what both have with --common.",
-        )
-    if not shared:
-        raise DataError(
-            f"{_name(first)} and {_name(second)} have no phrase in common.",
-            found=f"They were measured on {first.facts.source} and {second.facts.source}.",
-            repair="Compare two cells of one data source.",
-        )
-    chosen = np.array([places[item] for item in shared])
-    places = {item: place for place, item in enumerate(second.columns.items)}
-    rows = chosen, np.array([places[item] for item in shared])
-    _check_truth(first, second, rows, shared)
-    _, pictures = np.unique(second.columns.pictures[rows[1]], return_inverse=True)
-    sums = [
-        tuple(sum_by_cluster(pictures, part[:, :2]) for part in ratio_parts(cell.columns, taken))
-        for cell, taken in zip((first, second), rows, strict=True)
-    ]
-    a, b = (sums[0][0], sums[0][1]), (sums[1][0], sums[1][1])
-    values = [np.nan_to_num(ratios(part[0].sum(0), part[1].sum(0))) for part in (a, b)]
-    ends, p_values = bootstrap_difference(a, b), paired_test(a, b)
-    assert tuple(TITLES)[:2] == COMPARED
-    scores = {
-        name: Difference(
-            first=float(values[0][k]),
-            second=float(values[1][k]),
-            difference=float(values[1][k] - values[0][k]),
-            low=None if np.isnan(ends[k, 0]) else float(ends[k, 0]),
-            high=None if np.isnan(ends[k, 1]) else float(ends[k, 1]),
-            p=1.0 if np.isnan(p_values[k]) else float(p_values[k]),
-        )
-        for k, name in enumerate(COMPARED)
-    }
-    return Comparison(
-        first=_name(first),
-        second=_name(second),
-        source=second.facts.label,
-        protocol=second.facts.protocol,
-        phrases=len(shared),
-        pictures=int(pictures.max()) + 1,
-        only_first=only_first,
-        only_second=only_second,
-        scores=scores,
-    )
-
 
 @dataclass(frozen=True)
 class FolderComparison:
     """Two folders side by side.
 
     Attributes:
-        pairs: Cells of the same system and source, or the two cells that were given.
-        only_first: Cells that the second folder lacks.
-        only_second: Cells that the first folder lacks.
+        pairs: Measurements of the same system and source, or the two that were given.
+        only_first: Names of measurements that the second lacks; `only_second` likewise.
     """
 
     pairs: tuple[Comparison, ...]
     only_first: tuple[str, ...] = ()
     only_second: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
+
+def compare_measurements(
+    first: Measurement, second: Measurement, *, common: bool = False
+) -> Comparison:
+    """Compare two measurements phrase by phrase; differences are second minus first.
+
+    `common` takes the phrases that both have, instead of refusing when one lacks some.
+
+    Raises:
+        UsageError: Their protocols differ.
+        DataError: One lacks phrases of the other, they share none, or their truths for a phrase
+            differ.
+    """
+    pair = f"{first.folder} and {second.folder}"
+    protocol, other = first.facts.protocol, second.facts.protocol
+    if protocol != other:
+        raise UsageError(
+            f"{pair} cannot be compared.",
+            found=f"The first was measured under the protocol '{protocol}', the second under "
+            f"'{other}'.",
+            repair="Measure both under one protocol.",
+        )
+    mine, theirs = (
+        {item: place for place, item in enumerate(one.columns.items)} for one in (first, second)
+    )
+    only_first = tuple(item for item in mine if item not in theirs)
+    only_second = tuple(item for item in theirs if item not in mine)
+    shared = [item for item in theirs if item in mine]
+    if (only_first or only_second) and not common:
+        raise DataError(
+            f"{pair} were not measured on the same phrases.",
+            found=f"{_lacking(second, only_first)} {_lacking(first, only_second)} "
+            f"Both have {len(shared)}.",
+            repair="Measure both on the same data, or compare what both have with --common.",
+        )
+    if not shared:
+        raise DataError(
+            f"{pair} have no phrase in common.",
+            found=f"They were measured on {first.facts.source} and {second.facts.source}.",
+            repair="Compare two measurements on one data source.",
+        )
+    a, b = first.columns, second.columns
+    in_a, in_b = (np.array([places[item] for item in shared]) for places in (mine, theirs))
+    differ = (a.truth[in_a] != b.truth[in_b]) | (a.area[in_a] != b.area[in_b])
+    if differ.any():
+        raise DataError(
+            f"{pair} have different truths for the same phrases.",
+            found=f"{int(differ.sum())} of {len(shared)}, first '{shared[int(differ.argmax())]}'.",
+            repair="The data set changed in between; measure both on the same version.",
+        )
+    _, images = np.unique(b.pictures[in_b], return_inverse=True)
+    (sums_a, shown_a), (sums_b, shown_b) = image_sums(a, in_a, images), image_sums(b, in_b, images)
+    values_a, values_b = (top.sum(0) / np.maximum(low.sum(0), 1) for top, low in (sums_a, sums_b))
+    ends = bootstrap_intervals(sums_b, minus=sums_a)
+    p_values = np.nan_to_num(paired_test(sums_a, sums_b), nan=1.0)
+    return Comparison(
+        first=str(first.folder),
+        second=str(second.folder),
+        source=second.facts.label,
+        protocol=protocol,
+        phrases=len(shared),
+        pictures=int(images.max()) + 1,
+        only_first=only_first,
+        only_second=only_second,
+        scores={
+            name: Difference(
+                first=float(values_a[k]),
+                second=float(values_b[k]),
+                difference=float(values_b[k] - values_a[k]),
+                low=or_none(ends[k, 0]),
+                high=or_none(ends[k, 1]),
+                p=float(p_values[k]),
+            )
+            for k, name in enumerate(titles())
+            if shown_a[k] and shown_b[k]
+        },
+    )
 
 
 def compare_folders(first: Path, second: Path, *, common: bool = False) -> FolderComparison:
-    """Compare two cells' folders, or two benchmark folders cell by cell.
+    """Compare two measurements' folders, or two benchmark folders pair by pair.
 
-    Cells of benchmarks are paired by backbone, model, method, protocol and source; any two cells
-    can be compared by giving their folders.
+    Pairs have the same backbone, model, method, protocol and source; any two measurements can be
+    compared by giving their folders.
 
     Raises:
         UsageError: The folders are of different kinds, or hold no pair.
-        DataError: See `load_benchmark`, `load_cell` and `compare_cells`.
+        DataError: As `load_benchmark`, `load_measurement` and `compare_measurements`.
     """
-    kinds = [_kind(folder) for folder in (first, second)]
-    if kinds[0] != kinds[1]:
+    kind, other = _kind(first), _kind(second)
+    if kind != other:
         raise UsageError(
             f"{first} and {second} cannot be compared.",
-            found=f"The first is a {kinds[0]}, the second a {kinds[1]}.",
+            found=f"The first is a {kind}, the second a {other}.",
             repair="Give two benchmark folders, or two folders in their 'cells'.",
         )
-    if kinds[0] == "cell":
-        pair = compare_cells(load_cell(first), load_cell(second), common=common)
-        return FolderComparison((pair,))
-    left, right = _by_key(load_benchmark(first)), _by_key(load_benchmark(second))
+    if kind == "measurement":
+        loaded = load_measurement(first), load_measurement(second)
+        return FolderComparison((compare_measurements(*loaded, common=common),))
+    left, right = (
+        {(*one.system, folder.sources[one.facts.source]): one for one in folder.measurements}
+        for folder in (load_benchmark(first), load_benchmark(second))
+    )
     keys = [key for key in left if key in right]
     if not keys:
         raise UsageError(
-            f"The benchmarks {first} and {second} have no cell in common.",
+            f"The benchmarks {first} and {second} have no measurement in common.",
             found=f"The first has {_names(left.values())}; the second {_names(right.values())}.",
-            repair="Give the two cells' folders to compare them whatever their names.",
+            repair="Give the folders of two measurements to compare any two.",
         )
     return FolderComparison(
-        tuple(compare_cells(left[key], right[key], common=common) for key in keys),
-        tuple(_short(cell) for key, cell in left.items() if key not in right),
-        tuple(_short(cell) for key, cell in right.items() if key not in left),
+        tuple(compare_measurements(left[key], right[key], common=common) for key in keys),
+        tuple(one.folder.name for key, one in left.items() if key not in right),
+        tuple(one.folder.name for key, one in right.items() if key not in left),
     )
 
 
 def _kind(folder: Path) -> str:
-    for name, kind in ((RESULT, "cell"), (BENCHMARK, "benchmark")):
+    for name, kind in ((RESULT, "measurement"), (BENCHMARK, "benchmark")):
         if (folder / name).is_file():
             return kind
     raise DataError(
-        f"The folder {folder} is neither a benchmark nor one of its cells.",
+        f"The folder {folder} is neither a benchmark nor a measurement.",
         found=f"It has neither '{BENCHMARK}' nor '{RESULT}'.",
         repair="Give the folder that `flmm benchmark` wrote, or a finished one in its 'cells'.",
     )
 
 
-def _by_key(benchmark: Benchmark) -> dict[tuple[str, ...], Cell]:
-    return {(*cell.system, benchmark.sources[cell.facts.source]): cell for cell in benchmark.cells}
+def some_of(items: Sequence[str]) -> str:
+    """The first few, as a list in a sentence."""
+    return ", ".join(items[:5]) + (", ..." if len(items) > 5 else "")
 
 
-def _check_protocols(first: Cell, second: Cell) -> None:
-    protocols = [cell.facts.protocol for cell in (first, second)]
-    if protocols[0] != protocols[1]:
-        raise UsageError(
-            f"{_name(first)} and {_name(second)} cannot be compared.",
-            found=f"The first was measured under the protocol '{protocols[0]}', the second under "
-            f"'{protocols[1]}'.",
-            repair="Measure both under one protocol.",
-        )
+def _lacking(one: Measurement, items: Sequence[str]) -> str:
+    return f"{one.folder} lacks " + (f"{len(items)}: {some_of(items)}." if items else "none.")
 
 
-def _check_truth(first: Cell, second: Cell, rows: tuple[Ints, Ints], shared: Sequence[str]) -> None:
-    differ = (first.columns.truth[rows[0]] != second.columns.truth[rows[1]]) | (
-        first.columns.area[rows[0]] != second.columns.area[rows[1]]
-    )
-    if differ.any():
-        raise DataError(
-            f"{_name(first)} and {_name(second)} have different truths for the same phrases.",
-            found=f"{int(differ.sum())} of {len(shared)}, first '{shared[int(differ.argmax())]}'.",
-            repair="The data set has changed in between; measure both on the same.",
-        )
-
-
-def _lacking(cell: Cell, items: Sequence[str]) -> str:
-    if not items:
-        return f"{_name(cell)} lacks none."
-    shown = ", ".join(items[:NAMED]) + (", ..." if len(items) > NAMED else "")
-    return f"{_name(cell)} lacks {len(items)}: {shown}."
-
-
-def _name(cell: Cell) -> str:
-    return str(cell.folder)
-
-
-def _short(cell: Cell) -> str:
-    return cell.folder.name
-
-
-def _names(cells: Iterable[Cell]) -> str:
-    return ", ".join(f"{_short(cell)} ({cell.facts.protocol})" for cell in cells)
+def _names(measurements: Iterable[Measurement]) -> str:
+    return ", ".join(f"{one.folder.name} ({one.facts.protocol})" for one in measurements)

@@ -1,7 +1,7 @@
 """The report's table as Markdown, CSV, LaTeX and JSON.
 
-Markdown and LaTeX are for people: percent, the 95 % interval beside each figure, columns without
-any figure left out. CSV and JSON are for machines: fractions of 1, every column.
+Markdown and LaTeX are for people: percent, the 95 % interval beside each figure, no empty columns.
+CSV and JSON are for machines: fractions of 1, every column.
 """
 
 from __future__ import annotations
@@ -11,111 +11,92 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
+from tabulate import tabulate
+
 from flmm_core import __version__
+from flmm_core.evaluation.scores import titles
 from flmm_core.report.peers import TITLES as PUBLISHED_TITLES
-from flmm_core.report.peers import Published
-from flmm_core.report.scores import TITLES, Score, Scores
-from flmm_core.report.slices import Reliability
-from flmm_core.report.table import Report, Row, interval, percent, said_p, signed
+from flmm_core.report.table import BenchmarkReport, ReportRow, interval, percent, said_p, signed
 
 NOTE = (
     "IoUs in percent, with 95 % bootstrap intervals over images; "
     "“to the best” is the difference of cIoU to the highest row of the same data and protocol, "
-    "with the p-value of a paired test (not corrected for several comparisons)."
+    "with the p-value of a paired test (not corrected for multiple comparisons)."
 )
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "−": r"$-$",
-    "±": r"$\pm$",
-    "·": r"$\cdot$",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-}
 
 
-def to_markdown(report: Report) -> str:
-    """Pipe tables, as GitHub shows them."""
-    heading, *body = _cells(report, interval_form=" ({})")
-    lines = [
-        f"# Benchmark {_markdown(report.benchmark.folder.resolve().name)}",
-        "",
-        *_pipes(heading, body, left=3),
-        "",
-        NOTE,
-    ]
-    if report.published:
-        lines += ["", "## Published figures", "", *_published_pipes(report.published)]
-    return "\n".join(lines) + "\n"
+def to_markdown(report: BenchmarkReport) -> str:
+    """Pipe tables, as GitHub renders them."""
+    scores, published = _tables(report, "pipe", " ({})", _escape)
+    name = _escape(report.benchmark.folder.resolve().name)
+    text = f"# Benchmark {name}\n\n{scores}\n\n{NOTE}\n"
+    return text + (f"\n## Published figures\n\n{published}\n" if published else "")
 
 
-def to_latex(report: Report) -> str:
+def to_latex(report: BenchmarkReport) -> str:
     """A `tabular` for booktabs, and one of published figures if there are any."""
-    heading, *body = _cells(report, interval_form=" [{}]")
-    text = "% \\usepackage{booktabs}\n" + "% " + NOTE + "\n" + _tabular(heading, body, left=3)
-    if report.published:
-        heading, *body = _published_cells(report.published)
-        text += "\n% Published figures\n" + _tabular(heading, body, left=4)
-    return text
+    scores, published = _tables(report, "latex_booktabs", " [{}]", str)
+    text = f"% \\usepackage{{booktabs}}\n% {NOTE}\n{scores}\n"
+    text += f"\n% Published figures\n{published}\n" if published else ""
+    # LaTeX older than 2020 does not know the real minus.
+    return text.replace("−", "$-$")
 
 
-def to_csv(report: Report) -> str:
-    """A line a cell; intervals in columns of their own, empty where there is no figure."""
-    file = io.StringIO()
-    facts = ("backbone", "model", "method", "protocol", "source", "phrases", "pictures")
-    scores = [f"{name}{end}" for name in TITLES for end in ("", "_low", "_high")]
-    to_best = ("best", "to_best", "to_best_low", "to_best_high", "to_best_p")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*facts, *scores, "seconds_per_phrase", *to_best])
+def to_csv(report: BenchmarkReport) -> str:
+    """One line per row; intervals in their own columns, empty where there is no figure."""
+    lines: list[dict[str, object]] = []
     for row in report.rows:
-        behind = row.behind
-        figures: list[Any] = []
-        for name in TITLES:
-            score = row.scores[name]
-            figures += [score.value, score.low, score.high]
-        writer.writerow(
-            [
-                *row.cell.system,
-                row.cell.facts.source,
-                row.scores.phrases,
-                row.scores.pictures,
-                *figures,
-                row.cell.seconds_per_phrase,
-                row.best,
-                *(
-                    (behind.difference, behind.low, behind.high, behind.p)
-                    if behind
-                    else (None,) * 4
-                ),
-            ]
+        system = zip(
+            ("backbone", "model", "method", "protocol"), row.measurement.system, strict=True
         )
+        line: dict[str, object] = {**dict(system), "source": row.measurement.facts.source}
+        line |= {"phrases": row.scores.phrases, "pictures": row.scores.pictures}
+        for name in titles():
+            score = row.scores[name]
+            line |= {name: score.value, f"{name}_low": score.low, f"{name}_high": score.high}
+        line |= {"seconds_per_phrase": row.measurement.seconds_per_phrase, "best": row.best}
+        behind = row.behind and asdict(row.behind)
+        for end, key in (("", "difference"), ("_low", "low"), ("_high", "high"), ("_p", "p")):
+            line[f"to_best{end}"] = behind and behind[key]
+        lines.append(line)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return file.getvalue()
 
 
-def to_json(report: Report) -> str:
-    """One object: provenance, and by cell all scores, slices and calibration."""
-    benchmark = report.benchmark
+def to_json(report: BenchmarkReport) -> str:
+    """One object: provenance, and per row all scores, slices and the calibration."""
+    published = None
+    if report.published:
+        columns = report.published[0].figures
+        published = {
+            "columns": [{"source": source, "score": score} for source, score in columns],
+            "rows": [
+                {**vars(peer), "figures": list(peer.figures.values())} for peer in report.published
+            ],
+        }
     content = {
         "flmm": __version__,
-        "benchmark": benchmark.facts.model_dump(mode="json"),
-        "cells": [_cell_dict(row) for row in report.rows],
-        "unfinished": list(benchmark.unfinished),
-        "published": _published_dict(report.published) if report.published else None,
+        "benchmark": report.benchmark.facts.model_dump(mode="json"),
+        "cells": [_row_dict(row) for row in report.rows],
+        "unfinished": list(report.benchmark.unfinished),
+        "published": published,
     }
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-FORMATS: Mapping[str, tuple[str, Callable[[Report], str]]] = {
+FORMATS: Mapping[str, tuple[str, Callable[[BenchmarkReport], str]]] = {
     "markdown": (".md", to_markdown),
     "csv": (".csv", to_csv),
     "latex": (".tex", to_latex),
     "json": (".json", to_json),
 }
-"""What a format is called -> its file ending, and what writes it."""
+"""Name of a format -> its file suffix and its writer."""
 
 
 def seconds(value: float | None) -> str:
@@ -123,42 +104,11 @@ def seconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
-def to_best(row: Row) -> str:
+def to_best(row: ReportRow) -> str:
     """The difference to the best row with its p-value, as text."""
-    if row.is_best:
-        return "best"
     if row.behind is None:
-        return "–"
+        return "best" if row.is_best else "–"
     return f"{signed(row.behind.difference)} ({said_p(row.behind.p)})"
-
-
-def _cells(report: Report, interval_form: str) -> list[list[str]]:
-    shown = report.shown
-    rows = [
-        ["Data", "System", "Protocol", "Phrases", "Pictures"]
-        + [TITLES[name] for name in shown]
-        + ["s/phrase", "to the best"]
-    ]
-    for row in report.rows:
-        scores = [row.scores[name] for name in shown]
-        figures = [
-            percent(score.value)
-            + (interval_form.format(interval(score)) if interval(score) else "")
-            for score in scores
-        ]
-        rows.append(
-            [
-                row.source,
-                row.system,
-                row.protocol,
-                str(row.scores.phrases),
-                str(row.scores.pictures),
-                *figures,
-                seconds(row.cell.seconds_per_phrase),
-                to_best(row),
-            ]
-        )
-    return rows
 
 
 def published_title(column: tuple[str, str]) -> str:
@@ -167,111 +117,66 @@ def published_title(column: tuple[str, str]) -> str:
     return source if score == "ciou" else f"{source} {PUBLISHED_TITLES[score]}"
 
 
-def _published_cells(published: Published) -> list[list[str]]:
-    return [
-        ["System", "Source", "Protocol", "VLM frozen"]
-        + [published_title(column) for column in published.columns]
-        + ["Note"],
-        *(
-            [row.system, row.paper, row.protocol, "yes" if row.vlm_frozen else "no"]
-            + [percent(figure) for figure in row.figures]
-            + [row.note]
-            for row in published.rows
-        ),
-    ]
+def _tables(
+    report: BenchmarkReport, form: str, interval_form: str, escape: Callable[[str], str]
+) -> tuple[str, str]:
+    """The tables of scores and of published figures, the latter empty if there are none."""
+    titles_ = [titles()[name] for name in report.shown]
+    table = [["Data", "System", "Protocol", "Phrases", "Images", *titles_]]
+    table[0] += ["s/phrase", "to the best"]
+    for row in report.rows:
+        line = [row.source, row.system, row.protocol]
+        line += [str(row.scores.phrases), str(row.scores.pictures)]
+        for score in (row.scores[name] for name in report.shown):
+            ends = interval(score)
+            line.append(percent(score.value) + (interval_form.format(ends) if ends else ""))
+        table.append([*line, seconds(row.measurement.seconds_per_phrase), to_best(row)])
+    published = []
+    for peer in report.published:
+        frozen = "yes" if peer.vlm_frozen else "no"
+        figures = map(percent, peer.figures.values())
+        published.append([peer.system, peer.paper, peer.protocol, frozen, *figures, peer.note])
+    if published:
+        columns = map(published_title, report.published[0].figures)
+        published.insert(0, ["System", "Source", "Protocol", "VLM frozen", *columns, "Note"])
+
+    def write(table: list[list[str]], left: int) -> str:
+        heading, *body = ([escape(" ".join(text.split())) for text in row] for row in table)
+        align = ["left" if place < left else "right" for place in range(len(heading))]
+        return tabulate(body, heading, form, disable_numparse=True, colalign=align)
+
+    return write(table, 3), write(published, 4) if published else ""
 
 
-def _published_pipes(published: Published) -> list[str]:
-    heading, *body = _published_cells(published)
-    return _pipes(heading, body, left=4)
+def _escape(text: str) -> str:
+    return "".join(f"\\{sign}" if sign in "\\`*_|[]<>#" else sign for sign in text)
 
 
-def _pipes(heading: list[str], body: list[list[str]], left: int) -> list[str]:
-    rule = ["---" if place < left else "---:" for place in range(len(heading))]
-    return [
-        "| " + " | ".join(cells) + " |"
-        for cells in (
-            [_markdown(c) for c in heading],
-            rule,
-            *([_markdown(c) for c in row] for row in body),
-        )
-    ]
-
-
-def _markdown(text: str) -> str:
-    escaped = "".join(f"\\{sign}" if sign in "\\`*_|[]<>#" else sign for sign in text)
-    return " ".join(escaped.split())
-
-
-def _tabular(heading: list[str], body: list[list[str]], left: int) -> str:
-    columns = "l" * left + "r" * (len(heading) - left)
-    lines = [" & ".join(map(_latex, row)) + r" \\" for row in (heading, *body)]
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
-
-
-def _latex(text: str) -> str:
-    return " ".join("".join(_LATEX.get(sign, sign) for sign in text).split())
-
-
-def _cell_dict(row: Row) -> dict[str, Any]:
+def _row_dict(row: ReportRow) -> dict[str, Any]:
+    found = row.reliability
     return {
-        "cell": row.cell.folder.name,
+        "cell": row.measurement.folder.name,
         "system": row.system,
         "source_label": row.source,
-        **_scores_dict(row.scores),
-        "seconds_per_phrase": row.cell.seconds_per_phrase,
+        **asdict(row.scores),
+        "seconds_per_phrase": row.measurement.seconds_per_phrase,
         "best": row.best,
-        "to_best": None if row.behind is None else vars(row.behind),
+        "to_best": row.behind and asdict(row.behind),
         "slices": {
             slicing.key: {
                 "title": slicing.title,
                 "left_out": slicing.left_out,
-                "groups": {part.name: _scores_dict(part.scores) for part in slicing.slices},
+                "groups": {name: asdict(part) for name, part in slicing.groups.items()},
             }
             for slicing in row.slicings
         },
-        "calibration": None if row.reliability is None else _reliability_dict(row.reliability),
-        "provenance": row.cell.facts.model_dump(mode="json"),
-    }
-
-
-def _scores_dict(scores: Scores) -> dict[str, Any]:
-    return {
-        "phrases": scores.phrases,
-        "pictures": scores.pictures,
-        "scores": {name: _score_dict(scores[name]) for name in TITLES},
-    }
-
-
-def _score_dict(score: Score) -> dict[str, float | None]:
-    return {"value": score.value, "low": score.low, "high": score.high}
-
-
-def _reliability_dict(found: Reliability) -> dict[str, Any]:
-    def clean(values: Any) -> list[float | None]:
-        return [None if math.isnan(value) else float(value) for value in values]
-
-    return {
-        "expected_calibration_error": found.error,
-        "stated": clean(found.stated),
-        "right": clean(found.right),
-        "counts": [int(count) for count in found.counts],
-    }
-
-
-def _published_dict(published: Published) -> dict[str, Any]:
-    return {
-        "columns": [{"source": source, "score": score} for source, score in published.columns],
-        "rows": [vars(row) for row in published.rows],
+        "calibration": None
+        if found is None
+        else {
+            "expected_calibration_error": found.error,
+            "stated": [None if math.isnan(value) else value for value in found.stated],
+            "right": [None if math.isnan(value) else value for value in found.right],
+            "counts": found.counts,
+        },
+        "provenance": row.measurement.facts.model_dump(mode="json"),
     }

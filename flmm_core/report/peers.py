@@ -1,70 +1,36 @@
 """Published figures of other systems, beside ours where the data are the same.
 
-Numbers of different protocols cannot be compared, so each row names its own, and a row whose
-protocol is not that of our rows says so.
+Figures of different protocols cannot be compared, so each row names its protocol and notes if it
+is not that of our rows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
 
 OURS = {"ciou": "ciou", "average_recall": "miou"}
-"""A published score -> ours that equals it."""
+"""Published score -> the score of ours that equals it."""
 TITLES = {"ciou": "cIoU", "average_recall": "average recall"}
+Column = tuple[str, str]
+"""Source label and published score."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One published system.
+    """One system, published or ours.
 
     Attributes:
         system: Its name.
         paper: Where the figures were published.
-        protocol: What they were measured under.
+        protocol: The protocol of the figures.
         vlm_frozen: Whether the VLM kept its weights.
-        figures: Fractions of 1 by (source label, published score).
-    """
-
-    system: str
-    paper: str
-    protocol: str
-    vlm_frozen: bool
-    figures: dict[tuple[str, str], float]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One of our systems.
-
-    Attributes:
-        system: Its label.
-        protocol: What it was measured under.
-        figures: As in `Peer`.
-        phrases: By source label, how many were measured.
-    """
-
-    system: str
-    protocol: str
-    figures: dict[tuple[str, str], float | None]
-    phrases: dict[str, int]
-
-
-@dataclass(frozen=True)
-class PublishedRow:
-    """A row of the table of published figures.
-
-    Attributes:
-        system: Its name.
-        paper: Where it was published; "this benchmark" for ours.
-        protocol: What it was measured under.
-        vlm_frozen: Whether the VLM kept its weights.
-        figures: Fractions of 1, one for each of the table's columns, None if not published.
-        note: What keeps it from being compared with ours, or empty.
+        figures: Fractions of 1; None if not published.
+        note: Why it cannot be compared with ours, or empty.
         ours: Whether it was measured here.
     """
 
@@ -72,34 +38,9 @@ class PublishedRow:
     paper: str
     protocol: str
     vlm_frozen: bool
-    figures: tuple[float | None, ...]
+    figures: Mapping[Column, float | None]
     note: str = ""
     ours: bool = False
-
-
-@dataclass(frozen=True)
-class Published:
-    """Our rows and the published ones on the data of a benchmark.
-
-    Attributes:
-        columns: (source label, published score) of each column.
-        rows: Ours first.
-    """
-
-    columns: tuple[tuple[str, str], ...]
-    rows: tuple[PublishedRow, ...]
-
-
-@cache
-def load_peers() -> tuple[Peer, ...]:
-    """All published figures that ship with the package (`peers.json`)."""
-    return tuple(_peer(record) for record in _file()["systems"])
-
-
-def _sizes() -> dict[str, dict[str, int]]:
-    """Phrases of a whole data set by source label and protocol."""
-    sizes: dict[str, dict[str, int]] = _file()["phrases"]
-    return sizes
 
 
 @cache
@@ -109,75 +50,50 @@ def _file() -> dict[str, Any]:
     return content
 
 
-def _peer(record: dict[str, Any]) -> Peer:
-    figures = {
-        (source, score): value / 100
-        for score in OURS
-        for source, value in record.get(score, {}).items()
-    }
-    return Peer(
-        record["system"], record["paper"], record["protocol"], record["vlm_frozen"], figures
-    )
+def load_peers() -> list[Peer]:
+    """The published figures in `peers.json`."""
+    peers = []
+    for record in _file()["systems"]:
+        figures = {
+            (source, score): value / 100
+            for score in OURS
+            for source, value in record.get(score, {}).items()
+        }
+        facts = {key: value for key, value in record.items() if key not in OURS}
+        peers.append(Peer(**facts, figures=figures))
+    return peers
 
 
-def beside_ours(ours: Sequence[Measured]) -> Published | None:
-    """Published figures on the sources that a benchmark has, or None if there are none.
+def beside_ours(ours: Sequence[Peer], phrases: Mapping[tuple[str, str], int]) -> list[Peer]:
+    """Published figures on the sources of a benchmark, ours first; empty if there are none.
 
-    A folder in RefCOCO's format need not hold RefCOCO: a row of ours that has another number of
-    phrases than the data set says so.
+    A folder in RefCOCO's format need not hold RefCOCO: a row of ours notes if it has another
+    number of phrases than the data set. All rows have figures for the same columns, in one order.
+
+    Args:
+        ours: With a figure for each of `OURS` and each source.
+        phrases: How many were measured, by system and source label.
     """
-    here = {column for row in ours for column in row.figures}
-    known = dict.fromkeys(column for peer in load_peers() for column in peer.figures)
-    columns = tuple(column for column in known if column in here)
-    if not columns:
-        return None
-    rows = [
-        PublishedRow(
-            mine.system,
-            "this benchmark",
-            mine.protocol,
-            True,
-            _pick(mine.figures, columns),
-            note=_other_data(mine, columns),
-            ours=True,
-        )
-        for mine in ours
-        if any(column in mine.figures for column in columns)
-    ]
-    protocols = sorted({row.protocol for row in rows})
-    rows += [
-        PublishedRow(
-            peer.system,
-            peer.paper,
-            peer.protocol,
-            peer.vlm_frozen,
-            _pick(peer.figures, columns),
-            note=_note(peer.protocol, protocols),
-        )
-        for peer in load_peers()
-        if any(column in peer.figures for column in columns)
-    ]
-    return Published(columns, tuple(rows))
-
-
-def _other_data(row: Measured, columns: Sequence[tuple[str, str]]) -> str:
-    notes = []
-    for source in dict.fromkeys(source for source, _ in columns):
-        whole = _sizes().get(source, {}).get(row.protocol)
-        here = row.phrases.get(source)
-        if here is not None and whole is not None and here != whole:
-            notes.append(f"{source} has {here} phrases here, not the data set's {whole}")
-    return "; ".join(notes) + (": a part of it, or other data" if notes else "")
-
-
-def _pick(
-    figures: dict[tuple[str, str], Any], columns: Sequence[tuple[str, str]]
-) -> tuple[float | None, ...]:
-    return tuple(figures.get(column) for column in columns)
-
-
-def _note(protocol: str, ours: Sequence[str]) -> str:
-    if list(ours) == [protocol]:
-        return ""
-    other = " and ".join(name for name in ours if name != protocol)
-    return f"measured under {protocol}: not comparable with our rows under {other}"
+    here = {column for one in ours for column in one.figures}
+    peers = load_peers()
+    published = dict.fromkeys(column for peer in peers for column in peer.figures)
+    columns = [column for column in published if column in here]
+    shown = [one for one in (*ours, *peers) if any(column in one.figures for column in columns)]
+    protocols = sorted({one.protocol for one in shown if one.ours})
+    rows = []
+    for one in shown:
+        note = ""
+        if one.ours:
+            notes = []
+            for source in dict.fromkeys(source for source, _ in columns):
+                whole = _file()["phrases"].get(source, {}).get(one.protocol)
+                count = phrases.get((one.system, source), whole)
+                if whole is not None and count != whole:
+                    notes.append(f"{source} has {count} phrases here, not the data set's {whole}")
+            note = "; ".join(notes) + (": a part of it, or other data" if notes else "")
+        elif protocols != [one.protocol]:
+            other = " and ".join(name for name in protocols if name != one.protocol)
+            note = f"measured under {one.protocol}: not comparable with our rows under {other}"
+        figures = {column: one.figures.get(column) for column in columns}
+        rows.append(replace(one, figures=figures, note=note))
+    return rows

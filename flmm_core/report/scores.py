@@ -1,52 +1,26 @@
-"""The scores of a set of rows, each with a bootstrap interval over images.
-
-Every score is a ratio of two sums, so that one bootstrap serves all of them:
-
-    ciou          intersections over unions; 0 if there is no union
-    miou          mean IoU over phrases; 0/0 counts as 0
-    precision@t   share of phrases with IoU >= t
-    coarse_ciou   as ciou, of the masks before the refiner
-    box@0.5       share of phrases whose tight boxes have IoU >= 0.5
-    point         share of phrases whose surest point lies in the true mask
-    giou          as miou, but 0/0 counts as 1 (gRefCOCO, ReasonSeg); only where there are phrases
-                  without target or regions to ignore
-    no_target_accuracy, target_accuracy
-                  the share of phrases without target that were answered with nothing, and of the
-                  others that were not; only where there are phrases without target
-"""
+"""The scores of a measurement, and of its rows by size, words and so on, with their intervals."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from flmm_core.evaluation.metrics import THRESHOLDS
-from flmm_core.report.cells import Columns, Floats, Ints
-from flmm_core.report.statistics import bootstrap_intervals, ratios, sum_by_cluster
+from flmm_core.evaluation.reliability import Reliability
+from flmm_core.evaluation.scores import titles
+from flmm_core.report.measurements import Bools, Columns, Floats, Ints
+from flmm_core.report.statistics import Sums, bootstrap_intervals
 
-TITLES = {
-    "ciou": "cIoU",
-    "miou": "mIoU",
-    **{f"precision@{t}": f"P@{t}" for t in THRESHOLDS},
-    "coarse_ciou": "coarse cIoU",
-    "box@0.5": "box@0.5",
-    "point": "pointing",
-    "giou": "gIoU",
-    "no_target_accuracy": "N-acc",
-    "target_accuracy": "T-acc",
-}
-"""The scores in the table's order, by the field's names."""
+MOST_PARTS = 12
+"""Parts of a data set that are shown; the others, the smallest, are only counted."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """One figure, a fraction of 1; None where no phrase counts for it.
+class Estimate:
+    """One figure, a fraction of 1, with its 95 % interval.
 
-    Attributes:
-        value: The figure.
-        low: Lower end of its 95 % interval, None with fewer than two images.
-        high: Upper end.
+    The figure is None if no phrase counts for it, the interval with fewer than two images.
     """
 
     value: float | None
@@ -56,68 +30,109 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """All figures of a set of rows.
-
-    Attributes:
-        phrases: How many rows.
-        images: How many images they come from.
-        by_name: Each of `TITLES`.
-    """
+    """All figures of a set of rows: each score of `titles()`, and numbers of rows and images."""
 
     phrases: int
     pictures: int
-    by_name: dict[str, Score]
+    scores: Mapping[str, Estimate]
 
-    def __getitem__(self, name: str) -> Score:
-        return self.by_name[name]
+    def __getitem__(self, name: str) -> Estimate:
+        return self.scores[name]
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """The rows by one property.
+
+    Attributes:
+        groups: Scores by the group's name, in the order of the property; no group is empty.
+        left_out: Rows with an unknown property or in a part that is not shown.
+    """
+
+    key: str
+    title: str
+    groups: Mapping[str, Scores]
+    left_out: int
 
 
 def score_rows(columns: Columns, chosen: Ints | None = None, *, resamples: int = 2000) -> Scores:
     """The scores of all rows, or of those at the places `chosen`."""
     rows = np.arange(len(columns)) if chosen is None else chosen
-    _, pictures = np.unique(columns.pictures[rows], return_inverse=True)
-    numerators, denominators = ratio_parts(columns, rows)
-    tops, bottoms = sum_by_cluster(pictures, numerators), sum_by_cluster(pictures, denominators)
-    values = ratios(tops.sum(0), bottoms.sum(0))
-    if len(rows) and np.isnan(values[0]):
-        values[0] = 0.0  # no union at all: nothing is found, as in `MaskScores.ciou`
-    ends = bootstrap_intervals(tops, bottoms, resamples=resamples)
+    _, images = np.unique(columns.pictures[rows], return_inverse=True)
+    (tops, bottoms), shown = image_sums(columns, rows, images)
+    values = tops.sum(0) / np.maximum(bottoms.sum(0), 1)
+    ends = bootstrap_intervals((tops, bottoms), resamples=resamples)
     by_name = {
-        name: Score(*(None if np.isnan(x) else float(x) for x in (value, *interval)))
-        for name, value, interval in zip(TITLES, values, ends, strict=True)
+        name: Estimate(float(value), *map(or_none, interval)) if known else Estimate(None)
+        for name, value, interval, known in zip(titles(), values, ends, shown, strict=True)
     }
     return Scores(len(rows), len(tops), by_name)
 
 
-def ratio_parts(columns: Columns, rows: Ints) -> tuple[Floats, Floats]:
-    """Each row's part of the numerators and denominators of `TITLES`: (M, K) twice."""
-    counts = columns.counts[rows]
-    intersection, union, predicted, truth, coarse_intersection, coarse_union = counts.T
-    _, _, box_iou, point, _ = columns.values[rows].T
-    one = np.ones(len(rows))
-    iou = intersection / np.maximum(union, 1)
-    # In whole numbers, because 0.6 is not one: IoU >= 6/10 where 10 I >= 6 U.
-    hits = [
-        (union > 0) & (10 * intersection >= round(10 * threshold) * union)
-        for threshold in THRESHOLDS
-    ]
-    has_coarse, has_box, has_point = coarse_union >= 0, ~np.isnan(box_iou), ~np.isnan(point)
-    no_target = truth == 0
-    some_without = no_target.any()
-    empty_is_right = some_without or (columns.ignored[rows] > 0).any()
-    pairs = [
-        (intersection, union),
-        (iou, one),
-        *((hit, one) for hit in hits),
-        (np.where(has_coarse, coarse_intersection, 0), np.where(has_coarse, coarse_union, 0)),
-        (np.where(has_box, box_iou >= 0.5, 0), has_box),
-        (np.where(has_point, point, 0), has_point),
-        (np.where(union == 0, 1, iou) * empty_is_right, one * empty_is_right),
-        (no_target & (predicted == 0), no_target),
-        ((~no_target & (predicted > 0)) * some_without, ~no_target * some_without),
-    ]
-    numerators, denominators = zip(*pairs, strict=True)
-    return (
-        np.stack(numerators, axis=1).astype(np.float64),
-        np.stack(denominators, axis=1).astype(np.float64),
+def image_sums(columns: Columns, rows: Ints, images: Ints) -> tuple[Sums, Bools]:
+    """The sums of the K scores of `titles()` by image, and (K,) whether the rows have the score.
+
+    `rows` are (M,) places in the columns, `images` the (M,) number of their images, in [0, N).
+    """
+    terms = columns.terms[rows]
+    has_terms = np.isfinite(terms[..., 1]).any(axis=0)
+    shown: Bools = np.asarray(has_terms & columns.shows[rows].any(axis=0))
+    sums = np.zeros((int(images.max(initial=-1)) + 1, *terms.shape[1:]))
+    np.add.at(sums, images, np.where(shown[:, None], np.nan_to_num(terms), 0))
+    return (sums[..., 0], sums[..., 1]), shown
+
+
+def or_none(number: float) -> float | None:
+    """The number, or None for nan, which JSON does not have."""
+    return None if np.isnan(number) else float(number)
+
+
+def slice_rows(columns: Columns) -> tuple[Slicing, ...]:
+    """Every slicing with at least two groups."""
+    share = np.where(columns.truth == 0, -1.0, columns.truth / columns.area)
+    sizes = {"no target": -1, "< 1 %": 0, "1–5 %": 0.01, "5–20 %": 0.05, "≥ 20 %": 0.2}
+    rivals = {"0": 0, "1": 1, "2": 2, "3 +": 3}
+    words = {"1–2": 0, "3–4": 3, "5–7": 5, "8 +": 8}
+    groupings = {
+        ("object_size", "Object size (share of the image)"): _binned(share, sizes),
+        ("distractors", "Other objects of its class"): _binned(columns.distractors, rivals),
+        ("words", "Words in the phrase"): _binned(columns.words, words),
+        ("slice", "Part of the data set"): _largest([(name,) for name in columns.slices]),
+        ("tag", "Tag"): _largest(columns.tags),
+    }
+    return tuple(
+        Slicing(
+            key,
+            title,
+            {name: score_rows(columns, rows, resamples=1000) for name, rows in groups.items()},
+            left_out=len(columns) - len(np.unique(np.concatenate([*groups.values()]))),
+        )
+        for (key, title), groups in groupings.items()
+        if len(groups) > 1
     )
+
+
+def reliability(columns: Columns) -> Reliability | None:
+    """The calibration of the probabilities; None if there are none."""
+    known = np.flatnonzero(~np.isnan(columns.probability))
+    found = Reliability()
+    for probability, iou in zip(columns.probability[known], columns.iou[known], strict=True):
+        found.add(float(probability), bool(iou >= 0.5))
+    return found if len(known) else None
+
+
+def _binned(values: Floats, starts: Mapping[str, float]) -> dict[str, Ints]:
+    """Rows by the bin of their value, each from its start to the next; without empty bins."""
+    bins = np.searchsorted([*starts.values()], values, side="right")
+    rows = {name: np.flatnonzero(bins == number) for number, name in enumerate(starts, start=1)}
+    return {name: places for name, places in rows.items() if len(places)}
+
+
+def _largest(parts: Sequence[Sequence[str]]) -> dict[str, Ints]:
+    """Rows by the names of their parts, the largest first; a row may be in several."""
+    rows: dict[str, list[int]] = {}
+    for place, names in enumerate(parts):
+        for name in filter(None, names):
+            rows.setdefault(name, []).append(place)
+    largest = sorted(rows, key=lambda name: (-len(rows[name]), name))[:MOST_PARTS]
+    return {name: np.array(rows[name]) for name in largest}

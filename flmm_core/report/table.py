@@ -1,35 +1,32 @@
-"""Everything that a report says in figures, computed once for all its formats."""
+"""The figures of a report, computed once for all its formats."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from flmm_core.errors import DataError
-from flmm_core.report.cells import Benchmark, Cell
-from flmm_core.report.compare import Difference, compare_cells
-from flmm_core.report.peers import OURS, Measured, Published, beside_ours
-from flmm_core.report.scores import TITLES, Score, Scores, score_rows
-from flmm_core.report.slices import Reliability, Slicing, reliability, slice_rows
+from flmm_core.evaluation.reliability import Reliability
+from flmm_core.evaluation.scores import titles
+from flmm_core.report.compare import Difference, compare_measurements
+from flmm_core.report.measurements import Benchmark, Measurement
+from flmm_core.report.peers import OURS, Peer, beside_ours
+from flmm_core.report.scores import Estimate, Scores, Slicing, reliability, score_rows, slice_rows
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
-    """One cell in the table.
+class ReportRow:
+    """One measurement of a benchmark: a system on a data source.
 
     Attributes:
-        cell: The cell.
-        system: Its system's label.
-        source: Its source's label.
-        scores: Of all its rows.
-        slicings: Of its rows by size, words and so on.
-        reliability: Of its probabilities, None without any.
-        best: The label of the system with the highest cIoU on the same source and protocol.
-        behind: cIoU against the best one; None for the best itself, and where the rows are not
-            of the same phrases.
+        reliability: Of the probabilities; None without any.
+        best: Label of the system with the highest cIoU on the same source and protocol.
+        behind: cIoU against the best; None for the best itself, and where the two were not
+            measured on the same phrases.
     """
 
-    cell: Cell
+    measurement: Measurement
     system: str
     source: str
     scores: Scores
@@ -40,7 +37,7 @@ class Row:
 
     @property
     def protocol(self) -> str:
-        return self.cell.facts.protocol
+        return self.measurement.facts.protocol
 
     @property
     def is_best(self) -> bool:
@@ -48,18 +45,17 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class BenchmarkReport:
     """A benchmark with its figures.
 
     Attributes:
-        benchmark: What was read.
-        rows: A row a cell, by source, then from the highest cIoU to the lowest.
-        published: Published figures on the same sources, None if there are none.
+        rows: By source and protocol, then from the highest cIoU to the lowest.
+        published: Our systems and published ones on the same sources; empty if there are none.
     """
 
     benchmark: Benchmark
-    rows: tuple[Row, ...]
-    published: Published | None
+    rows: tuple[ReportRow, ...]
+    published: list[Peer]
 
     @property
     def systems(self) -> dict[str, str]:
@@ -70,40 +66,47 @@ class Report:
     def shown(self) -> tuple[str, ...]:
         """The scores that at least one row has."""
         return tuple(
-            name for name in TITLES if any(row.scores[name].value is not None for row in self.rows)
+            name
+            for name in titles()
+            if any(row.scores[name].value is not None for row in self.rows)
         )
 
 
-def make_report(benchmark: Benchmark) -> Report:
-    """Score every cell of a benchmark."""
-    scores = {id(cell): score_rows(cell.columns) for cell in benchmark.cells}
+def make_report(benchmark: Benchmark) -> BenchmarkReport:
+    """Score every measurement of a benchmark."""
+    scores = {one: score_rows(one.columns) for one in benchmark.measurements}
+    order = list(benchmark.sources)
+    ranked = sorted(
+        scores,
+        key=lambda one: (order.index(one.facts.source), one.facts.protocol, -_ciou(scores[one])),
+    )
     rows = []
-    for source in benchmark.sources:
-        for system in benchmark.systems:
-            cell = benchmark.cell(system, source)
-            if cell is None:
-                continue
-            rivals = [
-                other
-                for other in benchmark.cells
-                if (other.facts.source, other.facts.protocol) == (source, system[3])
-            ]
-            best = max(rivals, key=lambda rival: _ciou(scores[id(rival)]))
-            rows.append(
-                Row(
-                    cell=cell,
-                    system=benchmark.systems[system],
-                    source=benchmark.sources[source],
-                    scores=scores[id(cell)],
-                    slicings=slice_rows(cell.columns),
-                    reliability=reliability(cell.columns),
-                    best=benchmark.systems[best.system],
-                    behind=_behind(best, cell),
-                )
+    for _, group in groupby(ranked, key=lambda one: (one.facts.source, one.facts.protocol)):
+        best, *others = group
+        rows += [
+            ReportRow(
+                measurement=one,
+                system=benchmark.systems[one.system],
+                source=benchmark.sources[one.facts.source],
+                scores=scores[one],
+                slicings=slice_rows(one.columns),
+                reliability=reliability(one.columns),
+                best=benchmark.systems[best.system],
+                behind=_behind(best, one),
             )
-    order = list(benchmark.sources.values())
-    rows.sort(key=lambda row: (order.index(row.source), row.protocol, -_ciou(row.scores)))
-    return Report(benchmark, tuple(rows), _published(rows))
+            for one in (best, *others)
+        ]
+    ours = []
+    for own in _by_rank(rows):
+        figures = {
+            (row.measurement.facts.label, published): row.scores[score].value
+            for row in own
+            for published, score in OURS.items()
+        }
+        protocol = own[0].protocol
+        ours.append(Peer(own[0].system, "this benchmark", protocol, True, figures, ours=True))
+    phrases = {(row.system, row.measurement.facts.label): row.scores.phrases for row in rows}
+    return BenchmarkReport(benchmark, tuple(rows), beside_ours(ours, phrases))
 
 
 def _ciou(scores: Scores) -> float:
@@ -111,18 +114,18 @@ def _ciou(scores: Scores) -> float:
     return -1.0 if value is None else value
 
 
-def _behind(best: Cell, cell: Cell) -> Difference | None:
-    if best is cell or not len(cell.columns):
+def _behind(best: Measurement, other: Measurement) -> Difference | None:
+    if best is other or not len(other.columns):
         return None
     try:
-        return compare_cells(best, cell).scores["ciou"]
+        return compare_measurements(best, other).scores["ciou"]
     except DataError:
         return None
 
 
-def _by_rank(rows: Sequence[Row]) -> list[list[Row]]:
+def _by_rank(rows: Sequence[ReportRow]) -> list[list[ReportRow]]:
     """The rows of each system, from the highest mean cIoU to the lowest."""
-    by_system: dict[str, list[Row]] = {}
+    by_system: dict[str, list[ReportRow]] = {}
     for row in rows:
         by_system.setdefault(row.system, []).append(row)
     return sorted(
@@ -130,29 +133,12 @@ def _by_rank(rows: Sequence[Row]) -> list[list[Row]]:
     )
 
 
-def _published(rows: Sequence[Row]) -> Published | None:
-    ours = [
-        Measured(
-            own[0].system,
-            own[0].protocol,
-            {
-                (row.cell.facts.label, published): row.scores[score].value
-                for row in own
-                for published, score in OURS.items()
-            },
-            {row.cell.facts.label: row.scores.phrases for row in own},
-        )
-        for own in _by_rank(rows)
-    ]
-    return beside_ours(ours)
-
-
 def percent(value: float | None, digits: int = 1) -> str:
     """A fraction of 1 in percent, "–" for None."""
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
-def interval(score: Score) -> str:
+def interval(score: Estimate) -> str:
     """The 95 % interval in percent, empty if there is none."""
     if score.low is None or score.high is None:
         return ""

@@ -10,8 +10,8 @@ import pytest
 
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.spec import BackboneSpec
+from flmm_core.testing import check_skips, load_for_checks
 from flmm_core.testing.checks import CHECKS, Check
-from flmm_core.testing.run import NO_EXCUSES, check_excuses, load_for_checks
 
 
 class BackboneConformance:
@@ -19,33 +19,27 @@ class BackboneConformance:
 
     Attributes:
         spec: The facts that your plugin registers.
-        excuses: Reason by name of a check that your backbone cannot pass.
+        skip: Names of checks that your backbone cannot pass, with the reason of each.
     """
 
     spec: ClassVar[BackboneSpec]
-    excuses: ClassVar[Mapping[str, str]] = NO_EXCUSES
-    _loaded: ClassVar[dict[str, Backbone]] = {}
+    skip: ClassVar[Mapping[str, str]] = {}
 
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def model(self) -> str | Path:
-        """Which model to check: an alias, or a folder. Override it as a fixture."""
+        """The model to check: an alias or a folder. Override it, with scope "class" or wider."""
         return "tiny"
 
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def backbone(self, model: str | Path) -> Backbone:
-        """The loaded backbone, once a class."""
-        cls = type(self)
-        if "_loaded" not in cls.__dict__:
-            cls._loaded = {}
-        if str(model) not in cls._loaded:
-            cls._loaded[str(model)] = load_for_checks(cls.spec, model)
-        return cls._loaded[str(model)]
+        """The loaded backbone."""
+        return load_for_checks(self.spec, model)
 
-    def test_excuses_have_reasons(self) -> None:
-        check_excuses(self.excuses)
+    def test_skipped_checks_have_reasons(self) -> None:
+        check_skips(self.skip)
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
     def test_conformance(self, check: Check, backbone: Backbone) -> None:
-        if check.__name__ in self.excuses:
-            pytest.skip(self.excuses[check.__name__])
+        if check.__name__ in self.skip:
+            pytest.skip(self.skip[check.__name__])
         check(backbone)

@@ -1,22 +1,19 @@
-"""Images that show the flow: image, attention, coarse mask, refined mask and truth."""
+"""Contact sheets: image, attention, coarse mask, refined mask and truth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
+from flmm_core.painting import draw_panels, fade, mask_color, paint_heat, paint_mask, scale_to
 from flmm_core.pipeline.resample import resample
-from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps
+from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps
 
-SIDE, MARGIN, LINE = 192, 8, 20
-COLUMNS = ("picture", "attention", "coarse mask", "refined mask", "truth")
-PREDICTED, TRUE = (255, 64, 129), (0, 200, 120)
+SIDE = 200
+"""Longest side of a panel in pixels."""
 
 
 def draw_sheet(
@@ -26,74 +23,51 @@ def draw_sheet(
     coarse_logits: Tensor,
     logits: Tensor,
     truth: Tensor | None = None,
+    channel_weights: Tensor | None = None,
+    *,
+    titled: bool = True,
 ) -> Image.Image:
-    """One row a phrase, side by side.
+    """One row per phrase, one column per stage; with IoUs if the truth is known.
 
     Args:
-        image: The image.
-        phrases: P of them.
-        maps: Their attention maps; the mean over the three most focused channels is shown.
         coarse_logits: (P, h, w) covering exactly the image.
-        logits: (P, H, W) at the image's size.
-        truth: (P, H, W) bool, or None where it is unknown: the column is left out.
+        logits: (P, H, W) at the size of the image.
+        truth: (P, H, W) bool; None if unknown, which omits the column.
+        channel_weights: (P, C), see `MaskHead.channel_weights`; None shows the mean channel.
     """
-    scale = SIDE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    columns = COLUMNS if truth is not None else COLUMNS[:-1]
-    step_x, step_y = size[0] + MARGIN, size[1] + LINE + MARGIN
-    width = MARGIN + len(columns) * step_x
-    sheet = Image.new("RGB", (width, LINE + MARGIN + len(phrases) * step_y), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for column, title in enumerate(columns):
-        draw.text((MARGIN + column * step_x, MARGIN // 2), title, fill="black", font=font)
+    mix = "mean" if channel_weights is None else "learned mix"
+    titles = ["image", f"attention ({mix})", "coarse mask", "refined mask", "truth"]
+    columns = len(titles) - (truth is None)
+    panels = []
+    large = scale_to(image, 2 * SIDE)  # drawn at twice the size, lines become smooth
     for row, phrase in enumerate(phrases):
-        top = LINE + MARGIN + row * step_y
-        cells = [
-            small,
-            _heat(small, attention_image(maps, row)),
-            _tint(small, coarse_logits[row].sigmoid() > 0.5, PREDICTED),
-            _tint(small, logits[row] > 0, PREDICTED),
-        ]
+        masks, captions = [coarse_logits[row] > 0, logits[row] > 0], ["", ""]
         if truth is not None:
-            cells.append(_tint(small, truth[row], TRUE))
-        for column, cell in enumerate(cells):
-            sheet.paste(cell, (MARGIN + column * step_x, top))
-        words = phrase.encode("latin-1", "replace").decode("latin-1")
-        draw.text((MARGIN, top + size[1] + 2), words, fill="black", font=font)
-    return sheet
+            captions = [f"IoU {iou(mask, truth[row]):.2f}" for mask in masks] + [""]
+            masks.append(truth[row])
+        weights = None if channel_weights is None else channel_weights[row]
+        attention = attention_image(maps, row, weights)
+        panels += [(large, phrase), (paint_heat(large, attention.numpy()), "")]
+        for mask, caption in zip(masks, captions, strict=True):
+            painted = paint_mask(fade(large), mask.cpu().numpy(), mask_color(row))
+            panels.append((painted, caption))
+    return draw_panels(panels, columns, SIDE, titles[:columns] if titled else ())
 
 
-def attention_image(maps: AttentionMaps, phrase: int, channels: int = 3) -> Tensor:
-    """(h, w) in [0, 1] covering exactly the image: the most focused channels' mean.
-
-    A map's focus is the share of its mass in the heaviest tenth of its cells.
-    """
-    flat = maps.maps[phrase].flatten(1)  # (C, h*w)
-    heaviest = flat.topk(max(1, flat.shape[1] // 10), dim=1).values.sum(1)
-    mean = maps.maps[phrase, heaviest.topk(min(channels, len(flat))).indices].mean(0)
-    h, w = mean.shape
-    shown = resample(mean[None, None], maps.image_box, WHOLE_PICTURE, (h, w))[0, 0]
+def attention_image(maps: AttentionMaps, phrase: int, weights: Tensor | None = None) -> Tensor:
+    """(h, w) in [0, 1] on the CPU, covering exactly the image: a (weighted) sum of channels."""
+    channels = maps.maps[phrase].float().cpu()  # (C, h, w)
+    weights = torch.ones(len(channels)) if weights is None else weights.float().cpu()
+    mix = torch.einsum("c,chw->hw", weights, channels)
+    h, w = mix.shape
+    shown = resample(mix[None, None], maps.image_box, WHOLE_IMAGE, (h, w))[0, 0]
     shown = shown - shown.amin()
     return shown / shown.amax().clamp(min=1e-12)
 
 
-def _heat(picture: Image.Image, values: Tensor) -> Image.Image:
-    """Values in [0, 1] as warmth over a grey image."""
-    size = (picture.height, picture.width)
-    warm = F.interpolate(values[None, None].float().cpu(), size, mode="bilinear")[0, 0].numpy()
-    colours = np.stack([255 * warm, 190 * warm**2, 60 * (1 - warm)], axis=-1)
-    grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float64)
-    return _image(0.35 * grey + 0.65 * colours)
-
-
-def _tint(picture: Image.Image, mask: Tensor, colour: tuple[int, int, int]) -> Image.Image:
-    size = (picture.height, picture.width)
-    share = F.interpolate(mask[None, None].to(torch.float32).cpu(), size, mode="area")[0, 0].numpy()
-    pixels = np.asarray(picture, dtype=np.float64)
-    inside = 0.6 * share[..., None]
-    return _image((1 - inside) * (0.55 * pixels + 90) + inside * np.array(colour, dtype=np.float64))
-
-
-def _image(values: NDArray[np.float64]) -> Image.Image:
-    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+def iou(mask: Tensor, truth: Tensor) -> float:
+    """IoU of a bool mask of any size with the truth, (H, W) bool, at the truth's size."""
+    size = (truth.shape[0], truth.shape[1])
+    whole = resample(mask[None, None].float(), WHOLE_IMAGE, WHOLE_IMAGE, size)[0, 0] > 0.5
+    union = (whole | truth).sum()
+    return float((whole & truth).sum() / union.clamp(min=1))

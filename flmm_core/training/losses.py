@@ -1,4 +1,4 @@
-"""What the head is trained on: dice and cross-entropy at the coarse mask and at the refined one."""
+"""The training loss: dice and cross-entropy of the coarse and of the refined masks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flmm_core.pipeline.resample import resize_truth
 from flmm_core.pipeline.types import Grounding
 
 
@@ -49,31 +50,12 @@ def mask_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
     return loss.flatten(1).mean(1)
 
 
-def resize_truth(truth: Tensor, size: tuple[int, int], *, nearest: bool = False) -> Tensor:
-    """Bring masks to the size of some logits.
-
-    Args:
-        truth: (P, H, W) bool or 0/1.
-        size: (h, w).
-        nearest: As the original F-LMM does, which can erase small objects; otherwise every cell
-            gets the fraction of its area that the object covers.
-
-    Returns:
-        (P, h, w) float32 in [0, 1].
-    """
-    if truth.shape[-2:] == size:
-        return truth.float()
-    mode = "nearest" if nearest else "area"
-    return F.interpolate(truth.float()[:, None], size, mode=mode)[:, 0]  # (P, h, w)
-
-
 def grounding_loss(
     groundings: Sequence[Grounding], truths: Sequence[Tensor], *, nearest: bool = False
 ) -> GroundingLoss:
-    """Loss of a batch; every mask counts the same, whichever sample it is of.
+    """Loss of a batch; every mask has the same weight.
 
     Args:
-        groundings: What the flow gave.
         truths: Per sample, (P, H, W) bool or 0/1 at the image's size.
         nearest: See `resize_truth`.
     """

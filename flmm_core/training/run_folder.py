@@ -1,4 +1,4 @@
-"""The files of a run, written whole or not at all: any stop leaves a folder to go on from."""
+"""The files of a run, written atomically: a run can be resumed after any stop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,19 @@ import torch
 
 from flmm_core.config import RunConfig
 from flmm_core.errors import UsageError, WeightsError
-from flmm_core.pipeline.head_folder import Grounder, whole_folder
+from flmm_core.feature_cache.key import package_version
+from flmm_core.files import whole_file, whole_folder, write_json, write_text
+from flmm_core.pipeline.head import Head
+from flmm_core.pipeline.head_folder import HeadInfo, write_head
 
-PACKAGES = ("flmm", "torch", "torchvision", "transformers", "timm", "segment-anything", "numpy")
+PACKAGES = ("flmm", "torch", "torchvision", "transformers", "segment-anything", "numpy")
 OPTIMIZER, SCORE = "optimizer.pt", "score.json"
 KEPT = 2
-"""Checkpoints that stay beside the best one."""
+"""Number of newest checkpoints that are kept, besides the best one."""
 
 
 class RunFolder:
-    """One run on disk.
-
-    Args:
-        path: The folder.
-        save_every: Steps between two checkpoints, for messages.
-    """
+    """One run on disk, with a checkpoint every `save_every` steps."""
 
     def __init__(self, path: Path, save_every: int) -> None:
         self.path = path
@@ -38,60 +35,45 @@ class RunFolder:
         self.pictures = path / "pictures"
 
     def check(self, *, resume: bool) -> None:
-        """`UsageError` if the folder holds a run and is not resumed, or the other way round."""
+        """`UsageError` if the folder has a run and is not resumed, or vice versa."""
         there = (self.path / "config.yaml").exists()
         if there and not resume:
             raise UsageError(
-                f"The output folder '{self.path}' holds a run already.",
+                f"The output folder '{self.path}' already contains a run.",
                 found=f"Its last checkpoint: {self.last() or 'none'}.",
-                repair="Give another --output, or go on with --resume.",
+                repair="Give another --output, or resume with --resume.",
             )
         if resume and self.last() is None:
             raise UsageError(
                 f"There is nothing to resume in '{self.path}'.",
                 found="It has no checkpoint." if there else "There is no run.",
-                repair="Leave out --resume; a checkpoint is written every "
-                f"{self.save_every} steps.",
+                repair=f"Omit --resume; a checkpoint is written every {self.save_every} steps.",
             )
 
     def start(self, config: RunConfig) -> None:
-        """Write the settings and what they ran on."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        _write_text(self.path / "config.yaml", config.to_yaml())
+        """Write `config.yaml` and `environment.json`."""
+        write_text(self.path / "config.yaml", config.to_yaml())
         write_json(self.path / "environment.json", environment())
 
     def log(self, row: dict[str, Any]) -> None:
-        """Add a line to `metrics.jsonl`."""
+        """Append a line to `metrics.jsonl`."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def save(
-        self,
-        grounder: Grounder,
-        optimizer: torch.optim.Optimizer,
-        step: int,
-        facts: dict[str, Any],
-    ) -> None:
-        """Write `checkpoints/step-N` and point `last` to it.
-
-        Args:
-            grounder: Whose head is saved.
-            optimizer: Whose state is saved beside it.
-            step: N.
-            facts: For the head's `config.json`.
-        """
+    def save(self, step: int, optimizer: torch.optim.Optimizer, head: Head, info: HeadInfo) -> None:
+        """Write `checkpoints/step-N` and link `last` to it."""
         folder = self.step(step)
-        with whole_folder(folder) as aside:
-            grounder.write_head(aside, **facts)
+        with whole_folder(folder, replace=True) as aside:
+            write_head(aside, head, info)
             torch.save({"step": step, "optimizer": optimizer.state_dict()}, aside / OPTIMIZER)
         self._point("last", folder)
         self._prune()
 
     def rate(self, step: int, score: float) -> None:
-        """Note a checkpoint's score on validation data; point `best` to it if none is higher."""
+        """Write the validation score of a checkpoint; link `best` to it if none is higher."""
         folder = self.step(step)
         best = self.best()
-        if best is None or score >= _score(best):
+        if best is None or score >= json.loads((best / SCORE).read_bytes())["validation_ciou"]:
             write_json(folder / SCORE, {"validation_ciou": score})
             self._point("best", folder)
             self._prune()
@@ -101,7 +83,7 @@ class RunFolder:
         return self.checkpoints / f"step-{step}"
 
     def last(self) -> Path | None:
-        """The checkpoint that a resumed run goes on from."""
+        """The checkpoint to resume from."""
         return self._pointed("last")
 
     def best(self) -> Path | None:
@@ -109,7 +91,7 @@ class RunFolder:
         return self._pointed("best")
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, checkpoint: Path) -> int:
-        """Take the optimizer's state of a checkpoint; gives its step."""
+        """Load the optimizer's state of a checkpoint; returns its step."""
         path = checkpoint / OPTIMIZER
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
@@ -117,9 +99,9 @@ class RunFolder:
             return int(state["step"])
         except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
             raise WeightsError(
-                f"The optimizer's state in '{path}' cannot be read.",
+                f"The optimizer state in '{path}' cannot be read.",
                 found=f"{type(error).__name__}: {error}.",
-                repair="Resume from another checkpoint by pointing 'last' to it.",
+                repair="Resume from another checkpoint by linking 'last' to it.",
             ) from error
 
     def _pointed(self, name: str) -> Path | None:
@@ -127,10 +109,8 @@ class RunFolder:
         return link.resolve() if link.is_dir() else None
 
     def _point(self, name: str, target: Path) -> None:
-        link, fresh = self.path / name, self.path / f".{name}"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(os.path.relpath(target, self.path))
-        fresh.replace(link)
+        with whole_file(self.path / name) as fresh:
+            fresh.symlink_to(os.path.relpath(target, self.path))
 
     def _prune(self) -> None:
         """Remove all but the newest checkpoints and the best one."""
@@ -141,42 +121,16 @@ class RunFolder:
                 shutil.rmtree(folder)
 
 
-def _score(checkpoint: Path) -> float:
-    return float(json.loads((checkpoint / SCORE).read_text(encoding="utf-8"))["validation_ciou"])
-
-
 def environment() -> dict[str, Any]:
     """Versions, machine and command of this process."""
+    program = Path(sys.argv[0]).name
     return {
-        "command": [_program(), *sys.argv[1:]],
+        "command": ["flmm" if program == "__main__.py" else program, *sys.argv[1:]],
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "machine": platform.machine(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _program() -> str:
-    name = Path(sys.argv[0]).name
-    return "flmm" if name == "__main__.py" else name
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -1,4 +1,4 @@
-"""A benchmark in one process and in several, stopped and resumed, behind a toy model."""
+"""A benchmark of a toy model, in one process and in several, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from typing import Any
 
 import pytest
 
-from bench import evaluation_memory
 from flmm_core.benchmark import BenchmarkRun, Plan, run
-from flmm_core.benchmark.plan import held
+from flmm_core.benchmark.plan import locked
 from flmm_core.benchmark.rows import SampleRows
 from flmm_core.cli import main
 from flmm_core.data.drawn.writing import draw_images
-from flmm_core.data.formats.refcoco import write_refcoco
+from flmm_core.data.formats import FORMATS
 from flmm_core.data.sources import open_source
 from flmm_core.errors import RunError, UsageError
-from flmm_core.evaluation.evaluate import Evaluation
-from flmm_core.evaluation.phrase_rows import read_cell, read_items
-from flmm_core.pipeline.head_folder import Grounder, Recipe
+from flmm_core.evaluation.benchmark_folder import read_measurement
+from flmm_core.evaluation.phrase_rows import PhraseRow, read_rows
+from flmm_core.evaluation.running_scores import Evaluation
+from flmm_core.pipeline.build import Recipe
+from flmm_core.pipeline.grounder import Grounder
 from flmm_core.progress import LineProgress
+from tests.flows import fresh_grounder
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
@@ -38,25 +40,43 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def head(random_twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Never trained, so that its masks are of any shape."""
+    """An untrained head: its masks have irregular shapes."""
     recipe = Recipe("qwen", str(random_twin), base_channels=4, enlarge_to=16, refiner="none")
     folder = tmp_path_factory.mktemp("head")
-    return Grounder.build(recipe).save_pretrained(folder, steps=0, protocol="standard")
+    return fresh_grounder(recipe).save_pretrained(folder, steps=0, protocol="standard")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plan(head: Path, drawn: Path) -> Plan:
     return Plan(heads=(str(head),), data=(f"refcoco:{drawn}@train",), batch_size=2)
 
 
-def cell_of(output: Path) -> Path:
-    (cell,) = (output / "cells").iterdir()
-    return cell
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
+    """The progress of `finished`."""
+    return []
 
 
-def rows_of(cell: Path) -> list[dict[str, Any]]:
-    """The rows without what differs from run to run."""
-    rows = [json.loads(line) for line in (cell / "items.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def finished(plan: Plan, lines: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark that was not stopped."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = BenchmarkRun(plan, folder, progress=LineProgress(lines.append, every=0)).run()
+    assert done is not None
+    assert [path.name for path in done[1]] == [
+        "report.html", "report.md", "report.csv", "report.tex", "report.json",
+    ]  # fmt: skip
+    return folder
+
+
+def measurement_of(output: Path) -> Path:
+    (folder,) = (output / "cells").iterdir()
+    return folder
+
+
+def rows_of(measurement: Path) -> list[dict[str, Any]]:
+    """The rows without their seconds, which differ from run to run."""
+    rows = [json.loads(line) for line in (measurement / "items.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
@@ -74,18 +94,13 @@ def stop(monkeypatch: Patch, plan: Plan, output: Path, *, batches: int) -> None:
             BenchmarkRun(plan, output).run()
 
 
-def test_a_finished_benchmark_is_whole(plan: Plan, tmp_path: Path, head: Path) -> None:
-    done = BenchmarkRun(plan, tmp_path).run()
-    assert done is not None
-    assert [path.name for path in done[1]] == [
-        "report.html", "report.md", "report.csv", "report.tex", "report.json",
-    ]  # fmt: skip
-    cell = cell_of(tmp_path)
-    assert cell.name == "qwen--refcoco@train"
-    assert {path.name for path in cell.iterdir()} == {"items.jsonl", "result.json"}
-    facts, items = read_cell(cell), list(read_items(cell / "items.jsonl"))
+def test_a_finished_benchmark_is_whole(finished: Path, plan: Plan, head: Path) -> None:
+    folder = measurement_of(finished)
+    assert folder.name == "qwen--refcoco@train"
+    assert {path.name for path in folder.iterdir()} == {"items.jsonl", "result.json"}
+    facts, rows = read_measurement(folder), list(read_rows(folder / "items.jsonl"))
     samples = open_source(plan.data[0])
-    assert [item.item for item in items] == [f"{sample.name}:0" for sample in samples]
+    assert [row.item for row in rows] == [f"{sample.name}:0" for sample in samples]
     assert (facts.head, facts.protocol, facts.source) == (str(head), "standard", plan.data[0])
     assert len(facts.head_sha256 or "") == len(facts.weights_sha256 or "") == 64
     more = facts.model_extra or {}
@@ -93,66 +108,60 @@ def test_a_finished_benchmark_is_whole(plan: Plan, tmp_path: Path, head: Path) -
     assert more["versions"]["torch"]
     assert more["prompt"]
     scores = Evaluation()
-    for item in items:
-        scores.add([item])
-    assert more["scores"]["refined"] == scores.refined.to_dict()
-    assert facts.seconds == pytest.approx(sum(item.seconds for item in items), abs=1e-3)
+    for row in rows:
+        scores.add([row])
+    assert more["scores"]["refined"] == scores.to_dict()["refined"]
+    assert facts.seconds == pytest.approx(sum(row.seconds for row in rows), abs=1e-3)
 
 
-def test_progress_says_how_fast_it_is(plan: Plan, tmp_path: Path) -> None:
-    lines: list[str] = []
-    BenchmarkRun(plan, tmp_path, progress=LineProgress(lines.append, every=0)).run()
+def test_progress_shows_throughput(finished: Path, lines: list[str]) -> None:
     shown = [line for line in lines if line.startswith("qwen on refcoco@train: ") and "/" in line]
     assert shown
-    assert all(re.search(r", pictures/s .*, phrases/s .*, waiting for data \d+ %$", line)
+    assert all(re.search(r", images/s .*, phrases/s .*, waiting for data \d+ %$", line)
                for line in shown)  # fmt: skip
 
 
-def test_what_is_finished_is_not_measured_again(
-    plan: Plan, tmp_path: Path, monkeypatch: Patch
+def test_a_finished_measurement_is_not_repeated(
+    finished: Path, plan: Plan, monkeypatch: Patch
 ) -> None:
-    BenchmarkRun(plan, tmp_path).run()
-    written = (cell_of(tmp_path) / "result.json").read_bytes()
-    (tmp_path / "report.html").unlink()
+    written = (measurement_of(finished) / "result.json").read_bytes()
+    (finished / "report.html").unlink()
     monkeypatch.setattr(Grounder, "from_pretrained", None)
-    BenchmarkRun(plan, tmp_path).run()
-    assert (cell_of(tmp_path) / "result.json").read_bytes() == written
-    assert (tmp_path / "report.html").is_file()
+    BenchmarkRun(plan, finished).run()
+    assert (measurement_of(finished) / "result.json").read_bytes() == written
+    assert (finished / "report.html").is_file()
 
 
 def test_a_stop_loses_no_whole_row_and_changes_none(
-    plan: Plan, tmp_path: Path, monkeypatch: Patch
+    finished: Path, plan: Plan, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    BenchmarkRun(plan, tmp_path / "whole").run()
-    broken = tmp_path / "broken"
-    stop(monkeypatch, plan, broken, batches=2)
-    rows = cell_of(broken) / "rows-0-of-1.jsonl"
+    stop(monkeypatch, plan, tmp_path, batches=2)
+    rows = measurement_of(tmp_path) / "rows-0-of-1.jsonl"
     lines = rows.read_bytes().splitlines(keepends=True)
     assert len(lines) == 4
-    # As if it had been killed while it wrote the fourth line.
+    # As if the process had been killed while it wrote the fourth line.
     rows.write_bytes(b"".join(lines[:3]) + lines[3][:-20])
     seen: list[list[list[int]]] = []
     measure = run.measure_batches
 
-    def watched(grounder: Any, samples: Any, batches: Any, **named: Any) -> Any:
+    def watched(method: Any, samples: Any, batches: Any, **named: Any) -> Any:
         seen.append(list(batches))
-        return measure(grounder, samples, batches, **named)
+        return measure(method, samples, batches, **named)
 
     monkeypatch.setattr(run, "measure_batches", watched)
-    BenchmarkRun(plan, broken).run()
-    assert seen[0][:2] == [[2, 3], [4, 5]]
-    assert rows_of(cell_of(broken)) == rows_of(cell_of(tmp_path / "whole"))
-
-
-def test_a_folder_of_another_benchmark_is_refused(plan: Plan, tmp_path: Path) -> None:
     BenchmarkRun(plan, tmp_path).run()
+    assert seen[0][:2] == [[2, 3], [4, 5]]
+    assert rows_of(measurement_of(tmp_path)) == rows_of(measurement_of(finished))
+
+
+def test_a_folder_of_another_benchmark_is_refused(finished: Path, plan: Plan) -> None:
     other = plan.model_copy(update={"protocol": "flmm-paper", "limit": 3})
     with pytest.raises(UsageError) as error:
-        BenchmarkRun(other, tmp_path).run()
+        BenchmarkRun(other, finished).run()
     assert str(error.value) == (
-        f"The folder '{tmp_path}' holds another benchmark.\n"
+        f"The folder '{finished}' holds another benchmark.\n"
         "protocol: standard there, flmm-paper here; limit: None there, 3 here.\n"
-        "Give another --output, or the command that this one was begun with."
+        "Give another --output, or the command that started this benchmark."
     )
 
 
@@ -160,23 +169,22 @@ def test_rows_of_two_heads_are_never_mixed(
     plan: Plan, head: Path, random_twin: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     copy = Grounder.from_pretrained(head).save_pretrained(tmp_path / "head")
-    plan = plan.model_copy(update={"heads": (str(copy),)})
-    stop(monkeypatch, plan, tmp_path / "out", batches=1)
-    whole = tmp_path / "whole"
+    plan = plan.model_copy(update={"heads": (str(copy),), "limit": 2})
+    begun, whole = tmp_path / "begun", tmp_path / "whole"
+    stop(monkeypatch, plan, begun, batches=1)
     BenchmarkRun(plan, whole).run()
     recipe = Recipe("qwen", str(random_twin), base_channels=4, enlarge_to=16, refiner="none")
-    Grounder.build(recipe).save_pretrained(copy)
-    with pytest.raises(UsageError, match="was begun with something else") as begun:
-        BenchmarkRun(plan, tmp_path / "out").run()
-    assert "head_sha256: " in str(begun.value)
-    with pytest.raises(UsageError, match="was measured with another head"):
-        BenchmarkRun(plan, whole).run()
+    fresh_grounder(recipe).save_pretrained(copy)
+    for output in (begun, whole):
+        with pytest.raises(UsageError, match="is of another model or other settings") as error:
+            BenchmarkRun(plan, output).run()
+        assert "head_sha256: " in error.value.found
 
 
-def test_what_cannot_be_scored_is_listed_and_limited(
+def test_samples_that_cannot_be_scored_are_listed_and_limited(
     plan: Plan, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    data = write_refcoco(tmp_path / "data", draw_images(4, seed=8))
+    data = FORMATS["refcoco"].write(tmp_path / "data", draw_images(4, seed=8))
     source = f"refcoco:{data}@train"
     samples = open_source(source)
     broken = samples[3].image_path
@@ -187,20 +195,23 @@ def test_what_cannot_be_scored_is_listed_and_limited(
     output = tmp_path / "out"
     with pytest.raises(RunError) as error:
         BenchmarkRun(plan, output).run()
-    assert error.value.asked == "1 samples of qwen on refcoco@train cannot be scored, 0 may."
+    assert (
+        error.value.asked
+        == "1 samples of qwen on refcoco@train cannot be scored; --max-skipped is 0."
+    )
     assert str(broken) in error.value.found
     BenchmarkRun(plan, output, max_skipped=len(lost)).run()
-    (cell,) = (output / "cells").iterdir()
-    listed = (read_cell(cell).model_extra or {})["skipped"]
+    folder = measurement_of(output)
+    listed = (read_measurement(folder).model_extra or {})["skipped"]
     assert [one["item"] for one in listed] == [f"sample {place} of {source}" for place in lost]
-    assert len(rows_of(cell)) == len(samples) - len(lost)
+    assert len(rows_of(folder)) == len(samples) - len(lost)
 
     other = tmp_path / "repaired"
     with pytest.raises(RunError):
         BenchmarkRun(plan, other).run()
     broken.write_bytes(whole)
     BenchmarkRun(plan, other).run()
-    assert len(rows_of(cell_of(other))) == len(samples)
+    assert len(rows_of(measurement_of(other))) == len(samples)
 
 
 def test_a_head_is_trained_where_none_is_given(
@@ -213,13 +224,13 @@ def test_a_head_is_trained_where_none_is_given(
     }  # fmt: skip
     plan = Plan(backbones=("qwen",), data=(source,), limit=1, training=settings)
     BenchmarkRun(plan, tmp_path).run()
-    facts = read_cell(cell_of(tmp_path))
+    facts = read_measurement(measurement_of(tmp_path))
     assert (facts.steps, facts.model) == (1, str(random_twin))
     assert Path(facts.head or "").is_relative_to(tmp_path / "heads" / "qwen")
     assert (facts.model_extra or {})["samples"] == 1
 
 
-def test_what_cannot_be_measured_together_is_said(
+def test_plans_that_cannot_be_carried_out_are_refused(
     plan: Plan, head: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     lost = plan.model_copy(update={"backbones": ("llava_next",)})
@@ -236,27 +247,20 @@ def test_what_cannot_be_measured_together_is_said(
         ).run()
     assert main(["benchmark", "--output", str(tmp_path / "c")]) == 2
     assert capsys.readouterr().err == (
-        "flmm: There is nothing to measure.\n"
-        "No --backbone and no --head was given.\n"
+        "flmm: There is nothing to evaluate.\n"
+        "Neither --backbone nor --head was given.\n"
         "Name at least one backbone (`flmm backbones` lists them), or a trained head.\n"
     )
 
 
-def test_a_folder_takes_one_command_at_a_time(plan: Plan, tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(UsageError) as error:
+def test_a_folder_is_locked(plan: Plan, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UsageError) as error:
         BenchmarkRun(plan, tmp_path).run()
     assert str(error.value) == (
         f"Another process is measuring into '{tmp_path}'.\n"
         "Wait for it or stop it, or give another --output."
     )
     BenchmarkRun(plan.model_copy(update={"limit": 1}), tmp_path).run()
-
-
-def test_memory_can_be_measured(capsys: Capture) -> None:
-    evaluation_memory.main(["--samples", "40", "--every", "20"])
-    result = json.loads(capsys.readouterr().out)
-    assert [point["samples"] for point in result["measured"]] == [20, 40]
-    assert result["samples"] == 40
 
 
 # --- processes -------------------------------------------------------------------------------
@@ -285,7 +289,7 @@ class Processes:
         ]
 
     def finish(self) -> list[str]:
-        """What each said; all must have succeeded."""
+        """The output of each; all must succeed."""
         said = [process.communicate(timeout=300) for process in self.all]
         assert [process.returncode for process in self.all] == [0] * len(said), said
         return [out for out, _ in said]
@@ -299,7 +303,7 @@ class Processes:
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_processes_and_kills_change_no_row(head: Path, tmp_path: Path) -> None:
-    data = write_refcoco(tmp_path / "data", draw_images(10, seed=8, sentences=2))
+    data = FORMATS["refcoco"].write(tmp_path / "data", draw_images(10, seed=8, sentences=2))
     source = f"refcoco:{data}@train"
 
     def arguments(output: str) -> list[str]:
@@ -310,7 +314,7 @@ def test_processes_and_kills_change_no_row(head: Path, tmp_path: Path) -> None:
     said = two.finish()
     assert "report.html" in said[0]
     assert said[1] == ""
-    assert (read_cell(cell_of(tmp_path / "two")).model_extra or {})["processes"] == 2
+    assert (read_measurement(measurement_of(tmp_path / "two")).model_extra or {})["processes"] == 2
 
     killed = Processes(2, arguments("killed"))
     deadline = time.monotonic() + 200
@@ -319,18 +323,18 @@ def test_processes_and_kills_change_no_row(head: Path, tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     killed.kill()
-    cell = cell_of(tmp_path / "killed")
-    assert not (cell / "result.json").exists()
-    kept = b"".join(path.read_bytes() for path in sorted(cell.glob("rows-*")))
+    folder = measurement_of(tmp_path / "killed")
+    assert not (folder / "result.json").exists()
+    kept = b"".join(path.read_bytes() for path in sorted(folder.glob("rows-*")))
     Processes(2, arguments("killed")).finish()
 
     Processes(1, arguments("one")).finish()
-    one = rows_of(cell_of(tmp_path / "one"))
-    assert one == rows_of(cell_of(tmp_path / "two")) == rows_of(cell)
+    one = rows_of(measurement_of(tmp_path / "one"))
+    assert one == rows_of(measurement_of(tmp_path / "two")) == rows_of(folder)
     samples = open_source(source)
     assert [row["item"] for row in one] == [f"{sample.name}:0" for sample in samples]
     # What was whole when they were killed stands in the file as it was, seconds included.
-    merged = (cell / "items.jsonl").read_text()
+    merged = (folder / "items.jsonl").read_text()
     for line in kept.splitlines(keepends=True):
         if line.endswith(b"\n"):
             for row in SampleRows.model_validate_json(line).rows:
@@ -349,30 +353,34 @@ def test_the_page_is_true(
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "qwen").symlink_to(head)
     for name in ("shapes", "scenes"):
-        write_refcoco(tmp_path / name, draw_images(2, seed=3, split="val"))
+        FORMATS["refcoco"].write(tmp_path / name, draw_images(2, seed=3, split="val"))
     (line,) = re.findall(r"^flmm (.*)$", PAGE, re.M)
-    (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    several, single = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
     def small(text: str) -> str:
-        return text.replace("shapes@test", "refcoco:shapes@val")
+        return re.sub("shapes@t[a-z]+", "refcoco:shapes@val", text)
 
     assert main(shlex.split(small(line))) == 0
-    shown = capsys.readouterr().out
-    assert "bench/report.html" in shown
-    exec(compile(small(script), "docs/benchmark.md", "exec"), {})
+    assert "bench/report.html" in capsys.readouterr().out
+    exec(compile(small(several), "docs/benchmark.md", "exec"), {})
     assert capsys.readouterr().out.count("qwen refcoco") == 2
+    exec(compile(small(single), "docs/benchmark.md", "exec"), {})
+    assert 0 < float(capsys.readouterr().out) < 1
+    (row,) = re.findall(r"```json\n(.*?)```", PAGE, re.S)
+    PhraseRow.model_validate_json(row)
     listed = set(re.findall(r"^ +(?:DIR/)?([\w.]+\.jsonl?)\b", PAGE, re.M))
     assert listed == {"benchmark.json", "items.jsonl", "result.json"}
     there = {path.name for path in (tmp_path / "bench").rglob("*.json*")}
     assert listed | {"report.json"} == there
-    facts = read_cell(next((tmp_path / "bench" / "cells").iterdir()))
+    facts = read_measurement(next((tmp_path / "bench" / "cells").iterdir()))
     for name in ("revision", "weights_sha256", "head_sha256", "prompt", "seed", "versions",
                  "command", "created", "skipped", "scores", "protocol", "dtype"):  # fmt: skip
         assert name in facts.model_dump(), name
 
 
 def test_every_option_of_the_page_is_one(capsys: Capture) -> None:
-    assert main(["benchmark", "--help"]) == 0
+    for command in (["benchmark"], ["report", "build"], ["report", "compare"]):
+        assert main([*command, "--help"]) == 0
     shown = capsys.readouterr().out
     for option in set(re.findall(r"`(--[a-z-]+)", PAGE)):
         assert option in shown, option

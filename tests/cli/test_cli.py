@@ -1,4 +1,4 @@
-"""The command line: exit codes, messages, options made from the settings, whole outputs."""
+"""The command line: exit codes, messages, options generated from the settings."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import flmm_core
 from flmm_core.cli import COMMANDS, flmm, main
 from flmm_core.config import option_name, settings
 from flmm_core.errors import DataError, FlmmError, RunError, UsageError, WeightsError
+from flmm_core.pipeline.refiners import SamOptions
 
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
@@ -78,17 +79,19 @@ def test_the_version_is_the_distributions(capsys: Capture) -> None:
     [
         (["trainn"], "flmm: No such command 'trainn'. Did you mean 'train'?\n`flmm --help`"),
         (["train", "--bath-size", "3"], "flmm: No such option '--bath-size'. Did you mean"),
+        (["train", "--no-sam-text"], "flmm: No such option '--no-sam-text'. Did you mean '--refin"),
         (["train", "--steps", "many"], "flmm: Invalid value for '--steps': 'many' is not a valid"),
         (["train", "--workers", "x"], "flmm: Invalid value for '--workers': 'x' is neither a"),
         (["train", "--options", "x"], "flmm: Invalid value for '--options': 'x' is not of the"),
         (["ground", "a.png", "--head", "x"], "flmm: Missing argument 'PHRASE...'."),
         (["backbones", "show", "qwenn"], "flmm: Unknown backbone 'qwenn'. Did you mean 'qwen'?\n"),
+        (["refiners", "show", "sma"], "flmm: Unknown refiner 'sma'. Did you mean 'sam'?\n"),
         (["train"], "flmm: One problem in the configuration.\n  backbone: missing."),
         (["train", "--config", "no.yaml"], "flmm: The configuration file 'no.yaml' cannot be"),
         (["data", "draw", "x", "--kind", "plan"], "flmm: Unknown kind of scene 'plan'. Did you"),
     ],
 )
-def test_wrong_usage_exits_2_and_says_what_was_meant(
+def test_wrong_usage_exits_2_with_a_suggestion(
     arguments: list[str], message: str, capsys: Capture
 ) -> None:
     assert main(arguments) == 2
@@ -126,15 +129,13 @@ def test_a_full_disk_is_named(monkeypatch: Patch, capsys: Capture) -> None:
     assert capsys.readouterr().err == "flmm: No space left on device: runs/x.\n"
 
 
-def test_a_killed_worker_is_told_whenever_it_is_noticed(
-    monkeypatch: Patch, capsys: Capture
-) -> None:
+def test_a_killed_worker_is_reported(monkeypatch: Patch, capsys: Capture) -> None:
     said = "DataLoader worker (pid 7) is killed by signal: Killed."
     use_train(monkeypatch, raising(RuntimeError(said)))
     assert main(["train", "--backbone", "qwen"]) == 1
     assert capsys.readouterr().err == (
-        f"flmm: A process that reads images has died.\n{said}\n"
-        "The machine may be short of memory or of /dev/shm: give fewer --workers, or 0.\n"
+        f"flmm: A DataLoader worker died.\n{said}\n"
+        "The machine may be out of memory or of /dev/shm: use fewer --workers, or 0.\n"
     )
 
 
@@ -145,7 +146,7 @@ def test_a_bug_keeps_its_traceback(bug: Exception, monkeypatch: Patch) -> None:
         main(["train", "--backbone", "qwen"])
 
 
-def test_an_interrupted_run_says_how_to_continue(monkeypatch: Patch, capsys: Capture) -> None:
+def test_an_interrupted_run_says_how_to_resume(monkeypatch: Patch, capsys: Capture) -> None:
     def train(config: Any, spec: object, progress: object) -> None:
         (config.output / "checkpoints" / "step-10").mkdir(parents=True)
         raise KeyboardInterrupt("Step 10 of 20 is saved.")
@@ -157,7 +158,7 @@ def test_an_interrupted_run_says_how_to_continue(monkeypatch: Patch, capsys: Cap
     assert main(["train", "--backbone", "qwen", "--output", "b"]) == 130
     assert capsys.readouterr().err.strip() == (
         "flmm: Interrupted. Step 10 of 20 is saved."
-        " Continue with `flmm train --config b/config.yaml --resume`."
+        " Resume with `flmm train --config b/config.yaml --resume`."
     )
 
 
@@ -184,7 +185,7 @@ def test_ctrl_c_exits_130_without_a_traceback(tmp_path: Path) -> None:
     assert rest.strip() == "flmm: Interrupted."
 
 
-def test_a_closed_pipe_is_no_news() -> None:
+def test_a_closed_pipe_is_silent() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as pipe:
@@ -204,8 +205,10 @@ def other_value(setting: Any) -> Any:
     """A value that is not the default."""
     if setting.key == "options":
         return {"min_pixels": 3136, "max_pixels": 50_000}
-    if setting.key == "backbone":
-        return "qwen"
+    if setting.key == "refiner_options":
+        return SamOptions(size="vit_b", mask=False, text=False, half=True).model_dump()
+    if setting.key in ("backbone", "refiner"):
+        return {"backbone": "qwen", "refiner": "sam"}[setting.key]
     if get_origin(setting.type) is list:
         return ["refcoco:/a@b", "jsonl:/c"]
     if setting.type is bool:
@@ -221,7 +224,8 @@ def as_arguments(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [option_name(key if value else f"no_{key}")]
     if isinstance(value, dict):
-        return [part for pair in value.items() for part in ("--options", "{}={}".format(*pair))]
+        option = option_name(key)
+        return [part for pair in value.items() for part in (option, "{}={}".format(*pair))]
     if isinstance(value, list):
         return [part for item in value for part in (option_name(key), item)]
     return [option_name(key), str(value)]
@@ -246,8 +250,8 @@ def test_every_option_shows_its_default_and_help(capsys: Capture) -> None:
     for setting in settings():
         assert option_name(setting.key) in shown
         assert " ".join(setting.help.split()) in shown
-    assert "--learning-rate FLOAT Highest learning rate of AdamW. [default: 0.0001]" in shown
-    assert "--sam-box / --no-sam-box Prompt SAM with the coarse mask's box. [default: on]" in shown
+    assert "--learning-rate FLOAT Peak learning rate of AdamW. [default: 0.0001]" in shown
+    assert "--resume / --no-resume Resume the run in the output folder. [default: off]" in shown
     assert "--data TEXT Train on NAME[:PATH][@SPLIT]; repeatable. [default: shapes@train]" in shown
 
 
@@ -259,8 +263,8 @@ def test_a_dry_run_trains_nothing_and_can_be_run(
     assert main(["train", *arguments, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(
-        "# Train a mask head behind qwen, model tiny (flmm_qwen:tiny, licence Apache-2.0):\n"
-        "# 7 steps of 8 from shapes@train;\n"
+        "# Train a mask head on qwen, model tiny (flmm_qwen:tiny, license Apache-2.0):\n"
+        "# 7 steps of batch size 8 on shapes@train;\n"
     )
     assert list(tmp_path.iterdir()) == []
     Path("again.yaml").write_text(shown)
@@ -273,7 +277,7 @@ def test_a_list_can_be_emptied(capsys: Capture) -> None:
     assert yaml.safe_load(capsys.readouterr().out)["eval_data"] == []
 
 
-def test_train_is_given_the_resolved_configuration(monkeypatch: Patch, capsys: Capture) -> None:
+def test_train_receives_the_resolved_configuration(monkeypatch: Patch, capsys: Capture) -> None:
     seen: list[Any] = []
 
     def train(config: Any, spec: Any, progress: Any) -> Path:

@@ -1,4 +1,4 @@
-"""The subcommands that read, measure and draw: what they print and what they write."""
+"""The subcommands eval, ground, backbones, refiners and data: their output and files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from pycocotools import mask as coco_mask
 
 import flmm_core
 from flmm_core.cli import main
-from flmm_core.evaluation.confidence import Confidence
-from flmm_core.evaluation.metrics import Abstention, PlattCalibrator
-from flmm_core.pipeline.result import ResultBuilder
-from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Grounding
+from flmm_core.pipeline.confidence import Confidence, NotThere, Platt
+from flmm_core.pipeline.result import collect
+from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Grounding
 from flmm_core.plugins import Failure, Plugin, Registry
 from flmm_core.spec import BackboneSpec, ModelInfo
 
@@ -40,7 +39,7 @@ def scored(ciou: float | None, **slices: Any) -> dict[str, Any]:
     return {"ciou": ciou, "miou": 0.25, "masks": 3, **({"slices": slices} if slices else {})}
 
 
-def test_eval_passes_on_what_was_given(monkeypatch: Patch, capsys: Capture) -> None:
+def test_eval_forwards_its_options(monkeypatch: Patch, capsys: Capture) -> None:
     seen: dict[str, Any] = {}
     hard = {"small": scored(0.1), "size": scored(None)}
     figures = {
@@ -103,7 +102,7 @@ def test_eval_passes_on_what_was_given(monkeypatch: Patch, capsys: Capture) -> N
 
 
 class FakeGrounder:
-    """Finds the left half for every phrase but "nothing"."""
+    """Predicts the left half of the image for every phrase except "nothing"."""
 
     confidence: ClassVar[Confidence | None] = None
 
@@ -116,10 +115,9 @@ class FakeGrounder:
         logits = torch.full((len(phrases), image.height, image.width), -4.0)
         logits[:, :, : image.width // 2] = 4.0
         logits[[phrase == "nothing" for phrase in phrases]] = -4.0
-        maps = AttentionMaps(torch.ones(len(phrases), 1, 2, 2) / 4, WHOLE_PICTURE)
-        builder = ResultBuilder(image, phrases, self.confidence)
-        builder.add(Grounding(logits[:, ::20, ::30], logits, maps))
-        return builder.build()
+        maps = AttentionMaps(torch.ones(len(phrases), 1, 2, 2) / 4, WHOLE_IMAGE)
+        grounding = Grounding(logits[:, ::20, ::30], logits, maps)
+        return collect(image, phrases, [grounding], self.confidence)
 
 
 @pytest.fixture
@@ -139,7 +137,9 @@ def test_ground_writes_overlay_masks_and_result(photo: str, capsys: Capture) -> 
         "result.json",
     ]
     with Image.open("out/mask-1.png") as mask, Image.open("out/overlay.png") as overlay:
-        assert (mask.size, mask.mode, overlay.size) == ((60, 40), "L", (60, 40))
+        assert (mask.size, mask.mode) == ((60, 40), "L")
+        assert overlay.width > 60  # the legend
+        assert overlay.height > 40
         assert mask.histogram()[0] == mask.histogram()[255] == 60 * 40 // 2
         assert mask.getpixel((0, 0)) == 255
     result = json.loads(Path("out/result.json").read_text())
@@ -161,19 +161,23 @@ def test_ground_says_not_there_if_asked_to(photo: str, capsys: Capture, monkeypa
     assert capsys.readouterr().err == (
         "flmm: The head 'runs/a' has no threshold for \"not there\".\n"
         "It was trained without validation data.\n"
-        "Train it with --val-data that has phrases without target (docs/confidence.md).\n"
+        "Train it with --val-data that has phrases without target (docs/metrics.md).\n"
     )
-    steep = PlattCalibrator(slope=10.0, offset=-1.0)
-    monkeypatch.setattr(FakeGrounder, "confidence", Confidence(steep, None, 60))
+    steep = Platt(slope=10.0, offset=-1.0)
+    monkeypatch.setattr(
+        FakeGrounder, "confidence", Confidence(calibrator=steep, not_there=None, masks=60)
+    )
     assert main([*arguments, "--abstain"]) == 2
     found, repair = capsys.readouterr().err.splitlines()[1:]
-    assert found == "Its validation data named nothing that is absent."
-    assert repair.endswith("(docs/confidence.md), or give --min-probability.")
+    assert found == "Its validation data had no phrases without target."
+    assert repair.endswith("(docs/metrics.md), or give --min-probability.")
     assert main(arguments) == 0
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert shown[2] == ["out/mask-2.png", "nothing", "nothing", "found", "0.27", "0"]
-    chosen = Abstention(0.5, "balanced", 0.9, 0.5, 60)
-    monkeypatch.setattr(FakeGrounder, "confidence", Confidence(steep, chosen, 60))
+    chosen = NotThere(threshold=0.5, quantity="balanced", value=0.9, without=0.5, samples=60)
+    monkeypatch.setattr(
+        FakeGrounder, "confidence", Confidence(calibrator=steep, not_there=chosen, masks=60)
+    )
     for more in (["--abstain"], ["--min-probability", "0.5"]):
         assert main([*arguments, *more]) == 0
         assert "nothing  not there" in capsys.readouterr().out
@@ -199,7 +203,7 @@ def test_ground_writes_all_or_nothing(photo: str, monkeypatch: Patch) -> None:
 
     monkeypatch.setattr("flmm_core.pipeline.result.Result.overlay", full)
     assert main(["ground", photo, "a", "--head", "runs/a"]) == 1
-    assert list(Path("out").iterdir()) == []
+    assert not Path("out").exists()
 
 
 def test_ground_refuses_an_empty_phrase(photo: str, capsys: Capture) -> None:
@@ -241,14 +245,29 @@ def test_backbones_are_listed_and_shown(capsys: Capture) -> None:
     assert facts["backbones"][2]["models"]["tiny"]["source"] == "flmm_qwen:tiny"
 
 
+def test_refiners_are_listed_and_shown(capsys: Capture) -> None:
+    assert main(["refiners"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.startswith("none  no refinement")
+    assert main(["refiners", "list"]) == 0
+    assert capsys.readouterr().out == listed
+    assert main(["refiners", "show", "sam"]) == 0
+    shown = capsys.readouterr().out
+    assert "Options (--refiner-option KEY=VALUE):\n  size       tiny|vit_b|vit_l|vit_h  " in shown
+    assert main(["refiners", "list", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [fact["name"] for fact in facts["refiners"]] == ["none", "sam"]
+    assert facts["refiners"][1]["options"]["size"]["default"] == "tiny"
+
+
 def test_plugins_that_failed_or_are_slow_are_listed_with_the_reason(
     monkeypatch: Patch, capsys: Capture
 ) -> None:
     spec = BackboneSpec("foo", "foo:Foo", "Foo's models", {"tiny": ModelInfo("a:b", "MIT")})
     slow, broken = Plugin("flmm-foo 0.1", 0.74), Plugin("flmm-bar 2", 0.01)
     failure = Failure(broken, "SystemExit: 3")
-    registry = Registry({"foo": spec}, {"foo": slow}, (failure,))
-    monkeypatch.setattr("flmm_core.cli.backbones.load_backbones", lambda: registry)
+    registry = Registry("backbone", {"foo": spec}, {"foo": slow}, (failure,))
+    monkeypatch.setattr("flmm_core.plugins.load_backbones", lambda: registry)
     assert main(["backbones"]) == 0
     assert capsys.readouterr().out == (
         "foo  Foo's models\n"
@@ -306,7 +325,7 @@ def test_a_check_lists_every_fault_and_exits_3(capsys: Capture) -> None:
     assert shown[-1].startswith("jsonl:lines@train: 2 faults; 1 images, ")
 
 
-def test_what_a_check_leaves_out_is_listed(capsys: Capture) -> None:
+def test_a_check_lists_skipped_items(capsys: Capture) -> None:
     assert main(["data", "draw", "own", "--format", "labelme", "--pictures", "14"]) == 0
     for path in sorted(Path("own/train").glob("*.json"))[:12]:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"shapes": []}))
@@ -318,8 +337,9 @@ def test_what_a_check_leaves_out_is_listed(capsys: Capture) -> None:
     assert shown[11].startswith("labelme:own@train: no faults; 2 images, ")
 
 
-def test_a_drawing_that_is_stopped_leaves_nothing(monkeypatch: Patch, capsys: Capture) -> None:
+def test_an_interrupted_drawing_leaves_nothing(monkeypatch: Patch, capsys: Capture) -> None:
     import flmm_core.data.drawn.writing as drawing
+    from flmm_core.data.formats import writable_formats
 
     whole = drawing.draw_images
 
@@ -327,14 +347,14 @@ def test_a_drawing_that_is_stopped_leaves_nothing(monkeypatch: Patch, capsys: Ca
         yield next(whole(*arguments, **details))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(drawing, "draw_pictures", stopped)
+    monkeypatch.setattr(drawing, "draw_images", stopped)
     before = set(Path().iterdir())
-    for form in drawing.FORMATS:
+    for form in writable_formats():
         assert main(["data", "draw", "scenes", "--format", form]) == 130
         assert set(Path().iterdir()) == before
 
 
-def test_drawings_of_a_check_need_a_place(capsys: Capture) -> None:
+def test_pictures_of_a_check_need_an_output(capsys: Capture) -> None:
     assert main(["data", "check", "shapes@test", "--pictures", "3"]) == 2
     assert capsys.readouterr().err == (
         "flmm: --pictures and --output belong together.\nGive both to draw images, or none.\n"

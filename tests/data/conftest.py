@@ -13,7 +13,15 @@ import pytest
 from PIL import Image
 
 from flmm_core.data import rle
-from flmm_core.data.sample import GroundedObject
+from flmm_core.data.findings import Findings
+from flmm_core.data.formats.shared.new_image import NewImage
+from flmm_core.data.sample import AnnotatedImage, GroundedObject
+from flmm_core.data.sources import read_source
+
+
+def read(text: str, findings: Findings | None = None) -> tuple[AnnotatedImage, ...]:
+    """The images of a source."""
+    return tuple(read_source(text, findings)[1])
 
 
 class Distributed:
@@ -27,7 +35,7 @@ class Distributed:
         self.folder = root / dataset
         self.refs_path = self.folder / f"refs({maker}).p"
         self.instances_path = self.folder / "instances.json"
-        self.pictures = root / "train2014"
+        self.images = root / "train2014"
         self.instances: dict[str, Any] = {
             "info": {"description": "COCO 2014"},
             "images": [self._image(9, 60, 40), self._image(25, 30, 50)],
@@ -95,15 +103,15 @@ class Distributed:
             "sentences": sentences,
         }
 
-    def save(self, *, pictures: bool = True) -> Distributed:
+    def save(self, *, images: bool = True) -> Distributed:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.instances_path.write_text(json.dumps(self.instances))
         self.refs_path.write_bytes(b"".join(python2_pickle(self.refs)) + b".")
-        if pictures:
-            self.pictures.mkdir(parents=True, exist_ok=True)
+        if images:
+            self.images.mkdir(parents=True, exist_ok=True)
             for image in self.instances["images"]:
                 size = (image["width"], image["height"])
-                Image.new("RGB", size, "grey").save(self.pictures / image["file_name"])
+                Image.new("RGB", size, "grey").save(self.images / image["file_name"])
         return self
 
     def save_refs(self, refs: Any, protocol: int = 2) -> Distributed:
@@ -152,7 +160,7 @@ def drawn_object(
 
 
 @pytest.fixture
-def drawn_images() -> list[tuple[Image.Image, str, list[GroundedObject]]]:
+def drawn_images() -> list[NewImage]:
     """Three images in two splits, with slices, as a drawer of scenes hands them over."""
     first = [
         drawn_object(20, 30, (2, 3, 8, 9), "the red square", "left square", category="square"),
@@ -161,7 +169,7 @@ def drawn_images() -> list[tuple[Image.Image, str, list[GroundedObject]]]:
     second = [drawn_object(24, 16, (0, 0, 24, 16), "everything", split="val", slice="plain")]
     third = [drawn_object(24, 16, (5, 5, 6, 6), "ein kleiner Käfer", split="train")]
     return [
-        (Image.new("RGB", (30, 20), "red"), "1.png", first),
-        (Image.new("RGB", (16, 24), "blue"), "2.png", second),
-        (Image.new("RGB", (16, 24), "green"), "3.png", third),
+        NewImage(Image.new("RGB", (30, 20), "red"), "1.png", first),
+        NewImage(Image.new("RGB", (16, 24), "blue"), "2.png", second),
+        NewImage(Image.new("RGB", (16, 24), "green"), "3.png", third),
     ]

@@ -13,8 +13,8 @@ from PIL import Image
 
 from flmm_core.cli import main
 from flmm_core.data import rle
-from flmm_core.data.formats.shared.panoptic import segment_colour
-from flmm_core.data.sources import SOURCES
+from flmm_core.data.formats import FORMATS
+from flmm_core.data.formats.shared.panoptic import segment_color
 from flmm_core.data.tools.check import check_source
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
@@ -49,19 +49,19 @@ def test_the_examples_are_read(
         pixels = np.zeros((10, 12, 3), dtype=np.uint8)
         for segment in panoptic["annotations"][0]["segments_info"]:
             x, y, width, height = segment["bbox"]
-            pixels[y : y + height, x : x + width] = segment_colour(segment["id"])
+            pixels[y : y + height, x : x + width] = segment_color(segment["id"])
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(name)
     (source,) = re.findall(r"<!-- read: (.*) -->", example)
     report = check_source(source)
     assert report.faults == report.skipped == ()
-    assert report.pictures == 1
+    assert report.images == 1
     assert report.objects > report.absent
 
 
 def test_every_source_is_described() -> None:
     assert len(EXAMPLES) == 7
-    for name in SOURCES:
+    for name in FORMATS:
         assert f"`{name}" in PAGE, name
 
 

@@ -19,14 +19,14 @@ RED, GREEN = (255, 0, 0), (0, 255, 0)
 
 def corner_image() -> Image.Image:
     """40 x 24 pixels, green, with a red top left quarter."""
-    picture = Image.new("RGB", (40, 24), GREEN)
-    picture.paste(RED, (0, 0, 20, 12))
-    return picture
+    image = Image.new("RGB", (40, 24), GREEN)
+    image.paste(RED, (0, 0, 20, 12))
+    return image
 
 
-def colours(picture: Image.Image) -> np.ndarray:
-    assert picture.mode == "RGB"
-    return np.asarray(picture).astype(int)
+def colors(image: Image.Image) -> np.ndarray:
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -47,8 +47,8 @@ def test_images_stand_upright(tmp_path: Path, orientation: int, suffix: str) -> 
     exif[0x0112] = orientation
     stored.save(tmp_path / f"a.{suffix}", exif=exif)
     read = read_image(tmp_path / f"a.{suffix}", image_hw=(24, 40))
-    assert np.abs(colours(read) - colours(corner_image()))[2:10, 2:18].max() < 20
-    assert np.abs(colours(read) - colours(corner_image()))[14:, 22:].max() < 20
+    assert np.abs(colors(read) - colors(corner_image()))[2:10, 2:18].max() < 20
+    assert np.abs(colors(read) - colors(corner_image()))[14:, 22:].max() < 20
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_every_mode_becomes_rgb_on_white(
 
 
 def test_a_palette_with_transparency(tmp_path: Path) -> None:
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([10, 20, 30, 200, 100, 50])
-    picture.putpixel((1, 0), 1)
-    picture.save(tmp_path / "one.png", transparency=1)
-    picture.save(tmp_path / "many.png", transparency=bytes([255, 51]))
-    picture.save(tmp_path / "a.gif", transparency=1)
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "one.png", transparency=1)
+    image.save(tmp_path / "many.png", transparency=bytes([255, 51]))
+    image.save(tmp_path / "a.gif", transparency=1)
     for name, second in (
         ("one.png", (255, 255, 255)),
         ("many.png", (244, 224, 214)),
@@ -125,18 +125,18 @@ def test_transparent_grey_and_rgb(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
 @pytest.mark.parametrize("profile", [None, b"no profile"])
-def test_cmyk_keeps_its_colours(tmp_path: Path, suffix: str, profile: bytes | None) -> None:
+def test_cmyk_keeps_its_colors(tmp_path: Path, suffix: str, profile: bytes | None) -> None:
     extra = {} if profile is None else {"icc_profile": profile}
     corner_image().convert("CMYK").save(tmp_path / f"a.{suffix}", quality=95, **extra)
     with Image.open(tmp_path / f"a.{suffix}") as stored:
         assert stored.mode == "CMYK"
-    difference = colours(read_image(tmp_path / f"a.{suffix}")) - colours(corner_image())
+    difference = colors(read_image(tmp_path / f"a.{suffix}")) - colors(corner_image())
     assert np.abs(difference)[2:10, 2:18].max() < 12
     assert np.abs(difference)[14:, 22:].max() < 12
 
 
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (3, 2), colour) for colour in (RED, GREEN)]
+    frames = [Image.new("RGB", (3, 2), color) for color in (RED, GREEN)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert read_image(tmp_path / "a.gif").getpixel((0, 0)) == RED
 
@@ -164,9 +164,7 @@ def test_a_missing_image_and_a_folder(tmp_path: Path) -> None:
 def test_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     assert str(fails(tmp_path / "a.jpg")) == (
-        f"The image {tmp_path}/a.jpg is empty.\n"
-        "The file has zero bytes.\n"
-        "Copy or download it again."
+        f"The image {tmp_path}/a.jpg is empty.\nIt has zero bytes.\nCopy or download it again."
     )
 
 
@@ -181,7 +179,7 @@ def test_a_file_that_is_no_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp", "gif", "webp"])
 @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
-def test_a_image_cut_off(tmp_path: Path, suffix: str, kept: float) -> None:
+def test_an_image_cut_off(tmp_path: Path, suffix: str, kept: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(noise).save(path)
@@ -209,7 +207,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(("width", "height"), [(20_000, 10_000), (12_000, 10_000)])
-def test_a_image_too_large_is_refused_by_its_header(
+def test_an_image_too_large_is_refused_by_its_header(
     tmp_path: Path, width: int, height: int
 ) -> None:
     """200 megapixels lie beyond Pillow's own limit, 120 below it; neither is decoded."""
@@ -219,21 +217,12 @@ def test_a_image_too_large_is_refused_by_its_header(
         warnings.simplefilter("error")
         assert str(fails(path)) == (
             f"The image {path} is too large.\n"
-            f"It has {width * height / 1e6:.1f} megapixels; the limit is 100.0.\n"
+            "It has more than 100 megapixels.\n"
             "Make it smaller first."
         )
 
 
-def test_the_limit_can_be_moved(tmp_path: Path) -> None:
-    corner_image().save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png", max_pixels=960).size == (40, 24)
-    assert fails(tmp_path / "a.png", max_pixels=959).asked.endswith("is too large.")
-    (tmp_path / "b.png").write_bytes(png_header(20_000, 10_000))
-    error = fails(tmp_path / "b.png", max_pixels=300_000_000)
-    assert error.asked == f"The image {tmp_path}/b.png is too large for Pillow."
-
-
-def test_a_image_of_another_size_than_its_annotations(tmp_path: Path) -> None:
+def test_an_image_of_another_size_than_its_annotations(tmp_path: Path) -> None:
     corner_image().save(tmp_path / "a.png")
     assert str(fails(tmp_path / "a.png", image_hw=(40, 24))) == (
         f"The image {tmp_path}/a.png does not have the size that its annotations were made "
@@ -264,10 +253,10 @@ def test_the_file_is_closed_again(tmp_path: Path) -> None:
     corner_image().save(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
-        picture = read_image(path)
+        image = read_image(path)
         path.write_bytes(b"gone")
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
     assert buffer.tell() > 0
 
 

@@ -20,7 +20,7 @@ ORIGINAL = json.loads(
 """What the original pipeline makes of two objects, with one token a byte: byte + 3."""
 
 
-def picture(name: str, *objects: tuple[str, ...]) -> AnnotatedImage:
+def image(name: str, *objects: tuple[str, ...]) -> AnnotatedImage:
     things = []
     for index, sentences in enumerate(objects):
         mask = np.zeros((4, 5), dtype=bool)
@@ -28,7 +28,7 @@ def picture(name: str, *objects: tuple[str, ...]) -> AnnotatedImage:
         things.append(
             GroundedObject(rle.encode(mask), sentences, f"c{index}", f"s{index}", name="7")
         )
-    return AnnotatedImage(name, Path("pictures") / name, (4, 5), tuple(things))
+    return AnnotatedImage(name, Path("images") / name, (4, 5), tuple(things))
 
 
 def tokens(sample: Sample) -> tuple[list[int], list[list[int]]]:
@@ -46,7 +46,7 @@ def tokens(sample: Sample) -> tuple[list[int], list[list[int]]]:
 def test_flmm_paper_gives_the_originals_tokens() -> None:
     texts = ORIGINAL["refcoco_text"]
     (sample,) = ImageSamples(
-        [picture("dogs.jpg", (texts[0], "never said"), (texts[1],))], "flmm-paper"
+        [image("dogs.jpg", (texts[0], "never said"), (texts[1],))], "flmm-paper"
     )
     ids, named = tokens(sample)
     original = ORIGINAL["refcoco_concat"]
@@ -58,7 +58,7 @@ def test_flmm_paper_gives_the_originals_tokens() -> None:
 
 def test_standard_gives_the_originals_tokens_of_split_captions() -> None:
     texts = ORIGINAL["refcoco_text"]
-    samples = ImageSamples([picture("dogs.jpg", (texts[0],), (texts[1],))], "standard")
+    samples = ImageSamples([image("dogs.jpg", (texts[0],), (texts[1],))], "standard")
     for sample, original in zip(samples, ORIGINAL["refcoco_split"], strict=True):
         ids, named = tokens(sample)
         assert ORIGINAL["prompt_len"] + len(ids) == original["n"]
@@ -66,12 +66,12 @@ def test_standard_gives_the_originals_tokens_of_split_captions() -> None:
 
 
 @pytest.fixture
-def pictures() -> list[AnnotatedImage]:
-    return [picture("a.jpg", ("one", "two"), ("three",)), picture("b.jpg", ("four",))]
+def images() -> list[AnnotatedImage]:
+    return [image("a.jpg", ("one", "two"), ("three",)), image("b.jpg", ("four",))]
 
 
-def test_standard_takes_every_sentence_alone(pictures: list[AnnotatedImage]) -> None:
-    samples = ImageSamples(pictures, "standard", "refcoco@val")
+def test_standard_takes_every_sentence_alone(images: list[AnnotatedImage]) -> None:
+    samples = ImageSamples(images, "standard", "refcoco@val")
     assert [sample.caption for sample in samples] == ["one.", "two.", "three.", "four."]
     assert [sample.name for sample in samples] == [
         "refcoco@val/a.jpg#7/0",
@@ -81,25 +81,25 @@ def test_standard_takes_every_sentence_alone(pictures: list[AnnotatedImage]) -> 
     ]
     assert samples[2] == Sample(
         "refcoco@val/a.jpg#7/0",
-        Path("pictures/a.jpg"),
+        Path("images/a.jpg"),
         (4, 5),
         (Segment("three", 0), Segment(".")),
-        (Phrase("three", pictures[0].objects[1].mask, "c1", "s1", distractors=0),),
+        (Phrase("three", images[0].objects[1].mask, "c1", "s1", distractors=0),),
     )
 
 
-def test_flmm_paper_takes_all_objects_of_a_image(pictures: list[AnnotatedImage]) -> None:
-    samples = ImageSamples(pictures, "flmm-paper")
+def test_flmm_paper_takes_all_objects_of_a_image(images: list[AnnotatedImage]) -> None:
+    samples = ImageSamples(images, "flmm-paper")
     assert [sample.caption for sample in samples] == ["one.three.", "four."]
     assert [sample.name for sample in samples] == ["a.jpg", "b.jpg"]
     first = samples[0]
-    assert [phrase.mask for phrase in first.phrases] == [t.mask for t in pictures[0].objects]
+    assert [phrase.mask for phrase in first.phrases] == [t.mask for t in images[0].objects]
     assert [phrase.slice for phrase in first.phrases] == ["s0", "s1"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_samples_behave_like_any_sequence(pictures: list[AnnotatedImage], protocol: str) -> None:
-    samples = ImageSamples(pictures, protocol)
+def test_samples_behave_like_any_sequence(images: list[AnnotatedImage], protocol: str) -> None:
+    samples = ImageSamples(images, protocol)
     everything = list(samples)
     assert len(everything) == len(samples) == {"standard": 4, "flmm-paper": 2}[protocol]
     assert samples[-1] == everything[-1]
@@ -136,11 +136,11 @@ def test_a_sample_whose_segments_and_phrases_differ(segments: tuple[Segment, ...
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_caption_of_its_own_is_one_sample_under_either_protocol(
-    pictures: list[AnnotatedImage], protocol: str
+    images: list[AnnotatedImage], protocol: str
 ) -> None:
     pieces = (Segment("Here "), Segment("one", 0), Segment(" or "), Segment(" three", 1))
-    told = replace(pictures[0], caption=pieces, name="5")
-    samples = ImageSamples([told, pictures[1]], protocol, "png@val", [Skipped("x", "why")])
+    told = replace(images[0], caption=pieces, name="5")
+    samples = ImageSamples([told, images[1]], protocol, "png@val", [Skipped("x", "why")])
     assert samples[0].name == "png@val/a.jpg#5"
     assert len(samples) == 2
     assert samples[0].segments == pieces
@@ -149,9 +149,9 @@ def test_a_caption_of_its_own_is_one_sample_under_either_protocol(
     assert samples.skipped == (Skipped("x", "why"),)
 
 
-def test_tags_and_ignored_pixels_reach_the_phrases(pictures: list[AnnotatedImage]) -> None:
-    thing = pictures[1].objects[0]
+def test_tags_and_ignored_pixels_reach_the_phrases(images: list[AnnotatedImage]) -> None:
+    thing = images[1].objects[0]
     marked = replace(thing, tags=frozenset({"thing"}), ignore=thing.read_mask())
-    (sample,) = ImageSamples([replace(pictures[1], objects=(marked,))], "standard")
+    (sample,) = ImageSamples([replace(images[1], objects=(marked,))], "standard")
     assert sample.phrases[0].tags == {"thing"}
     assert sample.phrases[0].ignore == thing.mask

@@ -44,7 +44,7 @@ def test_every_way_of_writing_an_rle_gives_the_mask_back(mask: np.ndarray) -> No
     ]
     for form in forms:
         read = rle.to_rle(form, height, width)
-        assert read == rle
+        assert read == code
         assert rle.decode(read).dtype == np.bool_
         np.testing.assert_array_equal(rle.decode(read), mask)
 
@@ -126,6 +126,10 @@ def test_a_polygon_may_trace_the_border() -> None:
 
 
 SOURCE = "annotation 17 in instances.json"
+POLYGONS = (
+    "COCO polygons are lists within a list, [[x0, y0, x1, y1, x2, y2], ...], of finite numbers, "
+    "each with three points or more."
+)
 REPAIR = "Check that the annotation belongs to this image and was made at its size."
 
 
@@ -149,28 +153,25 @@ REPAIR = "Check that the annotation belongs to this image and was made at its si
         ),
         (
             [[0, 0, 5, 0, 5, 5], [1, 2, 3, 4]],
-            (
-                f"Polygon 1 of {SOURCE} has 4 numbers.\n"
-                "A polygon has an even count of at least 6: x and y of three points or more."
-            ),
+            f"Polygon 1 of {SOURCE} is not a list of points.\nIt is [1, 2, 3, 4].\n{POLYGONS}",
         ),
         (
             [[0, 0, 5, 0, 5, 5, 1]],
             (
-                f"Polygon 0 of {SOURCE} has 7 numbers.\n"
-                "A polygon has an even count of at least 6: x and y of three points or more."
+                f"Polygon 0 of {SOURCE} is not a list of points.\n"
+                f"It is [0, 0, 5, 0, 5, 5, 1].\n{POLYGONS}"
             ),
         ),
         (
             [0, 0, 5, 0, 5, 5],
-            (
-                f"Polygon 0 of {SOURCE} is not a list of numbers.\nIt is 0.\n"
-                "COCO polygons are lists within a list: [[x0, y0, x1, y1, x2, y2], ...]."
-            ),
+            f"Polygon 0 of {SOURCE} is not a list of points.\nIt is 0.\n{POLYGONS}",
         ),
         (
             [[0, 0, 5, 0, float("nan"), 5]],
-            f"Polygon 0 of {SOURCE} is not a list of finite numbers.\nIt is [0, 0, 5, 0, nan, 5].",
+            (
+                f"Polygon 0 of {SOURCE} is not a list of points.\n"
+                f"It is [0, 0, 5, 0, nan, 5].\n{POLYGONS}"
+            ),
         ),
         (
             [],

@@ -4,16 +4,14 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flmm_core.data.formats.jsonl import write_jsonl
-from flmm_core.data.formats.refcoco import write_refcoco
-from flmm_core.data.sources import SOURCES, SourceText, open_source, open_sources, parse_source
+from flmm_core.data.formats import FORMATS, DataFormat, Source
+from flmm_core.data.sources import open_source, open_sources, parse_source
 from flmm_core.errors import DataError, UsageError
 
 
@@ -21,7 +19,6 @@ from flmm_core.errors import DataError, UsageError
     ("text", "name", "path", "split"),
     [
         ("shapes@train", "shapes", None, "train"),
-        ("shapes", "shapes", None, None),
         ("refcoco:/data/coco@val", "refcoco", "/data/coco", "val"),
         ("refcoco+:coco@testA", "refcoco+", "coco", "testA"),
         ("refcocog:/data/coco@google-val", "refcocog", "/data/coco", "google-val"),
@@ -33,18 +30,22 @@ from flmm_core.errors import DataError, UsageError
     ],
 )
 def test_the_parts_of_a_source(text: str, name: str, path: str | None, split: str | None) -> None:
-    assert parse_source(text) == SourceText(name, Path(path) if path else None, split)
+    assert parse_source(text) == Source(name, Path(path or ""), split or "")
 
 
-names = st.sampled_from(sorted(SOURCES))
-paths = st.none() | st.text("ab/:@. ", min_size=1).map(lambda tail: f"/d{tail}/x")
-splits = st.none() | st.text("abAB-.", min_size=1)
+formats = st.sampled_from(list(FORMATS.values()))
+paths = st.text("ab/:@. ", min_size=1).map(lambda tail: f"/d{tail}/x")
+splits = st.text("abAB-.", min_size=1)
 
 
-@given(names, paths, splits)
-def test_what_is_put_together_comes_apart(name: str, path: str | None, split: str | None) -> None:
-    text = name + (f":{path}" if path else "") + (f"@{split}" if split else "")
-    assert parse_source(text) == SourceText(name, Path(path) if path else None, split)
+@given(formats, paths, splits, st.booleans())
+def test_what_is_put_together_comes_apart(
+    wanted: DataFormat, path: str, split: str, short: bool
+) -> None:
+    path = path if wanted.has_path else ""
+    split = "" if short and not wanted.needs_split else split
+    text = wanted.name + (f":{path}" if path else "") + (f"@{split}" if split else "")
+    assert parse_source(text) == Source(wanted.name, Path(path), split)
 
 
 def test_the_users_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,59 +82,53 @@ def test_an_unknown_name() -> None:
         (
             "refcoco@val",
             (
-                "The data source 'refcoco@val' has no path.\nExpected refcoco:PATH@SPLIT.\n"
+                "The data source 'refcoco@val' has no path.\n"
+                "Expected refcoco:PATH@SPLIT: RefCOCO (unc splits).\n"
                 "Write the folder or file after a ':'."
             ),
         ),
         (
             "refcoco:/data",
             (
-                "The data source 'refcoco' needs a split.\nExpected refcoco:PATH@SPLIT.\n"
+                "The data source 'refcoco:/data' needs a split.\n"
+                "Expected refcoco:PATH@SPLIT: RefCOCO (unc splits).\n"
                 "Write the split after an '@', for example '@train'."
             ),
         ),
         (
             "shapes",
             (
-                "The data source 'shapes' needs a split.\nExpected shapes@SPLIT.\n"
+                "The data source 'shapes' needs a split.\n"
+                "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent.\n"
                 "Write the split after an '@', for example '@train'."
             ),
         ),
         (
             "shapes:/data@train",
             (
-                "The data source 'shapes' has no path, but '/data' was given.\n"
-                "Its scenes are drawn once and kept in the cache folder.\n"
-                "Write shapes@SPLIT; read scenes drawn elsewhere with refcoco:PATH@SPLIT."
+                "The data source 'shapes:/data@train' takes no path, but '/data' was given.\n"
+                "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent.\n"
+                "Leave out the path and the ':'."
             ),
         ),
     ],
 )
-def test_a_source_with_a_part_too_few_or_too_many(
-    monkeypatch: pytest.MonkeyPatch, text: str, message: str
-) -> None:
-    monkeypatch.setitem(sys.modules, "flmm_core.data.drawn.writing", fake_draw(Path()))
+def test_a_source_with_a_part_too_few_or_too_many(text: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         open_source(text)
     assert str(caught.value) == message
     assert caught.value.exit_code == 2
 
 
-def fake_draw(root: Path) -> ModuleType:
-    module = ModuleType("flmm_core.data.drawn.writing")
-    module.ensure_shapes = lambda split: root  # type: ignore[attr-defined]
-    return module
-
-
 @pytest.fixture
 def root(tmp_path: Path, drawn_images: Any) -> Path:
-    return write_refcoco(tmp_path / "drawn", drawn_images)
+    return FORMATS["refcoco"].write(tmp_path / "drawn", drawn_images)
 
 
 def test_drawn_scenes_go_through_the_refcoco_reader(
     monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "flmm_core.data.drawn.writing", fake_draw(root))
+    monkeypatch.setattr("flmm_core.data.drawn.splits.ensure_shapes", lambda split: root)
     shapes, same = open_source("shapes@train"), open_source(f"refcoco:{root}@train")
     assert [s.name for s in shapes] == [s.name.replace("refcoco@", "shapes@", 1) for s in same]
     assert [s.phrases for s in shapes] == [s.phrases for s in same]
@@ -148,7 +143,7 @@ def test_drawn_scenes_go_through_the_refcoco_reader(
 
 
 def test_both_formats_give_the_same_samples(tmp_path: Path, root: Path, drawn_images: Any) -> None:
-    other = write_jsonl(tmp_path / "lines", drawn_images)
+    other = FORMATS["jsonl"].write(tmp_path / "lines", drawn_images)
     for protocol in ("standard", "flmm-paper"):
         first = open_source(f"refcoco:{root}@train", protocol)
         second = open_source(f"jsonl:{other}@train", protocol)
@@ -182,7 +177,7 @@ def test_samples_travel_to_other_processes(root: Path) -> None:
 
 def test_data_and_metrics_load_no_torch() -> None:
     code = (
-        "import sys, flmm_core.data.sources, flmm_core.data.images, flmm_core.evaluation.metrics\n"
+        "import sys, flmm_core.data.sources, flmm_core.data.images, flmm_core.evaluation.scores\n"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

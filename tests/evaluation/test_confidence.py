@@ -15,18 +15,13 @@ from torch import Tensor
 from flmm_core.data import rle
 from flmm_core.data.sample import Phrase, Sample
 from flmm_core.errors import DataError, WeightsError
-from flmm_core.evaluation.confidence import (
-    FILE,
-    Confidence,
-    Judgements,
-    read_confidence,
-    write_confidence,
-)
-from flmm_core.evaluation.evaluate import Evaluation
-from flmm_core.evaluation.measure import measure
-from flmm_core.evaluation.metrics import CalibrationScores
-from flmm_core.loader.dataset import Examples
-from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Grounding
+from flmm_core.evaluation.calibration import Judgements, fit_confidence
+from flmm_core.evaluation.reliability import Reliability
+from flmm_core.evaluation.rows_from_masks import rows_from_masks
+from flmm_core.evaluation.running_scores import Evaluation
+from flmm_core.loader.dataset import ExampleBatch
+from flmm_core.pipeline.confidence import FILE, read_confidence, write_confidence
+from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Grounding
 from flmm_core.segment import Segment
 
 
@@ -39,14 +34,13 @@ def judged(count: int, absent: float = 0.0, seed: int = 0) -> Judgements:
     right = (rng.random(count) < evidence) & ~missing
     return Judgements(
         evidence.tolist(),
-        np.where(right, 90, 0).tolist(),
-        [100] * count,
+        right.tolist(),
         missing.tolist(),
     )
 
 
 def grounding(logits: Tensor, coarse: Tensor | None = None) -> Grounding:
-    maps = AttentionMaps(torch.zeros(len(logits), 1, 2, 2), WHOLE_PICTURE)
+    maps = AttentionMaps(torch.zeros(len(logits), 1, 2, 2), WHOLE_IMAGE)
     return Grounding(logits[:, ::2, ::2] if coarse is None else coarse, logits, maps)
 
 
@@ -73,31 +67,37 @@ def test_masks_are_judged_as_they_are_scored() -> None:
     corner = np.zeros((8, 8), dtype=bool)
     corner[:2, :4] = True
     ignore = None, rle.encode(corner)
-    sample = SimpleNamespace(phrases=[SimpleNamespace(ignore=mask) for mask in ignore])
-    batch = cast(Examples, SimpleNamespace(truths=(torch.stack(truths),), samples=(sample,)))
-    found = Judgements()
-    found.add([grounding(logits)], batch)
-    assert (found.intersections, found.unions) == ([24, 0], [32, 24])
+    phrases = tuple(
+        Phrase("the ring", rle.encode(truth.numpy()), ignore=mask)
+        for truth, mask in zip(truths, ignore, strict=True)
+    )
+    words = Segment("the ring", 0), Segment("the ring", 1)
+    sample = Sample("x", Path("x.png"), (8, 8), words, phrases)
+    batch = cast(ExampleBatch, SimpleNamespace(truths=(torch.stack(truths),), samples=(sample,)))
+    made, found = grounding(logits), Judgements()
+    (rows,) = rows_from_masks([made], batch)
+    found.add(made, rows)
+    assert found.right == [True, False]
     assert found.absent == [False, True]
     assert found.evidence == grounding(logits).evidence.tolist()
 
 
 @pytest.mark.parametrize(("count", "kind"), [(300, "platt"), (2000, "isotonic")])
 def test_a_fit_is_calibrated_on_masks_that_it_has_not_seen(count: int, kind: str) -> None:
-    confidence = Confidence.fit(judged(count))
-    assert confidence.calibrator.to_dict()["kind"] == kind
+    confidence = fit_confidence(judged(count))
+    assert confidence.calibrator.kind == kind
     assert confidence.masks == count
-    unseen, scores = judged(4000, seed=1), CalibrationScores()
-    right = [both > 0 for both in unseen.intersections]
-    scores.add(confidence(unseen.evidence).tolist(), right)
-    assert scores.ece < 0.05
+    unseen, scores = judged(4000, seed=1), Reliability()
+    for probability, right in zip(confidence(unseen.evidence), unseen.right, strict=True):
+        scores.add(float(probability), right)
+    assert scores.error < 0.05
     steps = confidence(np.linspace(0, 1, 101))
     assert (np.diff(steps) >= 0).all()
 
 
 def test_a_threshold_is_chosen_only_where_things_are_absent() -> None:
-    assert Confidence.fit(judged(200)).threshold is None
-    confidence = Confidence.fit(judged(600, absent=0.3))
+    assert fit_confidence(judged(200)).threshold is None
+    confidence = fit_confidence(judged(600, absent=0.3))
     assert confidence.threshold is not None
     unseen = judged(2000, absent=0.3, seed=4)
     below = confidence(unseen.evidence) < confidence.threshold
@@ -108,13 +108,13 @@ def test_a_threshold_is_chosen_only_where_things_are_absent() -> None:
 
 def test_without_masks_there_is_nothing_to_fit() -> None:
     with pytest.raises(DataError, match="Cannot fit a calibrator on 0 masks"):
-        Confidence.fit(Judgements())
+        fit_confidence(Judgements())
 
 
 @pytest.mark.parametrize("count", [40, 1500])
 @pytest.mark.parametrize("absent", [0.0, 0.4])
 def test_it_survives_its_file(count: int, absent: float, tmp_path: Path) -> None:
-    confidence = Confidence.fit(judged(count, absent))
+    confidence = fit_confidence(judged(count, absent))
     write_confidence(tmp_path, confidence)
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     read = read_confidence(tmp_path)
@@ -126,29 +126,33 @@ def test_it_survives_its_file(count: int, absent: float, tmp_path: Path) -> None
 
 def test_no_file_is_no_confidence_and_a_broken_one_is_named(tmp_path: Path) -> None:
     assert read_confidence(tmp_path) is None
-    whole: dict[str, Any] = Confidence.fit(judged(60, 0.4)).to_dict()
+    whole: dict[str, Any] = fit_confidence(judged(60, 0.4)).model_dump()
     path = tmp_path / FILE
+    unknown_kind = (
+        "calibrator: Input tag 'plat' found using 'kind' does not match any of the expected "
+        "tags: 'isotonic', 'platt'."
+    )
     for broken, reason in (
-        ({**whole, "format": 9}, "ValueError: its format is 9, this version reads 1"),
-        ({"format": 1}, "KeyError: 'not_there'"),
+        ({**whole, "format": 9}, "format: Input should be 1."),
+        ({"format": 1}, "masks: Field required."),
         (
             {**whole, "calibrator": {"kind": "plat"}},
-            "UsageError: Unknown calibrator 'plat'. Did you mean 'platt'?",
+            unknown_kind,
         ),
     ):
         path.write_text(json.dumps(broken))
         with pytest.raises(WeightsError) as error:
             read_confidence(tmp_path)
         assert str(error.value) == (
-            f"'{path}' does not hold a head's confidence.\n{reason}\n"
-            "Copy it again; without the file the head gives no probabilities."
+            f"'{path}' is not a valid confidence file.\n{reason}\n"
+            "Copy it again; without this file the head gives no probabilities."
         )
     path.write_text(json.dumps(whole)[:50])
-    with pytest.raises(WeightsError, match="JSONDecodeError"):
+    with pytest.raises(WeightsError, match="Invalid JSON: EOF"):
         read_confidence(tmp_path)
     threshold = {**whole["not_there"], "threshold": 7.0}
     path.write_text(json.dumps({**whole, "not_there": threshold}))
-    with pytest.raises(WeightsError, match=r"a threshold of 7\.0"):
+    with pytest.raises(WeightsError, match=r"not_there\.threshold: Input should be less than 2"):
         read_confidence(tmp_path)
 
 
@@ -161,14 +165,14 @@ def test_an_evaluation_reports_the_calibration_error() -> None:
     batch = SimpleNamespace(truths=(truth[None].repeat(2, 1, 1),), samples=(sample,))
     made = [grounding(torch.cat([half(), half(rows=slice(4, 8))]))]  # one right, one wrong
     result = Evaluation()
-    (rows,) = measure(
-        made, cast(Examples, batch), calibrate=lambda evidence: np.full(len(evidence), 0.75)
+    (rows,) = rows_from_masks(
+        made, cast(ExampleBatch, batch), calibrate=lambda evidence: np.full(len(evidence), 0.75)
     )
     result.add(rows)
     calibration = result.to_dict()["calibration"]
     assert (calibration["masks"], calibration["ece"]) == (2, pytest.approx(0.25))
     without = Evaluation()
-    without.add(*measure(made, cast(Examples, batch)))
+    without.add(*rows_from_masks(made, cast(ExampleBatch, batch)))
     assert "calibration" not in without.to_dict()
 
 
@@ -177,14 +181,14 @@ def test_not_there_empties_the_mask_that_is_scored() -> None:
     phrases = tuple(Phrase(f"ring {i}", rle.encode(t.numpy())) for i, t in enumerate(truths))
     words = tuple(Segment(phrase.text, place) for place, phrase in enumerate(phrases))
     sample = Sample("x", Path("x.png"), (8, 8), words, phrases)
-    batch = cast(Examples, SimpleNamespace(truths=(truths,), samples=(sample,)))
+    batch = cast(ExampleBatch, SimpleNamespace(truths=(truths,), samples=(sample,)))
     made = [grounding(half().repeat(3, 1, 1))]
 
     def likely(evidence: Any) -> Any:
         return np.array([0.7, 0.5, 0.4999])  # the last two stand at the threshold and below it
 
-    (plain,) = measure(made, batch, calibrate=likely)
-    (held_back,) = measure(made, batch, calibrate=likely, abstain_below=0.5)
+    (plain,) = rows_from_masks(made, batch, calibrate=likely)
+    (held_back,) = rows_from_masks(made, batch, calibrate=likely, abstain_below=0.5)
     assert plain[:2] == held_back[:2]
     kept = {"intersection": 0, "union": 0, "predicted": 0, "there": False,
             "segmentation": held_back[2].segmentation}  # fmt: skip
@@ -192,7 +196,7 @@ def test_not_there_empties_the_mask_that_is_scored() -> None:
     assert not rle.decode(
         {"size": [8, 8], "counts": held_back[2].segmentation.counts.encode()}
     ).any()
-    (all_held_back,) = measure(made, batch, calibrate=likely, abstain_below=2)
+    (all_held_back,) = rows_from_masks(made, batch, calibrate=likely, abstain_below=2)
     assert (all_held_back[0].intersection, all_held_back[0].union) == (0, 32)
     assert (all_held_back[0].box_iou, all_held_back[0].point_in_mask) == (0, False)
     assert all_held_back[0].coarse_intersection == plain[0].coarse_intersection
@@ -202,7 +206,6 @@ def test_not_there_empties_the_mask_that_is_scored() -> None:
     found = [score.to_dict()["generalised"] for score in scores]
     assert [(one["n_acc"], one["t_acc"]) for one in found] == [(0, 1), (1, 1), (1, 0)]
     # A probability is told of the masks that are given: of those withheld nobody can say.
-    counted = [score.calibration.masks if score.calibration else None for score in scores]
-    assert [sum(masks or []) for masks in counted] == [3, 2, 0]
+    assert [sum(score.reliability.counts) for score in scores] == [3, 2, 0]
     with pytest.raises(ValueError, match="no probability to abstain by"):
-        measure(made, batch, abstain_below=0.5)
+        rows_from_masks(made, batch, abstain_below=0.5)

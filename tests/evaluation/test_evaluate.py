@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 
 from flmm_core.data import rle
-from flmm_core.data.drawn.writing import FORMATS, draw_images
+from flmm_core.data.drawn.writing import draw_images
+from flmm_core.data.formats import FORMATS, writable_formats
+from flmm_core.data.images import read_image
 from flmm_core.data.protocols import ImageSamples
+from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError
-from flmm_core.evaluation.evaluate import Evaluation, evaluate
-from flmm_core.evaluation.phrase_rows import Item
-from tests.flows import knowing_flow
+from flmm_core.evaluation.baselines import MaskMethod
+from flmm_core.evaluation.evaluate import evaluate
+from flmm_core.evaluation.phrase_rows import PhraseRow
+from flmm_core.evaluation.running_scores import Evaluation
+from tests.flows import KnowingFeatures, KnowingMasks, knowing_method
 
 SCENES = 6
 
@@ -29,18 +34,23 @@ def samples_of(folder: Path, form: str) -> ImageSamples:
     return open_source(f"{form}:{folder}@val")
 
 
-def scored(samples: ImageSamples, share: float = 0.5) -> tuple[Evaluation, list[Item]]:
-    rows: list[Item] = []
-    result = evaluate(knowing_flow(samples, share), samples, batch_size=4, on_row=rows.append)
+def scored(samples: ImageSamples, share: float = 0.5) -> tuple[Evaluation, list[PhraseRow]]:
+    rows: list[PhraseRow] = []
+    result = evaluate(
+        knowing_method(samples, share),
+        samples,
+        batch_size=4,
+        watch=lambda _, new: rows.extend(new),
+    )
     return result, rows
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", writable_formats())
 def test_rows_count_the_pixels_of_their_masks(tmp_path: Path, form: str) -> None:
     samples = samples_of(tmp_path, form)
     result, rows = scored(samples)
     phrases = [phrase for sample in samples for phrase in sample.phrases]
-    assert len(rows) == len(phrases) == result.refined.masks
+    assert len(rows) == len(phrases) == result.phrases
     assert len({row.item for row in rows}) == len(rows)
     for row, phrase in zip(rows, phrases, strict=True):
         found = rle.decode({"size": list(row.size), "counts": row.segmentation.counts.encode()})
@@ -57,7 +67,7 @@ def test_rows_count_the_pixels_of_their_masks(tmp_path: Path, form: str) -> None
         assert row.truth_segmentation is not None
         assert row.truth_segmentation.counts.encode() == phrase.mask["counts"]
         assert row.phrase == phrase.text
-    assert result.refined.intersection == sum(row.intersection for row in rows)
+    assert result.whole.numerators["ciou"] == sum(row.intersection for row in rows)
     assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
 
 
@@ -93,7 +103,7 @@ def test_perfect_answers_are_perfect_by_every_score(tmp_path: Path) -> None:
 
 def test_rivals_are_the_other_masks_of_a_category(tmp_path: Path) -> None:
     samples = samples_of(tmp_path, "refcoco")
-    for picture in samples.pictures:
+    for picture in samples.images:
         for thing in picture.objects:
             rivals = {
                 other.read_mask()["counts"]
@@ -113,8 +123,14 @@ def test_rivals_are_the_other_masks_of_a_category(tmp_path: Path) -> None:
 def test_batches_and_limits_change_no_row(tmp_path: Path) -> None:
     samples = samples_of(tmp_path, "refcoco")
     rows = scored(samples)[1]
-    few: list[Item] = []
-    result = evaluate(knowing_flow(samples, 0.5), samples, batch_size=1, limit=5, on_row=few.append)
+    few: list[PhraseRow] = []
+    result = evaluate(
+        knowing_method(samples, 0.5),
+        samples,
+        batch_size=1,
+        limit=5,
+        watch=lambda _, new: few.extend(new),
+    )
     assert result.samples == 5
     plain = {"seconds": 0.0}
     assert [row.model_copy(update=plain) for row in few] == [
@@ -122,11 +138,21 @@ def test_batches_and_limits_change_no_row(tmp_path: Path) -> None:
     ]
 
 
+class ReadingFeatures(KnowingFeatures):
+    """Reads the image of each sample, as the features of a VLM do."""
+
+    def prepare(self, sample: Sample) -> int:
+        read_image(sample.image_path, image_hw=sample.image_hw)
+        return super().prepare(sample)
+
+
 def test_a_broken_image_stops_an_evaluation(tmp_path: Path) -> None:
     samples = samples_of(tmp_path, "refcoco")
+    method = MaskMethod("head", ReadingFeatures(samples), KnowingMasks(samples))
+    assert evaluate(method, samples)["ciou"] == 1
     samples[3].image_path.write_bytes(b"GIF89a")
     with pytest.raises(DataError, match=samples[3].image_path.name):
-        scored(samples)
+        evaluate(method, samples)
 
 
 def test_nothing_scored_is_null() -> None:

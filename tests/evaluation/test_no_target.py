@@ -12,10 +12,10 @@ from torch import Tensor
 
 from flmm_core.data import rle
 from flmm_core.data.sample import Phrase, Sample
-from flmm_core.evaluation.evaluate import Evaluation
-from flmm_core.evaluation.measure import measure
-from flmm_core.loader.dataset import Examples
-from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Grounding
+from flmm_core.evaluation.rows_from_masks import rows_from_masks
+from flmm_core.evaluation.running_scores import Evaluation
+from flmm_core.loader.dataset import ExampleBatch
+from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Grounding
 from flmm_core.segment import Segment
 from flmm_core.training.losses import grounding_loss
 
@@ -23,7 +23,7 @@ NOTHING = torch.zeros(1, 8, 8, dtype=torch.bool)
 
 
 def grounding(logits: Tensor) -> Grounding:
-    maps = AttentionMaps(torch.zeros(len(logits), 1, 2, 2), WHOLE_PICTURE)
+    maps = AttentionMaps(torch.zeros(len(logits), 1, 2, 2), WHOLE_IMAGE)
     return Grounding(coarse_logits=logits[:, ::2, ::2], logits=logits, maps=maps)
 
 
@@ -49,7 +49,9 @@ def test_it_is_counted_like_any_other_mask(level: float) -> None:
     truth = torch.from_numpy(rle.decode(mask))[None]
     batch = SimpleNamespace(truths=(truth,), samples=(sample,))
     result = Evaluation()
-    result.add(*measure([grounding(torch.full((1, 8, 8), level))], cast(Examples, batch)))
+    result.add(
+        *rows_from_masks([grounding(torch.full((1, 8, 8), level))], cast(ExampleBatch, batch))
+    )
     scores: dict[str, Any] = result.to_dict()
     assert (scores["refined"]["masks"], scores["refined"]["intersection"]) == (1, 0)
     assert scores["refined"]["union"] == (64 if level > 0 else 0)

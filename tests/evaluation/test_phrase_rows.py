@@ -10,37 +10,35 @@ import pytest
 from pydantic import ValidationError
 
 from flmm_core.errors import DataError
-from flmm_core.evaluation.phrase_rows import (
-    cell_folders,
+from flmm_core.evaluation.benchmark_folder import (
+    measurement_folders,
     read_benchmark,
-    read_cell,
-    read_items,
-    read_some_items,
+    read_measurement,
     source_label,
     write_facts,
-    write_items,
 )
-from tests.report.benchmarks import cell_facts, disc, facts, make_item, random_items
+from flmm_core.evaluation.phrase_rows import ITEMS, read_rows, read_some_rows, write_rows
+from tests.report.benchmarks import disc, facts, make_row, measurement_facts, random_rows
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    items = list(random_items(0, 0.5, absent=0.2))
-    write_items(tmp_path, items)
-    assert list(read_items(tmp_path / "items.jsonl")) == items
-    assert read_some_items(tmp_path / "items.jsonl", [3, 0]) == {0: items[0], 3: items[3]}
+    items = list(random_rows(0, 0.5, absent=0.2))
+    write_rows(tmp_path / ITEMS, items)
+    assert list(read_rows(tmp_path / "items.jsonl")) == items
+    assert read_some_rows(tmp_path / "items.jsonl", [3, 0]) == {0: items[0], 3: items[3]}
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_facts_keep_what_a_later_writer_adds(tmp_path: Path) -> None:
     write_facts(tmp_path, facts(ranks=2))
-    write_facts(tmp_path, cell_facts("alpha", "shapes@test", threshold=0.4))
+    write_facts(tmp_path, measurement_facts("alpha", "shapes@test", threshold=0.4))
     assert read_benchmark(tmp_path) == facts(ranks=2)
     assert read_benchmark(tmp_path).model_dump()["ranks"] == 2
-    assert read_cell(tmp_path).model_dump()["threshold"] == 0.4
+    assert read_measurement(tmp_path).model_dump()["threshold"] == 0.4
 
 
 def test_a_row_is_the_documented_json() -> None:
-    item = make_item("a#0", "a.png", disc(10, 10, 5), disc(10, 12, 5), distractors=None)
+    item = make_row("a#0", "a.png", disc(10, 10, 5), disc(10, 12, 5), distractors=None)
     row = json.loads(item.to_line())
     assert set(row) == {
         "item", "picture", "phrase", "slice", "tags", "size", "segmentation",
@@ -54,11 +52,11 @@ def test_a_row_is_the_documented_json() -> None:
     assert row["distractors"] is row["probability"] is None
 
 
-def test_unfinished_cells_are_told_apart(tmp_path: Path) -> None:
-    write_facts(tmp_path / "cells" / "b", cell_facts("b", "shapes@test"))
+def test_unfinished_measurements_are_told_apart(tmp_path: Path) -> None:
+    write_facts(tmp_path / "cells" / "b", measurement_facts("b", "shapes@test"))
     (tmp_path / "cells" / "a").mkdir()
     (tmp_path / "cells" / "note.txt").write_text("")
-    assert cell_folders(tmp_path) == ([tmp_path / "cells/b"], [tmp_path / "cells/a"])
+    assert measurement_folders(tmp_path) == ([tmp_path / "cells/b"], [tmp_path / "cells/a"])
 
 
 @pytest.mark.parametrize(
@@ -76,7 +74,7 @@ def test_a_label_is_the_source_without_its_path(source: str, label: str) -> None
 
 
 def lines(tmp_path: Path) -> tuple[Path, list[str]]:
-    write_items(tmp_path, list(random_items(0, 0.5, 3)))
+    write_rows(tmp_path / ITEMS, list(random_rows(0, 0.5, 3)))
     path = tmp_path / "items.jsonl"
     return path, path.read_text().splitlines(keepends=True)
 
@@ -85,30 +83,30 @@ def test_half_a_line_is_named(tmp_path: Path) -> None:
     path, rows = lines(tmp_path)
     path.write_text("".join(rows[:2]) + rows[2][:40])
     with pytest.raises(DataError) as caught:
-        list(read_items(path))
+        list(read_rows(path))
     first, found, repair = str(caught.value).splitlines()
-    assert first == f"Line 3 of {path} is not whole JSON."
+    assert first == f"Line 3 of {path} is not complete JSON."
     assert found.startswith("Invalid JSON: EOF while parsing")
-    assert repair == "The line may be cut off; remove it and run the cell again."
+    assert repair == "The line may be truncated; remove it and repeat the measurement."
 
 
 def test_an_empty_line_is_named(tmp_path: Path) -> None:
     path, rows = lines(tmp_path)
     path.write_text(rows[0] + "\n" + rows[1])
-    with pytest.raises(DataError, match=f"^Line 2 of {path} is not whole JSON"):
-        list(read_items(path))
+    with pytest.raises(DataError, match=f"^Line 2 of {path} is not complete JSON"):
+        list(read_rows(path))
 
 
 def test_an_item_that_comes_twice_is_named(tmp_path: Path) -> None:
     path, rows = lines(tmp_path)
     path.write_text("".join([*rows, rows[1]]))
     with pytest.raises(DataError) as caught:
-        list(read_items(path))
+        list(read_rows(path))
     name = json.loads(rows[1])["item"]
     assert str(caught.value) == (
-        f"The item '{name}' stands twice in {path}.\n"
+        f"The item '{name}' occurs twice in {path}.\n"
         f"On lines 2 and {len(rows) + 1}.\n"
-        "Remove one of them, or run the cell again."
+        "Remove one of them, or repeat the measurement."
     )
 
 
@@ -130,7 +128,7 @@ def test_a_row_that_cannot_be_is_named(tmp_path: Path, change: dict[str, Any], r
     path, rows = lines(tmp_path)
     path.write_text(rows[0] + json.dumps(json.loads(rows[1]) | change) + "\n")
     with pytest.raises(DataError) as caught:
-        list(read_items(path))
+        list(read_rows(path))
     first, found, _ = str(caught.value).splitlines()
     assert first == f"Line 2 of {path} is not a row of a benchmark."
     assert found.startswith(reason)
@@ -142,7 +140,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
     del row["truth"]
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match=r"\ntruth: Field required\.\n"):
-        list(read_items(path))
+        list(read_rows(path))
 
 
 def test_a_newer_format_and_a_missing_file_are_named(tmp_path: Path) -> None:
@@ -162,15 +160,15 @@ def test_a_newer_format_and_a_missing_file_are_named(tmp_path: Path) -> None:
 
 def test_nothing_half_written_stays(tmp_path: Path) -> None:
     def broken() -> Any:
-        yield from random_items(0, 0.5, 2)
+        yield from random_rows(0, 0.5, 2)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_items(tmp_path, broken())
+        write_rows(tmp_path / ITEMS, broken())
     assert not (tmp_path / "items.jsonl").exists()
 
 
 def test_rows_cannot_be_changed() -> None:
-    item = next(random_items(0, 0.5))
+    item = next(random_rows(0, 0.5))
     with pytest.raises(ValidationError):
         item.union = 3  # type: ignore[misc]

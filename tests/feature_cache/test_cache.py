@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from flmm_core import Grounder, UsageError
 from flmm_core.data.images import read_image
 from flmm_core.data.sources import open_sources
 from flmm_core.evaluation.evaluate import evaluate_run
-from flmm_core.feature_cache.flow import CachedGrounder, StoredBatch
+from flmm_core.feature_cache.read import StoredBatch
 from flmm_core.feature_cache.store import Store, clear
 from flmm_core.pipeline.backbone.base import Backbone
-from flmm_core.training.loop import build_from_config
+from flmm_core.pipeline.build import build_from_config
+from flmm_core.progress import Progress
+from flmm_core.training.setup import open_cached
 from tests.cached import Runs, weights
 
 
@@ -32,7 +35,7 @@ def no_frozen_parts(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             raise AssertionError("the frozen parts were asked for")
 
         monkeypatch.setattr(Backbone, "load", fail)
-        monkeypatch.setattr("flmm_core.pipeline.refiners.sam.SamRefiner.encode", fail)
+        monkeypatch.setattr("flmm_core.pipeline.refiners.sam.SamEncoder.encode", fail)
 
     return forbid
 
@@ -64,14 +67,13 @@ def test_without_exact_the_last_bits_depend_on_companions(runs: Runs) -> None:
     """Why `exact` is there: images of several lengths in a batch are padded."""
     config, spec = runs.config()
     samples = open_sources(config.data, config.train_protocol)
-    grounder = build_from_config(config, spec)
+    observer, _ = build_from_config(config, spec)
     inputs = [
-        grounder.prepare(read_image(sample.image_path), sample.segments) for sample in samples
+        observer.prepare(read_image(sample.image_path), sample.segments) for sample in samples
     ]
-    alone = [grounder.observe(grounder.collate([one]))[0] for one in inputs]
-    together = grounder.observe(grounder.collate(inputs))
-    grounder.one_by_one = True
-    exact = grounder.observe(grounder.collate(inputs))
+    alone = [observer.observe(observer.collate([one]))[0] for one in inputs]
+    together = observer.observe(observer.collate(inputs))
+    exact = replace(observer, one_by_one=True).observe(observer.collate(inputs))
 
     def same(one: Any, two: Any) -> bool:
         return bool(
@@ -92,7 +94,7 @@ def test_fresh_weights_follow_from_the_seed_alone(
 
     def fresh() -> dict[str, torch.Tensor]:
         torch.manual_seed(5)
-        return build_from_config(config, spec).trainable_state()
+        return build_from_config(config, spec)[1].state_dict()
 
     before = fresh()
     load = Backbone.load.__func__  # type: ignore[attr-defined]
@@ -117,7 +119,7 @@ def test_a_stopped_run_on_a_cache_goes_on_bit_for_bit(runs: Runs) -> None:
     assert weights(resumed) == weights(whole)
 
 
-def test_the_head_is_measured_with_the_whole_flow_afterwards(runs: Runs) -> None:
+def test_the_head_is_measured_with_the_frozen_models_afterwards(runs: Runs) -> None:
     runs.build()
     run = runs.train("run", cache=runs.cache, eval_data=[runs.source], pictures=1)
     summary = json.loads((run / "summary.json").read_text())
@@ -129,17 +131,15 @@ def test_the_head_is_measured_with_the_whole_flow_afterwards(runs: Runs) -> None
     assert [path.name for path in (run / "pictures").iterdir()] == ["00.png"]
 
 
-def test_nothing_frozen_is_in_memory_during_training(runs: Runs) -> None:
+def test_no_vlm_is_loaded_to_train_on_a_cache(
+    runs: Runs, no_frozen_parts: Callable[[], None]
+) -> None:
     runs.build()
     config, spec = runs.config(cache=runs.cache, output=runs.folder / "run")
-    from flmm_core.training.loop import open_from_config
-
-    grounder = open_from_config(config, spec)
-    assert isinstance(grounder, CachedGrounder)
-    assert not hasattr(grounder.backbone, "vlm")
-    assert not list(grounder.refiner.image_encoder.parameters())
-    with pytest.raises(RuntimeError, match="SAM's image encoder was not loaded"):
-        grounder.refiner.image_encoder(torch.zeros(1))
+    no_frozen_parts()
+    setup = open_cached(config, spec, Progress())
+    with pytest.raises(AssertionError, match="were asked for"):
+        setup.observed()
 
 
 @pytest.mark.multiprocess
@@ -155,7 +155,6 @@ def test_a_stored_batch_is_pinned_whole(runs: Runs, monkeypatch: pytest.MonkeyPa
     batch = StoredBatch(tuple(store.features(key) for key in list(store.samples)[:2]))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
     same = batch.pin_memory()
-    assert len(same) == 2
     assert len(pinned) == 2 * 3  # maps, hidden rows, embedding
     assert torch.equal(same.features[1].maps.maps, batch.features[1].maps.maps)
 
@@ -177,7 +176,7 @@ def test_channels_are_chosen_on_the_training_data_and_stay_with_the_head(
     head = load_file(run / "last" / "model.safetensors")
     assert head["mask_head.unet.encoder.0.0.convs.0.conv.weight"].shape[1] == 5
     grounder = Grounder.from_pretrained(run)
-    assert grounder.recipe.channels == manifest.channels
+    assert grounder.info.recipe.channels == manifest.channels
     picture = read_image(next((drawn / "images").iterdir()))
     result = grounder.ground(picture, ["red ring"])
     assert result.logits.shape == (1, picture.height, picture.width)
@@ -188,7 +187,8 @@ def test_channels_are_chosen_on_the_training_data_and_stay_with_the_head(
 def test_more_channels_than_there_are_is_all_of_them(runs: Runs) -> None:
     runs.build(channels=10_000)
     assert runs.build(channels=10_000).samples == 0
-    assert len(Store(runs.cache).manifest.channels) == Store(runs.cache).manifest.vlm.channels
+    made = Store(runs.cache).manifest
+    assert len(made.channels) == made.vlm.attention_channels
 
 
 @pytest.mark.parametrize(("maps", "share"), [("float16", 0.75), ("uint8", 0.45)])

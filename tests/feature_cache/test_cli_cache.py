@@ -17,7 +17,7 @@ def test_a_cache_is_built_shown_trained_on_and_cleared(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["--backbone", "qwen", "--model", str(random_twin)]
-    settings += ["--data", f"refcoco:{drawn}@train"]
+    settings += ["--data", f"refcoco:{drawn}@train", "--refiner-option", "text=off"]
     assert main(["cache", "build", "c", *settings, "--forecast"]) == 0
     assert capsys.readouterr().out.startswith("c: ")
     assert not Path("c").exists()
@@ -31,7 +31,8 @@ def test_a_cache_is_built_shown_trained_on_and_cleared(
     assert "model files" in shown_info
     assert main(["cache", "info", "c", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["samples"], facts["pictures"], facts["broken"]) == (6, 6, {})
+    assert (facts["samples"], facts["images"], facts["broken"]) == (6, 6, {})
+    assert facts["hidden"] is False
 
     small = ["--head-base-channels", "4", "--head-enlarge-to", "16", "--steps", "2"]
     run = ["train", *settings, *small, "--cache", "c", "--output", "r"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from flmm_core.feature_cache.codec import MapType, Packing, SampleFacts, pack, unpack
-from flmm_core.feature_cache.store import Manifest, ShardWriter, Store, VlmFacts
-from flmm_core.pipeline.types import AttentionMaps, EncodedImage, Features
+from flmm_core.feature_cache.store import Manifest, ShardWriter, Store
+from flmm_core.pipeline.types import AttentionMaps, EncodedImage, Features, VlmShape
 
 
 def observed(dtype: torch.dtype = torch.float32) -> Features:
@@ -20,13 +20,13 @@ def observed(dtype: torch.dtype = torch.float32) -> Features:
     maps = torch.randn(3, 4, 5, 6, generator=chance).mul(3).flatten(2).softmax(2).view(3, 4, 5, 6)
     hidden = torch.randn(2, 6, 8, generator=chance).to(dtype).float()
     rows = torch.tensor([0, 0, 1, 2, 2, 2])
-    picture = EncodedImage(torch.randn(7, 3, 3, generator=chance), (20, 30))
-    return Features(AttentionMaps(maps, (-0.1, 0.0, 1.1, 1 / 3)), hidden, rows, picture, (40, 60))
+    image = EncodedImage(torch.randn(7, 3, 3, generator=chance), (20, 30))
+    return Features(AttentionMaps(maps, (-0.1, 0.0, 1.1, 1 / 3)), hidden, rows, image, (40, 60))
 
 
 def there_and_back(features: Features, packing: Packing, dtype: torch.dtype) -> Features:
-    facts = SampleFacts.of(features, "picture")
-    return unpack(pack(features, packing, dtype), facts, features.picture)
+    facts = SampleFacts.of(features, "image")
+    return unpack(pack(features, packing, dtype), facts, features.image)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -71,23 +71,25 @@ def test_a_map_of_nothing_stays_nothing() -> None:
 
 
 def test_a_store_gives_back_what_was_written_and_can_be_pickled(tmp_path: Path) -> None:
-    vlm = VlmFacts("toy", 2, 2, 8, ("image",), "0" * 64)
-    manifest = Manifest({"prompt": "p"}, vlm, "float32", hidden=True, channels=(1, 4))
+    vlm = VlmShape(2, 2, 8, ("image",))
+    manifest = Manifest(
+        key={"prompt": "p"}, model="toy", vlm=vlm, sha256="0" * 64, maps="float32", hidden=True,
+        channels=(1, 4),
+    )  # fmt: skip
     manifest.write(tmp_path)
     features, writer = observed(), ShardWriter(tmp_path)
     facts = SampleFacts.of(features, "sky")
     writer.add_sample("one", facts, pack(features, manifest.packing, torch.float32))
-    assert features.picture is not None
-    writer.add_image("sky", features.picture.input_hw, features.picture.embedding)
-    assert writer.flush() is not None
-    assert writer.flush() is None
+    assert features.image is not None
+    writer.add_image("sky", features.image.input_hw, features.image.embedding)
+    writer.flush()
     store = Store(tmp_path)
     assert store.manifest == manifest
     for each in (store, pickle.loads(pickle.dumps(store))):
         back: Any = each.features("one")
         assert torch.equal(back.maps.maps, features.maps.maps)
         assert torch.equal(back.hidden, features.hidden)
-        assert torch.equal(back.picture.embedding, features.picture.embedding)
-        assert (back.picture.input_hw, back.image_hw) == ((20, 30), (40, 60))
+        assert torch.equal(back.image.embedding, features.image.embedding)
+        assert (back.image.input_hw, back.image_hw) == ((20, 30), (40, 60))
         with pytest.raises(KeyError):
             each.features("two")

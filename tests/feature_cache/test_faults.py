@@ -18,7 +18,7 @@ from flmm_core.data.images import read_image
 from flmm_core.errors import DataError, RunError
 from flmm_core.feature_cache import build as building
 from flmm_core.feature_cache.build import Forecast
-from flmm_core.feature_cache.store import MANIFEST, Store, clear, shards, size_on_disk
+from flmm_core.feature_cache.store import MANIFEST, Store, clear, shards
 from flmm_core.progress import Progress
 from tests.cached import Runs, weights
 
@@ -33,7 +33,7 @@ def test_the_forecast_is_what_is_written(runs: Runs) -> None:
     assert not runs.cache.exists()
     assert runs.build() == forecast
     assert forecast.is_exact
-    written = size_on_disk(shards(runs.cache))
+    written = sum(path.stat().st_size for path in shards(runs.cache))
     assert forecast.total <= written < 1.2 * forecast.total + 10_000
     assert runs.build() == Forecast(0, 0, 0, 0, 0, is_exact=True)
     assert runs.loads == 2  # the last one loaded nothing
@@ -49,7 +49,7 @@ def test_a_disk_with_too_little_room_is_refused_before_anything_is_made(
         runs.build()
     first, found, repair = str(error.value).splitlines()
     assert first == f"The cache does not fit on the disk of '{runs.cache}'."
-    assert found.endswith("; 1000 B are free.")
+    assert found.endswith("; 1.0 kB are free.")
     assert "--maps" in repair
     assert not runs.cache.exists()
 
@@ -73,7 +73,7 @@ def test_a_disk_that_runs_full_keeps_what_is_built(
     monkeypatch.setattr(building.ShardWriter, "flush", full)
     with pytest.raises(RunError, match="is full") as error:
         runs.build()
-    assert "2 samples are kept" in str(error.value)
+    assert "2 samples are saved" in str(error.value)
     assert len(shards(runs.cache)) == 2
     assert not list(runs.cache.glob("*.partial"))
     monkeypatch.undo()
@@ -109,7 +109,7 @@ class StopAt(Progress):
 
 
 def test_ctrl_c_keeps_what_is_built_and_the_same_command_goes_on(runs: Runs) -> None:
-    with pytest.raises(KeyboardInterrupt, match="3 of 6 samples are kept"):
+    with pytest.raises(KeyboardInterrupt, match="3 of 6 samples are saved"):
         runs.build(progress=StopAt(2))
     assert len(Store(runs.cache).samples) == 3
     assert runs.build().samples == 3
@@ -147,7 +147,7 @@ def test_a_cache_of_other_settings_names_what_differs(
     with pytest.raises(UsageError) as error:
         runs.train("run", cache=runs.cache, prompt="What is there?", head__pool="max")
     assert str(error.value).splitlines()[:3] == [
-        f"The cache in '{runs.cache}' was not made for this run.",
+        f"The cache in '{runs.cache}' was not built for this run.",
         "  prompt: cache 'Please give me a description of the image.', run 'What is there?'",
         "  pool: cache 'mean', run 'max'",
     ]
@@ -176,10 +176,10 @@ def test_other_code_is_another_cache(runs: Runs, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_cache_without_hidden_rows_serves_no_head_that_reads_text(runs: Runs) -> None:
-    runs.build(sam__text=False)
-    with pytest.raises(UsageError, match="hidden rows: cache False, run True"):
+    runs.build(refiner_options__text=False)
+    with pytest.raises(UsageError, match="hidden states: cache False, run True"):
         runs.train("run", cache=runs.cache)
-    runs.train("run", cache=runs.cache, sam__text=False)
+    runs.train("run", cache=runs.cache, refiner_options__text=False)
 
 
 def test_a_cache_with_more_serves_a_run_that_needs_less(runs: Runs) -> None:
@@ -197,7 +197,7 @@ def test_samples_that_were_added_without_a_refiner_are_made_again_for_one(runs: 
     runs.build(refiner="none")
     with pytest.raises(DataError, match="lacks samples of this run"):
         runs.train("run", cache=runs.cache)
-    assert runs.build().pictures == 6
+    assert runs.build().images == 6
     runs.train("run", cache=runs.cache)
 
 
@@ -223,9 +223,9 @@ def test_the_vlm_that_measures_must_be_the_one_of_the_cache(runs: Runs) -> None:
     runs.build()
     path = runs.cache / MANIFEST
     content = json.loads(path.read_text())
-    content["vlm"]["sha256"] = "0" * 64
+    content["sha256"] = "0" * 64
     path.write_text(json.dumps(content))
-    with pytest.raises(WeightsError, match="are not those that the cache was made with"):
+    with pytest.raises(WeightsError, match="are not those that the cache was built with"):
         runs.train("run", cache=runs.cache, eval_data=[runs.source], pictures=0)
 
 
@@ -233,8 +233,8 @@ def test_a_folder_without_a_cache_says_how_to_make_one(runs: Runs) -> None:
     with pytest.raises(UsageError) as error:
         runs.train("run", cache=runs.cache)
     assert str(error.value) == (
-        f"There is no feature cache in '{runs.cache}'.\nIt is no folder.\n"
-        "Make one with `flmm cache build DIR` and the settings of the run."
+        f"There is no feature cache in '{runs.cache}'.\nIt is not a folder.\n"
+        "Build one with `flmm cache build DIR` and the settings of the run."
     )
     runs.cache.mkdir()
     (runs.cache / MANIFEST).write_text('{"format": 9}')
@@ -246,7 +246,7 @@ def test_clearing_touches_nothing_else(runs: Runs) -> None:
     runs.build()
     mine = runs.cache / "mine.safetensors"
     mine.write_text("mine")
-    held = size_on_disk([*shards(runs.cache), runs.cache / MANIFEST])
+    held = sum(path.stat().st_size for path in (*shards(runs.cache), runs.cache / MANIFEST))
     assert clear(runs.cache) == held
     assert list(runs.cache.iterdir()) == [mine]
     with pytest.raises(UsageError, match="There is no feature cache"):

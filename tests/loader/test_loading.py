@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import signal
@@ -18,36 +17,38 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import loading
-from flmm_core.data.drawn.writing import FORMATS, draw_images
+from flmm_core.data.drawn.writing import draw_images
+from flmm_core.data.formats import FORMATS
 from flmm_core.data.sources import open_source
-from flmm_core.errors import DataError, RunError, reader_died
-from flmm_core.loader import workers as counting
+from flmm_core.errors import DataError, RunError, dead_worker_error
+from flmm_core.loader import dataset as counting
 from flmm_core.loader.dataset import (
+    ExampleBatch,
     ExampleDataset,
-    Examples,
-    fixed_batches,
+    ObservedFeatures,
+    count_workers,
     load_batches,
     read_batches,
+    usable_cpus,
 )
-from flmm_core.loader.packing import pack
+from flmm_core.loader.samplers import fixed_batches
 from flmm_core.loader.throughput import Throughput
-from flmm_core.loader.workers import count_workers, usable_cpus
-from flmm_core.pipeline.head_folder import Grounder, Recipe
-from tests.flows import knowing_flow
+from flmm_core.pipeline.build import Recipe
+from tests.flows import fresh_grounder
 
 Patch = pytest.MonkeyPatch
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(scope="module")
-def grounder(random_twin: Path) -> Grounder:
-    return Grounder.build(Recipe("qwen", str(random_twin), base_channels=4, enlarge_to=16))
+def source(random_twin: Path) -> ObservedFeatures:
+    recipe = Recipe("qwen", str(random_twin), base_channels=4, enlarge_to=16)
+    return ObservedFeatures(fresh_grounder(recipe).observer)
 
 
 @pytest.fixture
-def dataset(grounder: Grounder, drawn: Path) -> ExampleDataset:
-    return ExampleDataset(open_source(f"refcoco:{drawn}@train"), grounder)
+def dataset(source: ObservedFeatures, drawn: Path) -> ExampleDataset:
+    return ExampleDataset(open_source(f"refcoco:{drawn}@train"), source)
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
@@ -65,7 +66,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
             yield from tensors_of(getattr(value, name))
 
 
-def same_batches(one: list[Examples], two: list[Examples]) -> bool:
+def same_batches(one: list[ExampleBatch], two: list[ExampleBatch]) -> bool:
     if [batch.indices for batch in one] != [batch.indices for batch in two]:
         return False
     pairs = zip(tensors_of(one), tensors_of(two), strict=True)
@@ -121,12 +122,11 @@ def test_images_that_samples_share_stay_shared_on_their_way(
     for number in (0, 1):
         (examples,) = load_batches(dataset, sampler=[batch], workers=number)
         for found in (examples, examples.pin_memory()):
-            pictures = found.inputs.pictures
-            assert all(picture is pictures[0] for picture in pictures[: len(places)])
-            assert pictures[-1] is not pictures[0]
+            assert found.inputs.image_of == (*[0] * len(places), 1)
+            assert len(found.inputs.images) == 2
             assert same_batches([found], [examples])
         pinned = examples.pin_memory()
-        assert pinned.inputs.pictures[0] is not examples.inputs.pictures[0]
+        assert pinned.inputs.images[0] is not examples.inputs.images[0]
         for key, tensor in pinned.inputs.backbone.tensors.items():
             assert tensor is not examples.inputs.backbone.tensors[key]
         assert pinned.truths[0] is not examples.truths[0]
@@ -137,56 +137,31 @@ def test_batches_without_images_for_a_refiner_can_be_pinned(
 ) -> None:
     monkeypatch.setattr(Tensor, "pin_memory", lambda self, device=None: self.clone())
     (examples,) = load_batches(dataset, sampler=[[0, 1]])
-    bare = replace(examples, inputs=replace(examples.inputs, pictures=(None, None)))
-    assert bare.pin_memory().inputs.pictures == (None, None)
+    bare = replace(examples, inputs=replace(examples.inputs, images=(), image_of=()))
+    assert bare.pin_memory().inputs.images == ()
 
 
 def test_a_worker_that_is_not_forked_gets_no_weights(dataset: ExampleDataset) -> None:
     packed = pickle.dumps(dataset)
     light = pickle.loads(packed)
-    assert sum(value.numel() for value in dataset.grounder.parameters()) > 0
-    assert list(light.grounder.parameters()) == list(light.grounder.buffers()) == []
-    assert light.grounder.backbone.vlm is None
+    assert light.source.observer.backbone.vlm is None
+    assert len(packed) < 2_000_000  # mostly the tokenizer
     pairs = zip(tensors_of(light[3]), tensors_of(dataset[3]), strict=True)
     assert all(torch.equal(one, two) for one, two in pairs)
-
-
-def test_what_is_packed_is_unpacked(monkeypatch: Patch) -> None:
-    whole = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
-    value = {
-        "words": ("a", None, 3),
-        "tensors": [
-            whole, whole.transpose(0, 2), torch.tensor(7), torch.zeros(0, 5), whole > 3,
-            torch.arange(5, dtype=torch.uint8), whole.to(torch.bfloat16), whole,
-        ],
-    }  # fmt: skip
-    monkeypatch.setattr(Tensor, "pin_memory", lambda self, device=None: self.clone())
-    packed = pack(value)
-    for sent in (packed, packed.pin_memory(), pickle.loads(pickle.dumps(packed))):
-        found = sent.unpack()
-        assert found["words"] == value["words"]
-        for one, two in zip(found["tensors"], value["tensors"], strict=True):
-            assert one.dtype == two.dtype
-            assert one.shape == two.shape
-            assert torch.equal(one, two)
-            inside = one.untyped_storage().data_ptr() == sent.buffer.untyped_storage().data_ptr()
-            assert inside
-        assert found["tensors"][0] is found["tensors"][-1]
-    assert pack([1, "b"]).unpack() == [1, "b"]
 
 
 # --- errors and ends -------------------------------------------------------------------------
 
 
 @pytest.mark.multiprocess
-def test_an_error_in_a_worker_is_the_same_message(grounder: Grounder, tmp_path: Path) -> None:
+def test_an_error_in_a_worker_is_the_same_message(source: ObservedFeatures, tmp_path: Path) -> None:
     folder = FORMATS["refcoco"].write(tmp_path, draw_images(3, seed=5)) or tmp_path
     samples = open_source(f"refcoco:{folder}@train")
     samples[1].image_path.write_bytes(b"\xff\xd8 no image")
     said = []
     for number in (0, 2):
         with pytest.raises(DataError) as error:
-            list(load_batches(ExampleDataset(samples, grounder), workers=number))
+            list(load_batches(ExampleDataset(samples, source), workers=number))
         said.append(str(error.value))
     assert said[0] == said[1]
     assert str(samples[1].image_path) in said[0]
@@ -203,13 +178,13 @@ class Deadly(ExampleDataset):
 
 @pytest.mark.multiprocess
 def test_a_worker_that_dies_is_told(dataset: ExampleDataset) -> None:
-    deadly = Deadly(dataset.samples, dataset.grounder)
+    deadly = Deadly(dataset.samples, dataset.source)
     # PyTorch may learn of it outside of our hands, from a signal; the command line words it then.
     with pytest.raises((RunError, RuntimeError)) as error:
         list(load_batches(deadly, workers=1))
-    told = error.value if isinstance(error.value, RunError) else reader_died(error.value)
+    told = error.value if isinstance(error.value, RunError) else dead_worker_error(error.value)
     assert told is not None
-    assert told.asked == "A process that reads images has died."
+    assert told.asked == "A DataLoader worker died."
 
 
 @pytest.mark.parametrize(
@@ -231,11 +206,9 @@ def test_whatever_a_killed_worker_leaves_is_told(
     with pytest.raises(RunError) as error:
         list(load_batches(dataset))
     first, found, repair = str(error.value).splitlines()
-    assert first == "A process that reads images has died."
+    assert first == "A DataLoader worker died."
     assert found == (str(killed) or "EOFError")
-    assert repair == (
-        "The machine may be short of memory or of /dev/shm: give fewer --workers, or 0."
-    )
+    assert repair == ("The machine may be out of memory or of /dev/shm: use fewer --workers, or 0.")
 
 
 def children() -> set[int]:
@@ -285,7 +258,7 @@ def test_ctrl_c_leaves_no_worker_behind(random_twin: Path, drawn: Path, tmp_path
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "is saved. Continue with" in said
+    assert "is saved. Resume with" in said
     assert "Traceback" not in said
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
@@ -312,7 +285,9 @@ def test_throughput_counts_images_phrases_and_waiting(drawn: Path) -> None:
         now += 100
     phrases = sum(len(sample.phrases) for sample in samples)
     rates = throughput.lap()
-    assert (rates.seconds, rates.waited, rates.pictures, rates.phrases) == (8, 6, 4, 2 * phrases)
+    assert (rates.images_per_second, rates.phrases_per_second, rates.waiting) == (
+        0.5, phrases / 4, 0.75,
+    )  # fmt: skip
     assert rates.to_dict() == {
         "pictures_per_second": 0.5,
         "phrases_per_second": phrases / 4,
@@ -320,32 +295,8 @@ def test_throughput_counts_images_phrases_and_waiting(drawn: Path) -> None:
     }
     now += 2
     assert throughput.figures() == {
-        "pictures/s": 0.5, "phrases/s": phrases / 4, "waiting for data": "75 %",
+        "images/s": 0.5, "phrases/s": phrases / 4, "waiting for data": "75 %",
     }  # fmt: skip
     throughput.count([samples[0], samples[0]])
-    assert throughput.lap().pictures == 1
-    assert throughput.figures()["pictures/s"] == 0.5
-
-
-# --- bench/loading.py ------------------------------------------------------------------------
-
-
-def test_loading_can_be_measured(random_twin: Path) -> None:
-    found = loading.measure(
-        model=str(random_twin), refiner="none", device="cpu", pictures=16, batch_size=4,
-        workers=(0,), repeats=1, captions=160,
-    )  # fmt: skip
-    assert json.loads(json.dumps(found)) == found
-    for job in ("read", "ground"):
-        assert found[job]["0"]["pictures_per_second"] > 0
-        assert found[job]["0"]["times_as_fast"] == 1
-    buckets, plain = (found["padding"][name] for name in ("buckets", "as_they_come"))
-    assert buckets["grids_in_a_batch"] < plain["grids_in_a_batch"]
-    assert 0 < buckets["share_of_padding"] < plain["share_of_padding"]
-    assert found["padding"]["samples"] == 160
-
-
-def test_a_flow_without_weights_is_read_for_as_well(drawn: Path) -> None:
-    samples = open_source(f"refcoco:{drawn}@train")
-    (found,) = load_batches(ExampleDataset(samples, knowing_flow(samples)), sampler=[[1, 0]])
-    assert found.indices == (1, 0)
+    assert throughput.lap().images_per_second == 0.5
+    assert throughput.figures()["images/s"] == 0.5

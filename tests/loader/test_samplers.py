@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flmm_core.data.drawn.writing import FORMATS, draw_images
+from flmm_core.data.drawn.writing import draw_images
+from flmm_core.data.formats import FORMATS
 from flmm_core.data.sources import open_source, open_sources
-from flmm_core.loader.dataset import StepSampler
-from flmm_core.loader.samplers import BucketSampler, sample_extents
+from flmm_core.loader.samplers import BucketSampler, StepSampler, sample_extents
 
 
 def made_up(total: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:

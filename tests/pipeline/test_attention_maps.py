@@ -6,7 +6,7 @@ import torch
 
 from flmm_core.pipeline.attention_maps import attention_maps
 from flmm_core.pipeline.resample import resample
-from flmm_core.pipeline.types import WHOLE_PICTURE, ImageView, Trace
+from flmm_core.pipeline.types import WHOLE_IMAGE, ImageView, Trace
 
 L, N, P = 3, 2, 4
 PADDED = (-0.25, 0.0, 1.25, 1.0)
@@ -42,7 +42,7 @@ def test_one_view_is_laid_out_row_by_row_layer_by_layer() -> None:
 
 
 def test_every_map_sums_to_one_over_its_own_view() -> None:
-    coarse, fine = view("coarse", 3, 3, WHOLE_PICTURE), view("fine", 4, 6, WHOLE_PICTURE)
+    coarse, fine = view("coarse", 3, 3, WHOLE_IMAGE), view("fine", 4, 6, WHOLE_IMAGE)
     maps = attention_maps(trace(coarse, fine)).maps
     assert maps.shape == (P, 2 * L * N, 4, 6)
     torch.testing.assert_close(maps[:, L * N :].sum((2, 3)), torch.ones(P, L * N))
@@ -51,13 +51,13 @@ def test_every_map_sums_to_one_over_its_own_view() -> None:
 
 
 def test_other_views_come_into_the_frame_of_the_one_with_most_cells() -> None:
-    coarse, fine = view("coarse", 3, 3, WHOLE_PICTURE), view("fine", 4, 6, PADDED)
+    coarse, fine = view("coarse", 3, 3, WHOLE_IMAGE), view("fine", 4, 6, PADDED)
     given = trace(coarse, fine)
     found = attention_maps(given)
     assert found.image_box == PADDED
     part = given.attention[..., :9]
     each = (part / part.sum(-1, keepdim=True)).flatten(0, 1).transpose(0, 1).unflatten(2, (3, 3))
-    expected = resample(each, WHOLE_PICTURE, PADDED, (4, 6))
+    expected = resample(each, WHOLE_IMAGE, PADDED, (4, 6))
     torch.testing.assert_close(found.maps[:, : L * N], expected)
 
     # the channels stay in the order of the views, whichever frame is taken
@@ -67,7 +67,7 @@ def test_other_views_come_into_the_frame_of_the_one_with_most_cells() -> None:
 
 
 def test_a_map_of_nothing_is_zero_and_not_nan() -> None:
-    given = trace(view("image", 2, 2, WHOLE_PICTURE))
+    given = trace(view("image", 2, 2, WHOLE_IMAGE))
     given.attention[1, 1, 2] = 0
     maps = attention_maps(given).maps
     assert torch.isfinite(maps).all()

@@ -1,34 +1,32 @@
-"""Boxes of enlarged maps are those that enlarging them gives."""
+"""Bounding boxes of masks."""
 
 from __future__ import annotations
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
-from flmm_core.pipeline.boxes import enlarged_boxes, tight_boxes
-
-sides = st.integers(1, 12)
-pixels = st.integers(1, 70)
+from flmm_core.pipeline.boxes import tight_boxes
 
 
-@settings(deadline=None, max_examples=200)
-@given(h=sides, w=sides, height=pixels, width=pixels, seed=st.integers(0, 10**6))
-def test_as_if_the_map_were_enlarged(h: int, w: int, height: int, width: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    # few cells above the threshold, and some none: peaks between the pixels that are looked at
-    maps = (
-        torch.rand(5, h, w, generator=generator) ** torch.tensor([1, 3, 9, 30, 90])[:, None, None]
-    )
-    large = F.interpolate(maps[:, None].double(), (height, width), mode="bilinear")[:, 0]
-    threshold = 0.4
-    near = (large - threshold).abs().amin(dim=(1, 2)) < 1e-5  # rounding decides
-    found = enlarged_boxes(maps, (height, width), threshold)
-    assert found.dtype == torch.int64
-    assert torch.equal(found[~near], tight_boxes(large > threshold)[~near])
+def test_boxes_end_after_the_last_pixel() -> None:
+    masks = torch.zeros(3, 5, 7, dtype=torch.bool)
+    masks[0, 4, 6] = True
+    masks[1, 1:3, 2] = True
+    masks[1, 0, 5] = True
+    boxes = tight_boxes(masks)
+    assert boxes.tolist() == [[6, 4, 7, 5], [2, 0, 6, 3], [0, 0, 0, 0]]
+    assert boxes.dtype == torch.int64
+    assert tight_boxes(masks[:0]).shape == (0, 4)
 
 
-def test_none() -> None:
-    assert enlarged_boxes(torch.zeros(0, 3, 4), (30, 40), 0.5).shape == (0, 4)
-    assert enlarged_boxes(torch.zeros(2, 3, 4), (30, 40), 0.5).tolist() == [[0] * 4] * 2
+@settings(deadline=None, max_examples=50)
+@given(h=st.integers(1, 12), w=st.integers(1, 12), seed=st.integers(0, 10**6))
+def test_a_box_holds_its_mask_and_each_side_touches_it(h: int, w: int, seed: int) -> None:
+    masks = torch.rand(4, h, w, generator=torch.Generator().manual_seed(seed)) > 0.9
+    for mask, (x0, y0, x1, y1) in zip(masks, tight_boxes(masks).tolist(), strict=True):
+        inside = mask[y0:y1, x0:x1]
+        assert inside.sum() == mask.sum()
+        if mask.any():
+            sides = (inside[0], inside[-1], inside[:, 0], inside[:, -1])
+            assert all(side.any() for side in sides)

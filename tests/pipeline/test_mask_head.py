@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from flmm_core.pipeline.mask_head import MaskHead, paper_crop
-from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Box
+from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Box
 from tests.heads import REFERENCE
 
 CUTS = json.loads((REFERENCE / "unpad.json").read_text())
 
 
-def random_maps(p: int, h: int, w: int, box: Box = WHOLE_PICTURE, seed: int = 0) -> AttentionMaps:
+def random_maps(p: int, h: int, w: int, box: Box = WHOLE_IMAGE, seed: int = 0) -> AttentionMaps:
     maps = torch.rand(p, 8, h, w, generator=torch.Generator().manual_seed(seed))
     return AttentionMaps(maps / maps.sum(dim=(2, 3), keepdim=True), box)
 
@@ -44,10 +44,10 @@ def ramps(h: int, w: int, box: Box) -> AttentionMaps:
 @pytest.mark.parametrize(
     ("grid", "box"),
     [
-        ((24, 24), WHOLE_PICTURE),
-        ((17, 31), WHOLE_PICTURE),
-        ((49, 20), WHOLE_PICTURE),
-        ((80, 24), WHOLE_PICTURE),
+        ((24, 24), WHOLE_IMAGE),
+        ((17, 31), WHOLE_IMAGE),
+        ((49, 20), WHOLE_IMAGE),
+        ((80, 24), WHOLE_IMAGE),
         ((24, 24), (-64 / 255, 0.0, 319 / 255, 1.0)),
         ((24, 24), (0.0, -2.0, 1.0, 3.0)),
         ((28, 48), (0.013, -0.02, 0.991, 1.02)),

@@ -6,19 +6,18 @@ from the reference's own attention, because the random SAM makes 1e-3 of a diffe
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import transformers
 from PIL import Image
 from torch import Tensor
 
+from flmm_core.pipeline.attention_maps import attention_maps
 from flmm_core.pipeline.backbone.recorder import AttentionRecorder
-from flmm_core.pipeline.grounder import Grounder, GrounderBatch
-from flmm_core.pipeline.refiners.sam import SamRefiner
+from flmm_core.pipeline.head import Head
+from flmm_core.pipeline.refiners.sam import SamEncoder, SamRefiner
 from flmm_core.pipeline.text_prompts import TextPrompts
-from flmm_core.pipeline.types import BackboneBatch, Grounding, ImageView, Trace
+from flmm_core.pipeline.types import Features, Grounding, ImageView, Trace
 from flmm_core.training.losses import GroundingLoss, grounding_loss
 from tests.heads import arrays, reference_mask_head, reference_sam, tensors
 
@@ -27,35 +26,22 @@ GRID = torch.arange(3, 3 + 576).view(24, 24)
 PADDED = (-64 / 255, 0.0, (255 + 65) / 255, 1.0)
 """The image is 255 of the 384 rows that the VLM saw, with 64 of padding above, 65 below."""
 
-PICTURE_HW = (333, 500)
+IMAGE_HW = (333, 500)
 
 
-class Recorded:
-    """What `Grounder` asks of a backbone; its trace is the reference's own attention."""
-
-    model = "reference"
-    attention_channels = LAYERS * HEADS
-    num_layers = LAYERS
-    hidden_size = HIDDEN
-
-    def __init__(self, numbers: dict[str, Tensor]) -> None:
-        self.numbers = numbers
-
-    def trace(self, batch: Any, *, pool: Any, layer_weights: Any = None) -> tuple[Trace, ...]:
-        assert pool == "mean"
-        rows, row_phrase = wanted_rows(self.numbers)
-        rows = rows - self.numbers["caption_start"]
-        attention = self.numbers["attentions"][:, :, rows]  # (L, N, T, M)
-        pooled = [attention[:, :, row_phrase == p].mean(2) for p in range(PHRASES)]
-        return (
-            Trace(
-                attention=torch.stack(pooled, dim=2),
-                hidden=self.numbers["hidden_states_all"][1:, rows],
-                row_phrase=row_phrase,
-                views=(ImageView("image", GRID, PADDED),),
-                image_hw=PICTURE_HW,
-            ),
-        )
+def recorded(numbers: dict[str, Tensor]) -> Trace:
+    """The reference's own attention and hidden states."""
+    rows, row_phrase = wanted_rows(numbers)
+    rows = rows - numbers["caption_start"]
+    attention = numbers["attentions"][:, :, rows]  # (L, N, T, M)
+    pooled = [attention[:, :, row_phrase == p].mean(2) for p in range(PHRASES)]
+    return Trace(
+        attention=torch.stack(pooled, dim=2),
+        hidden=numbers["hidden_states_all"][1:, rows],
+        row_phrase=row_phrase,
+        views=(ImageView("image", GRID, PADDED),),
+        image_hw=IMAGE_HW,
+    )
 
 
 def wanted_rows(numbers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -71,22 +57,27 @@ def numbers() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def flow(numbers: dict[str, Tensor]) -> tuple[Grounder, Grounding, GroundingLoss]:
-    """The grounder after one forward and backward."""
+def flow(numbers: dict[str, Tensor]) -> tuple[Head, Grounding, GroundingLoss]:
+    """The head after one forward and backward."""
     prompts = TextPrompts(LAYERS, HIDDEN, 32)
     with torch.no_grad():
         prompts.layer_weights.copy_(numbers["text_layer_weights"])
         prompts.proj.weight.copy_(numbers["text_proj_weight"])
         prompts.proj.bias.copy_(numbers["text_proj_bias"])
-    backbone: Any = Recorded(numbers)
-    refiner = SamRefiner(reference_sam(), paper_rounding=True)
-    grounder = Grounder(backbone, reference_mask_head(paper_rounding=True), prompts, refiner)
+    sam = reference_sam()
+    encoder = SamEncoder(sam)
+    head = Head(
+        reference_mask_head(paper_rounding=True), prompts, SamRefiner(sam, paper_rounding=True)
+    )
     image = Image.fromarray(arrays("sam_wrapper_inputs")["image"].numpy())
-    batch = GrounderBatch(BackboneBatch({}, (), ()), (refiner.prepare(image),), (PICTURE_HW,))
-    (grounding,) = grounder(batch)
+    (encoded,) = encoder.encode([encoder.prepare(image)])
+    trace = recorded(numbers)
+    maps = attention_maps(trace)
+    features = Features(maps, trace.hidden, trace.row_phrase, encoded, trace.image_hw)
+    (grounding,) = head([features])
     loss = grounding_loss([grounding], [numbers["gt_masks"]], nearest=True)
     loss.total.backward()
-    return grounder, grounding, loss
+    return head, grounding, loss
 
 
 def test_the_recorder_reads_the_originals_attention(numbers: dict[str, Tensor]) -> None:
@@ -105,40 +96,40 @@ def test_the_recorder_reads_the_originals_attention(numbers: dict[str, Tensor]) 
     rows, row_phrase = wanted_rows(numbers)
     with AttentionRecorder(decoder).record([rows], [GRID.flatten()], [row_phrase]) as recording:
         decoder(inputs_embeds=numbers["inputs_embeds"][None], use_cache=False)
-    (wanted,) = Recorded(numbers).trace(None, pool="mean")
+    wanted = recorded(numbers)
     assert (recording.attention[0] - wanted.attention).abs().max() <= 1e-5
     assert (recording.hidden[0] - wanted.hidden).abs().max() <= 1e-4
 
 
 def test_layers_are_mixed_as_in_the_original(
-    flow: tuple[Grounder, Grounding, GroundingLoss], numbers: dict[str, Tensor]
+    flow: tuple[Head, Grounding, GroundingLoss], numbers: dict[str, Tensor]
 ) -> None:
-    grounder, _, _ = flow
-    assert grounder.text_prompts is not None
+    head, _, _ = flow
+    assert head.text_prompts is not None
     with torch.no_grad():
-        mixed = grounder.text_prompts.mix(numbers["hidden_states_all"][1:])
+        mixed = head.text_prompts.mix(numbers["hidden_states_all"][1:])
     assert (mixed - numbers["out_hidden_states"]).abs().max() <= 1e-5
 
 
 def test_coarse_logits_are_the_originals(
-    flow: tuple[Grounder, Grounding, GroundingLoss], numbers: dict[str, Tensor]
+    flow: tuple[Head, Grounding, GroundingLoss], numbers: dict[str, Tensor]
 ) -> None:
     _, grounding, _ = flow
     assert (grounding.coarse_logits - numbers["out_pred_masks"]).abs().max() <= 1e-4
 
 
 def test_refined_logits_are_the_originals(
-    flow: tuple[Grounder, Grounding, GroundingLoss], numbers: dict[str, Tensor]
+    flow: tuple[Head, Grounding, GroundingLoss], numbers: dict[str, Tensor]
 ) -> None:
     _, grounding, _ = flow
-    assert grounding.logits.shape == (PHRASES, *PICTURE_HW)
+    assert grounding.logits.shape == (PHRASES, *IMAGE_HW)
     apart = (grounding.logits[:, ::4, ::4] - numbers["out_sam_pred_masks"]).abs()
     assert apart.mean() <= 2e-5
     assert apart.max() <= 1e-3  # float32's own rounding, on a few pixels
 
 
 def test_losses_are_the_originals(
-    flow: tuple[Grounder, Grounding, GroundingLoss], numbers: dict[str, Tensor]
+    flow: tuple[Head, Grounding, GroundingLoss], numbers: dict[str, Tensor]
 ) -> None:
     _, _, loss = flow
     cross_entropy, dice, _, _, sam_cross_entropy, sam_dice, *_ = numbers["loss_values"].tolist()
@@ -149,10 +140,10 @@ def test_losses_are_the_originals(
 
 
 def test_gradients_are_the_originals(
-    flow: tuple[Grounder, Grounding, GroundingLoss], numbers: dict[str, Tensor]
+    flow: tuple[Head, Grounding, GroundingLoss], numbers: dict[str, Tensor]
 ) -> None:
-    grounder, _, _ = flow
-    ours = {name: value.grad for name, value in grounder.named_parameters()}
+    head, _, _ = flow
+    ours = {name: value.grad for name, value in head.named_parameters()}
     for theirs, name in {
         "text_layer_weights": "text_prompts.layer_weights",
         "text_proj.weight": "text_prompts.proj.weight",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flmm_core.pipeline.resample import resample
-from flmm_core.pipeline.types import WHOLE_PICTURE, Box
+from flmm_core.pipeline.types import WHOLE_IMAGE, Box
 
 sides = st.integers(1, 12)
 fractions = st.floats(0.05, 0.95)
@@ -46,7 +46,7 @@ def test_its_own_frame_changes_nothing(h: int, w: int, frame: Box) -> None:
 def test_the_same_frame_is_interpolate(h: int, w: int, h2: int, w2: int) -> None:
     given_maps = maps(h, w)
     expected = F.interpolate(given_maps, (h2, w2), mode="bilinear", align_corners=False)
-    found = resample(given_maps, WHOLE_PICTURE, WHOLE_PICTURE, (h2, w2))
+    found = resample(given_maps, WHOLE_IMAGE, WHOLE_IMAGE, (h2, w2))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
 
 
@@ -77,22 +77,22 @@ def test_nothing_exceeds_what_was_there(source: Box, target: Box, h: int, w: int
 def test_padding_around_the_image_is_cut_off() -> None:
     """A 4x4 grid whose middle two rows show the image: bands of 10 and 20, padding of 99."""
     bands = torch.tensor([99.0, 10.0, 20.0, 99.0])[:, None].expand(4, 4)[None, None]
-    found = resample(bands, (-0.5, 0.0, 1.5, 1.0), WHOLE_PICTURE, (2, 4))
+    found = resample(bands, (-0.5, 0.0, 1.5, 1.0), WHOLE_IMAGE, (2, 4))
     expected = torch.tensor([10.0, 20.0])[:, None].expand(2, 4)[None, None]
     torch.testing.assert_close(found, expected)
 
 
 def test_half_a_cell_of_padding_is_a_half() -> None:
     row = torch.tensor([0.0, 1.0, 2.0, 3.0])[None, None, None]
-    found = resample(row, (0, -1 / 6, 1, 7 / 6), WHOLE_PICTURE, (1, 3))
+    found = resample(row, (0, -1 / 6, 1, 7 / 6), WHOLE_IMAGE, (1, 3))
     torch.testing.assert_close(found, torch.tensor([0.5, 1.5, 2.5])[None, None, None])
 
 
 def test_outside_the_source_is_border_or_zero() -> None:
     one = torch.full((1, 1, 2, 2), 5.0)
     source = (0.25, 0.25, 0.75, 0.75)
-    border = resample(one, source, WHOLE_PICTURE, (4, 4))
-    zero = resample(one, source, WHOLE_PICTURE, (4, 4), outside="zero")
+    border = resample(one, source, WHOLE_IMAGE, (4, 4))
+    zero = resample(one, source, WHOLE_IMAGE, (4, 4), outside="zero")
     torch.testing.assert_close(border, torch.full((1, 1, 4, 4), 5.0))
     expected = torch.zeros(4, 4)
     expected[1:3, 1:3] = 5.0
@@ -101,13 +101,13 @@ def test_outside_the_source_is_border_or_zero() -> None:
 
 def test_gradients_and_dtypes_pass_through() -> None:
     given_maps = maps(3, 4).requires_grad_()
-    resample(given_maps, WHOLE_PICTURE, (0.1, 0.1, 0.9, 0.9), (6, 5)).sum().backward()
+    resample(given_maps, WHOLE_IMAGE, (0.1, 0.1, 0.9, 0.9), (6, 5)).sum().backward()
     assert given_maps.grad is not None
     assert given_maps.grad.sum() == pytest.approx(2 * 3 * 6 * 5)
-    assert resample(maps(3, 4).half(), WHOLE_PICTURE, WHOLE_PICTURE, (6, 5)).dtype == torch.half
+    assert resample(maps(3, 4).half(), WHOLE_IMAGE, WHOLE_IMAGE, (6, 5)).dtype == torch.half
 
 
 def test_autocast_does_not_round() -> None:
-    plain = resample(maps(3, 4), WHOLE_PICTURE, WHOLE_PICTURE, (6, 5))
+    plain = resample(maps(3, 4), WHOLE_IMAGE, WHOLE_IMAGE, (6, 5))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(resample(maps(3, 4), WHOLE_PICTURE, WHOLE_PICTURE, (6, 5)), plain)
+        assert torch.equal(resample(maps(3, 4), WHOLE_IMAGE, WHOLE_IMAGE, (6, 5)), plain)

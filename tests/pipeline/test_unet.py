@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps
+from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps
 from flmm_core.pipeline.unet import UNet
 from tests.heads import REFERENCE, reference_mask_head, tensors
 
@@ -27,7 +27,7 @@ def test_names_and_shapes_are_those_of_published_heads() -> None:
 def test_enlarging_padding_and_logits_are_the_originals(grid: str) -> None:
     numbers = tensors("unet_small_io")
     head = reference_mask_head(paper_rounding=True)
-    maps = AttentionMaps(normalised(numbers[f"{grid}.input"]), WHOLE_PICTURE)
+    maps = AttentionMaps(normalised(numbers[f"{grid}.input"]), WHOLE_IMAGE)
     with torch.no_grad():
         (logits,) = head([maps])
     assert logits.shape == numbers[f"{grid}.output"][:, 0].shape
@@ -38,7 +38,7 @@ def test_gradients_are_the_originals() -> None:
     numbers = tensors("unet_small_io")
     head = reference_mask_head()
     attention = numbers["g24x24.input"].requires_grad_()
-    (logits,) = head([AttentionMaps(normalised(attention), WHOLE_PICTURE)])
+    (logits,) = head([AttentionMaps(normalised(attention), WHOLE_IMAGE)])
     (logits * numbers["grad.probe"][:, 0]).sum().backward()
     grads = {f"param.{name}": value.grad for name, value in head.unet.named_parameters()}
     grads["input"] = attention.grad

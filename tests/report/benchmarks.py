@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flmm_core.data.rle import encode
-from flmm_core.evaluation.phrase_rows import (
-    CELLS,
+from flmm_core.evaluation.benchmark_folder import (
+    MEASUREMENTS,
     BenchmarkFacts,
-    CellFacts,
-    Item,
-    Rle,
+    MeasurementFacts,
     write_facts,
-    write_items,
 )
+from flmm_core.evaluation.phrase_rows import ITEMS, PhraseRow, Rle, write_rows
+from flmm_core.report.measurements import Measurement, load_measurement
 
 SIZE = (48, 64)
 WORDS = ("the", "small", "red", "ring", "left", "of", "a", "star", "below", "it")
@@ -37,7 +36,7 @@ def rle(mask: Mask) -> Rle:
     return Rle(size=(code["size"][0], code["size"][1]), counts=code["counts"].decode())
 
 
-def make_item(name: str, picture: str, truth: Mask, predicted: Mask, **rest: Any) -> Item:
+def make_row(name: str, picture: str, truth: Mask, predicted: Mask, **rest: Any) -> PhraseRow:
     """A row whose counts are those of two masks."""
     coarse = int((truth & predicted).sum() * 3 // 4)
     facts: dict[str, Any] = {
@@ -47,7 +46,7 @@ def make_item(name: str, picture: str, truth: Mask, predicted: Mask, **rest: Any
         "score": 0.5,
         "seconds": 0.25,
     }
-    return Item(
+    return PhraseRow(
         item=name,
         picture=picture,
         size=truth.shape,
@@ -61,10 +60,10 @@ def make_item(name: str, picture: str, truth: Mask, predicted: Mask, **rest: Any
     )
 
 
-def random_items(
+def random_rows(
     seed: int, skill: float, pictures: int = 12, *, absent: float = 0.0
-) -> Iterator[Item]:
-    """Rows of one cell; the truths depend on the seed alone, the predictions on the skill too."""
+) -> Iterator[PhraseRow]:
+    """Rows of one measurement; truths depend on the seed, predictions on the skill too."""
     rng = np.random.default_rng(seed)
     for picture in range(pictures):
         for phrase in range(int(rng.integers(1, 5))):
@@ -77,7 +76,7 @@ def random_items(
             kind, rivals = rng.choice(["plain", "relation"]), int(rng.integers(0, 5))
             predicted = disc(row + shift[0], column + shift[1], grown)
             right = bool(2 * (truth & predicted).sum() >= (truth | predicted).sum())
-            yield make_item(
+            yield make_row(
                 f"{picture}#{phrase}",
                 f"{picture}.png",
                 truth,
@@ -109,8 +108,8 @@ def facts(**given: Any) -> BenchmarkFacts:
     )
 
 
-def cell_facts(backbone: str, source: str, **given: Any) -> CellFacts:
-    return CellFacts(
+def measurement_facts(backbone: str, source: str, **given: Any) -> MeasurementFacts:
+    return MeasurementFacts(
         **{
             "backbone": backbone,
             "model": "tiny",
@@ -127,10 +126,16 @@ def cell_facts(backbone: str, source: str, **given: Any) -> CellFacts:
     )
 
 
-def write_cell(folder: Path, facts_: CellFacts, items: Sequence[Item]) -> Path:
-    write_items(folder, items)
+def write_measurement(folder: Path, facts_: MeasurementFacts, rows: Sequence[PhraseRow]) -> Path:
+    write_rows(folder / ITEMS, rows)
     write_facts(folder, facts_)
     return folder
+
+
+def measured(folder: Path, rows: Sequence[PhraseRow], **given: str) -> Measurement:
+    """Written and read back."""
+    about = measurement_facts("alpha", "shapes@test", **given)
+    return load_measurement(write_measurement(folder, about, rows))
 
 
 def write_benchmark(
@@ -153,7 +158,7 @@ def write_benchmark(
     for number, source in enumerate(sources):
         for backbone, skill in skills.items():
             name = f"{backbone}--{source}".replace("/", "_").replace(":", "_")
-            items = list(random_items(number, skill, pictures, absent=absent))
-            about = cell_facts(backbone, source, pictures=str(shown), **given)
-            write_cell(folder / CELLS / name, about, items)
+            rows = list(random_rows(number, skill, pictures, absent=absent))
+            about = measurement_facts(backbone, source, pictures=str(shown), **given)
+            write_measurement(folder / MEASUREMENTS / name, about, rows)
     return folder

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flmm_core.report.cells import load_benchmark
+from flmm_core.report.measurements import load_benchmark
 from flmm_core.report.page import render_page
 from flmm_core.report.table import make_report
 from tests.report.benchmarks import write_benchmark

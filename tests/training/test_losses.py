@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flmm_core.pipeline.types import WHOLE_PICTURE, AttentionMaps, Grounding
+from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Grounding
 from flmm_core.training.losses import dice_loss, grounding_loss, mask_cross_entropy, resize_truth
 from tests.heads import arrays
 
 
 def grounding(coarse: Tensor, logits: Tensor) -> Grounding:
-    maps = AttentionMaps(torch.zeros(len(coarse), 1, 2, 2), WHOLE_PICTURE)
+    maps = AttentionMaps(torch.zeros(len(coarse), 1, 2, 2), WHOLE_IMAGE)
     return Grounding(coarse_logits=coarse, logits=logits, maps=maps)
 
 

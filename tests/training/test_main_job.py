@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from flmm_core.data.drawn.writing import draw_images
-from flmm_core.data.formats.refcoco import write_refcoco
+from flmm_core.data.formats import FORMATS
 from recipes.all_objects import all_objects
 from recipes.twins import build_twin
 
@@ -26,7 +26,8 @@ pytestmark = pytest.mark.slow
 
 MODEL = (
     "--head-base-channels", "16", "--learning-rate", "6e-3", "--refiner-learning-rate", "3e-4",
-    "--no-sam-text",
+    "--refiner-option",
+    "text=off",
 )  # fmt: skip
 
 
@@ -45,9 +46,13 @@ def flmm(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    write_refcoco(folder / "train", draw_images(300, seed=1, kinds=("plain",)))
-    write_refcoco(folder / "test", draw_images(40, seed=2, kinds=("plain",), split="test"))
-    write_refcoco(folder / "flat", draw_images(20, seed=3, kinds=("flat",), split="test"))
+    FORMATS["refcoco"].write(folder / "train", draw_images(300, seed=1, kinds=("plain",)))
+    FORMATS["refcoco"].write(
+        folder / "test", draw_images(40, seed=2, kinds=("plain",), split="test")
+    )
+    FORMATS["refcoco"].write(
+        folder / "flat", draw_images(20, seed=3, kinds=("flat",), split="test")
+    )
     return folder
 
 
@@ -94,7 +99,7 @@ def test_control_behind_random_weights_it_is_not_known_which_thing_is_meant(
     trained = json.loads((run / "summary.json").read_text())
     twin = build_twin("qwen", tmp_path / "random", seed=1)
     control = train(scenes, tmp_path / "control", "qwen", str(twin))
-    everything = all_objects(f"refcoco:{scenes / 'test'}@test").ciou
+    everything = all_objects(f"refcoco:{scenes / 'test'}@test")["ciou"]
     assert control["refined"]["ciou"] < everything + 0.03
     assert trained["refined"]["ciou"] > everything + 0.03
     assert trained["refined"]["ciou"] > control["refined"]["ciou"] + 0.1

@@ -16,7 +16,8 @@ from transformers import AutoModelForImageTextToText
 
 from flmm_core import Grounder, UsageError, WeightsError
 from flmm_core.config import load_config
-from flmm_core.data.drawn.writing import FORMATS, draw_images
+from flmm_core.data.drawn.writing import draw_images
+from flmm_core.data.formats import FORMATS
 from flmm_core.data.images import read_image
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError, RunError
@@ -25,6 +26,7 @@ from flmm_core.plugins import load_backbones
 from flmm_core.progress import LineProgress, Progress, Stage
 from flmm_core.training.loop import train
 from recipes.twins import qwen_parts
+from tests.flows import method_of
 
 Train = Callable[..., Path]
 
@@ -102,7 +104,7 @@ def test_progress_says_how_fast_it_is_and_whether_it_waits(run: Train) -> None:
         assert shown
         for line in shown:
             assert re.search(
-                r", pictures/s [\d.e+]+, phrases/s [\d.e+]+, waiting for data \d+ %$", line
+                r", images/s [\d.e+]+, phrases/s [\d.e+]+, waiting for data \d+ %$", line
             )
 
 
@@ -203,7 +205,7 @@ def test_a_folder_with_a_run_is_not_overwritten(run: Train, tmp_path: Path) -> N
     with pytest.raises(UsageError) as error:
         run()
     assert str(error.value).splitlines()[0] == (
-        f"The output folder '{tmp_path / 'run'}' holds a run already."
+        f"The output folder '{tmp_path / 'run'}' already contains a run."
     )
     assert "--resume" in str(error.value)
     with pytest.raises(UsageError, match="There is nothing to resume in"):
@@ -216,7 +218,7 @@ def test_a_loss_that_is_no_number_names_step_and_samples(
     monkeypatch.setattr(
         "flmm_core.training.losses.dice_loss", lambda logits, truth: logits.mean((1, 2)) * torch.nan
     )
-    with pytest.raises(RunError, match=r"The loss of step 1 is nan\.\nIts samples: .*train_plain"):
+    with pytest.raises(RunError, match=r"The loss of step 1 is nan\.\nSamples: .*train_plain"):
         run()
 
 
@@ -235,17 +237,17 @@ def test_a_saved_head_gives_the_same_masks(run: Train, drawn: Path, tmp_path: Pa
     one, two = (g.ground(picture, ["red ring", "the star"]) for g in (first, second))
     assert torch.equal(one.logits, two.logits)
     assert one.logits.shape == (2, picture.height, picture.width)
-    assert second.facts["steps"] == 4
+    assert second.info.facts["steps"] == 4
 
 
 def test_scores_do_not_depend_on_the_batch(run: Train, drawn: Path) -> None:
-    grounder = Grounder.from_pretrained(run())
+    method = method_of(Grounder.from_pretrained(run()))
     samples = open_source(f"refcoco:{drawn}@train")
-    one, five = (evaluate(grounder, samples, batch_size=size) for size in (1, 5))
-    assert one.refined.masks == five.refined.masks == len(samples)
+    one, five = (evaluate(method, samples, batch_size=size) for size in (1, 5))
+    assert one.phrases == five.phrases == len(samples)
     # Pixels on the border of a mask may flip with the order of float32 sums.
-    assert one.refined.intersection == pytest.approx(five.refined.intersection, rel=1e-3)
-    assert one.coarse.union == pytest.approx(five.coarse.union, rel=1e-3)
+    assert one["ciou"] == pytest.approx(five["ciou"], rel=1e-3)
+    assert one["coarse_ciou"] == pytest.approx(five["coarse_ciou"], rel=1e-3)
 
 
 def test_evaluating_a_run_names_its_protocol(run: Train, drawn: Path) -> None:
@@ -267,10 +269,10 @@ def test_a_broken_image_is_named_from_a_worker_too(run: Train, drawn: Path, tmp_
     shutil.copytree(drawn, broken)
     picture = sorted((broken / "images").iterdir())[2]
     picture.write_bytes(picture.read_bytes()[:400])
-    grounder = Grounder.from_pretrained(run())
+    method = method_of(Grounder.from_pretrained(run()))
     for workers in (0, 2):
         with pytest.raises(DataError) as error:
-            evaluate(grounder, open_source(f"refcoco:{broken}@train"), workers=workers)
+            evaluate(method, open_source(f"refcoco:{broken}@train"), workers=workers)
         assert str(picture) in str(error.value).splitlines()[0]
         assert "Traceback" not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""The two methods that a backbone must give: how it is loaded, and where its tokens lie."""
+"""The two methods that a backbone implements: how it is loaded, and where its tokens are."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ class MinimalBackbone(Backbone):
     model_types = ("llava",)
 
     @classmethod
-    def _load(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
-        vlm, processor = load_pretrained(
+    def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
+        return load_pretrained(
             source, LlavaForConditionalGeneration, AutoProcessor, AutoImageProcessor, **kwargs
         )
-        return vlm, processor
 
-    def _views(
+    def views(
         self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
-        vision, pictures = self.config.vision_config, self.processor.image_processor
+        vision, image_processor = self.config.vision_config, self.processor.image_processor
         side = vision.image_size // vision.patch_size
-        places = self.image_token_places(input_ids, side * side)
+        positions = self.image_token_positions(input_ids, side * side)
         box = views.image_box(
-            image_hw, pictures.size["shortest_edge"], pictures.crop_size["height"]
+            image_hw,
+            image_processor.size["shortest_edge"],
+            image_processor.crop_size["height"],
         )
-        return (ImageView("image", places.view(side, side), box),)
+        return (ImageView("image", positions.view(side, side), box),)

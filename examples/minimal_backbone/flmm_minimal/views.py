@@ -1,7 +1,7 @@
-"""Where the image tokens lie on the image: all geometry, in plain numbers.
+"""The geometry of the image tokens, in plain numbers.
 
-The processor brings the shortest side to `resized` pixels and cuts a square of `cropped` pixels
-out of the middle; the model makes one token of each patch of it, row by row.
+The processor resizes the shortest side to `resized` pixels and crops a centered square of
+`cropped` pixels; the model makes one token of each patch of it, row by row.
 """
 
 from __future__ import annotations

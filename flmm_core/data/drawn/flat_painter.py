@@ -1,4 +1,4 @@
-"""Plain scenes by another painter: flat colours, other sizes of images and of shapes.
+"""Plain scenes by another painter: flat colors, other sizes of images and of shapes.
 
 A head that lives off one renderer's shading, edges or sizes fails here. Shapes are polygons and
 ellipses of Pillow's, without noise, light or anti-aliasing.
@@ -17,7 +17,7 @@ from flmm_core.data.drawn.scenes import Bools, Scene, Shape, make_scene
 
 SIDES = (160, 200, 240, 320)
 RADIUS = (0.07, 0.24)
-COLOURS = {
+COLORS = {
     "red": (255, 0, 0),
     "green": (0, 160, 0),
     "blue": (0, 0, 255),
@@ -29,9 +29,9 @@ GROUNDS = ((255, 255, 255), (245, 245, 235), (30, 30, 30), (128, 128, 128))
 
 
 def make_flat_scene(seed: tuple[int, ...]) -> Scene:
-    """A plain scene in this painter's colours and sizes."""
+    """A plain scene in this painter's colors and sizes."""
     scene = make_scene(seed, "plain", sides=SIDES, count=(1, 4), radius=RADIUS)
-    shapes = tuple(replace(shape, rgb=COLOURS[shape.colour]) for shape in scene.shapes)
+    shapes = tuple(replace(shape, rgb=COLORS[shape.color]) for shape in scene.shapes)
     return replace(scene, shapes=shapes)
 
 

@@ -1,8 +1,8 @@
-"""Drawn scenes: deterministic images of coloured shapes with exact masks and their words.
+"""Drawn scenes: deterministic images of colored shapes with exact masks and their words.
 
 A scene is data (`Scene`), made from a seed by `make_scene`; `paint` turns it into an image and
-one exact mask an object; `expressions` and `narration` put it into words. Every kind but "plain"
-asks for more than a colour and a shape, and is reported as a slice of its own.
+one exact mask an object; `expressions` puts it into words. Every kind but "plain"
+asks for more than a color and a shape, and is reported as a slice of its own.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from flmm_core.segment import Segment
-
 VERSION = 3
 """Goes up when the same seed no longer gives the same image or words."""
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
     "green": (42, 157, 70),
     "blue": (38, 84, 214),
@@ -30,10 +28,18 @@ SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 Kind = Literal["plain", "relation", "size", "occlusion", "texture", "small"]
 HARD_KINDS: tuple[Kind, ...] = ("relation", "size", "occlusion", "texture", "small")
 
+DIRECTIONS = (
+    ("left of", "left", "x", 1),
+    ("right of", "right", "x", -1),
+    ("above", "upper", "y", 1),
+    ("below", "lower", "y", -1),
+)
+"""The words for a relation and for a comparison, the axis, and its sign."""
+
 SMALL_RADIUS = (0.115, 0.145)
 LARGE_RADIUS = (0.18, 0.235)
 TINY_RADIUS = (0.055, 0.08)
-PICTURE_SIDES = (96, 112, 128, 144, 176)
+IMAGE_SIDES = (96, 112, 128, 144, 176)
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -41,14 +47,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Shape:
-    """One object: places and lengths in pixels, angles in radians.
-
-    Attributes:
-        textured: Whether its fill carries stripes.
-    """
+    """One object: places and lengths in pixels, angles in radians; `textured` with stripes."""
 
     name: str
-    colour: str
+    color: str
     size: str
     x: float
     y: float
@@ -59,11 +61,11 @@ class Shape:
 
     @property
     def kind(self) -> tuple[str, str]:
-        return (self.colour, self.name)
+        return (self.color, self.name)
 
     @property
     def words(self) -> str:
-        return f"{self.colour} {self.name}"
+        return f"{self.color} {self.name}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def make_scene(
     seed: int | tuple[int, ...],
     kind: Kind = "plain",
     *,
-    sides: tuple[int, ...] = PICTURE_SIDES,
+    sides: tuple[int, ...] = IMAGE_SIDES,
     count: tuple[int, int] = (3, 4),
     radius: tuple[float, float] | None = None,
     shared: float = 0.4,
@@ -98,7 +100,7 @@ def make_scene(
         sides: Heights and widths to choose from, in pixels.
         count: Least and greatest number of objects.
         radius: Least and greatest radius in fractions of the shorter side, instead of the kind's.
-        shared: How likely an object takes its colour or its shape from another one.
+        shared: How likely an object takes its color or its shape from another one.
     """
     rng = np.random.default_rng(seed)
     height, width = int(rng.choice(sides)), int(rng.choice(sides))
@@ -109,11 +111,11 @@ def make_scene(
         kinds = [kinds[0], kinds[0], *[k for k in kinds[1:] if k != kinds[0]]][: max(wanted, 3)]
     if kind == "size":
         kinds = [kinds[0], kinds[0], *kinds[1:]][: max(wanted, 2)]
-    for index, (colour, name) in enumerate(kinds):
+    for index, (color, name) in enumerate(kinds):
         size = str(rng.choice(("small", "large")))
         if kind == "size" and index < 2:
             size = ("small", "large")[index]
-        bounds = {"small": SMALL_RADIUS, "large": LARGE_RADIUS}[size]
+        bounds = SMALL_RADIUS if size == "small" else LARGE_RADIUS
         if kind == "small":
             size, bounds = "small", TINY_RADIUS
         bounds = radius or bounds
@@ -125,26 +127,26 @@ def make_scene(
         jitter = rng.integers(-12, 13, size=3)
         red, green, blue = (
             int(np.clip(base + shift, 0, 255))
-            for base, shift in zip(COLOURS[colour], jitter, strict=True)
+            for base, shift in zip(COLORS[color], jitter, strict=True)
         )
         angle = float(rng.uniform(-0.3, 0.3))
         textured = kind == "texture" or (kind != "plain" and rng.random() < 0.2)
-        shapes.append(Shape(name, colour, size, x, y, extent, angle, (red, green, blue), textured))
+        shapes.append(Shape(name, color, size, x, y, extent, angle, (red, green, blue), textured))
     strong = kind == "texture" or (kind != "plain" and rng.random() < 0.25)
     background = str(rng.choice(("stripes", "checks", "blobs") if strong else ("flat", "graded")))
     return Scene(height, width, tuple(shapes), background, kind, int(rng.integers(2**31)))
 
 
 def _kinds(rng: np.random.Generator, count: int, shared: float) -> list[tuple[str, str]]:
-    """`count` different (colour, shape) pairs, many of them sharing a colour or a shape."""
+    """`count` different (color, shape) pairs, many of them sharing a color or a shape."""
     kinds: list[tuple[str, str]] = []
     while len(kinds) < count:
-        colour, name = str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))
+        color, name = str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))
         if kinds and rng.random() < shared:
             other = kinds[int(rng.integers(len(kinds)))]
-            colour, name = (other[0], name) if rng.random() < 0.5 else (colour, other[1])
-        if (colour, name) not in kinds:
-            kinds.append((colour, name))
+            color, name = (other[0], name) if rng.random() < 0.5 else (color, other[1])
+        if (color, name) not in kinds:
+            kinds.append((color, name))
     return kinds
 
 
@@ -210,12 +212,12 @@ def paint(scene: Scene) -> tuple[NDArray[np.uint8], Bools, NDArray[np.int64]]:
     return np.clip(canvas, 0, 255).astype(np.uint8), masks, whole
 
 
-def _span(centre: float, radius: float, limit: int) -> tuple[int, int]:
-    return max(0, int(centre - radius) - 2), min(limit, int(centre + radius) + 3)
+def _span(center: float, radius: float, limit: int) -> tuple[int, int]:
+    return max(0, int(center - radius) - 2), min(limit, int(center + radius) + 3)
 
 
 def signed_distance(shape: Shape, rows: Floats, columns: Floats) -> Floats:
-    """Pixels from the outline of a shape at pixel centres, negative inside."""
+    """Pixels from the outline of a shape at pixel centers, negative inside."""
     x, y = columns + 0.5 - shape.x, rows + 0.5 - shape.y
     cosine, sine = np.cos(shape.angle), np.sin(shape.angle)
     x, y = cosine * x + sine * y, cosine * y - sine * x
@@ -242,7 +244,7 @@ def signed_distance(shape: Shape, rows: Floats, columns: Floats) -> Floats:
 
 
 def _background(rng: np.random.Generator, scene: Scene) -> Floats:
-    """(H, W, 3) a grey-ish ground, so that no object's colour is also the ground's."""
+    """(H, W, 3) a grayish ground, so that no object's color is also the ground's."""
     height, width = scene.height, scene.width
     ground = rng.uniform(25, 245) + rng.uniform(-14, 14, size=3)
     canvas = np.broadcast_to(ground, (height, width, 3)).copy()
@@ -275,58 +277,41 @@ def _stripes(rng: np.random.Generator, height: int, width: int) -> Floats:
 # --- words -------------------------------------------------------------------------------------
 
 
-def place_words(scene: Scene, shape: Shape) -> str:
-    """Where a shape lies, by thirds of the image: "in the top left", "on the right", ..."""
-    row = ("top", "", "bottom")[min(2, int(3 * shape.y / scene.height))]
-    column = ("left", "", "right")[min(2, int(3 * shape.x / scene.width))]
-    if row and column:
-        return f"in the {row} {column}"
-    if row:
-        return f"at the {row}"
-    return f"on the {column}" if column else "in the middle"
-
-
 def relations(scene: Scene, shape: Shape) -> list[str]:
     """Phrases that hold of `shape` and of no other shape of its kind, by another's place."""
-    twins = [other for other in scene.shapes if other.kind == shape.kind and other is not shape]
+    twins = _twins(scene, shape)
     found = []
     for mark in scene.shapes:
-        if sum(other.kind == mark.kind for other in scene.shapes) > 1:
+        if mark is shape or _twins(scene, mark):
             continue
-        for word, axis, sign in (
-            ("left of", "x", 1),
-            ("right of", "x", -1),
-            ("above", "y", 1),
-            ("below", "y", -1),
-        ):
+        for word, _, axis, sign in DIRECTIONS:
             gap = sign * (getattr(mark, axis) - getattr(shape, axis))
             others = [sign * (getattr(mark, axis) - getattr(twin, axis)) for twin in twins]
-            if mark is not shape and gap > shape.radius and all(o < 0 for o in others):
+            if gap > shape.radius and all(other < 0 for other in others):
                 found.append(f"{word} the {mark.words}")
     return found
 
 
 def comparisons(scene: Scene, shape: Shape) -> list[str]:
-    """Adjectives that tell `shape` from the others of its kind: "left", "upper", "small", ..."""
-    twins = [other for other in scene.shapes if other.kind == shape.kind and other is not shape]
-    if not twins:
-        return []
-    found = []
-    apart = shape.radius
-    if all(shape.x < twin.x - apart for twin in twins):
-        found.append("left")
-    if all(shape.x > twin.x + apart for twin in twins):
-        found.append("right")
-    if all(shape.y < twin.y - apart for twin in twins):
-        found.append("upper")
-    if all(shape.y > twin.y + apart for twin in twins):
-        found.append("lower")
-    return found
+    """Adjectives that tell `shape` from the others of its kind by their places."""
+    twins = _twins(scene, shape)
+    return [
+        word
+        for _, word, axis, sign in DIRECTIONS
+        if twins
+        and all(
+            sign * (getattr(twin, axis) - getattr(shape, axis)) > shape.radius for twin in twins
+        )
+    ]
+
+
+def _twins(scene: Scene, shape: Shape) -> list[Shape]:
+    return [other for other in scene.shapes if other.kind == shape.kind and other is not shape]
 
 
 def expressions(scene: Scene, shape: Shape, rng: np.random.Generator) -> list[str]:
     """Referring expressions that name `shape` and nothing else in the scene, in random order."""
-    twins = [other for other in scene.shapes if other.kind == shape.kind and other is not shape]
+    twins = _twins(scene, shape)
     if not twins:
         forms = [f"the {shape.words}", shape.words]
         if scene.kind != "plain":
@@ -338,23 +323,3 @@ def expressions(scene: Scene, shape: Shape, rng: np.random.Generator) -> list[st
             sized = f"the {shape.size} {shape.words}"
             forms = [sized] if scene.kind == "size" else [*forms, sized]
     return [forms[i] for i in rng.permutation(len(forms))]
-
-
-def narration(scene: Scene, rng: np.random.Generator) -> tuple[Segment, ...]:
-    """A sentence that names every shape once, in random order: pieces, phrase = shape's index."""
-    order = rng.permutation(len(scene.shapes))
-    pieces: list[Segment] = []
-    for position, index in enumerate(order):
-        shape = scene.shapes[int(index)]
-        if position:
-            pieces.append(Segment(" and" if position == len(order) - 1 else ","))
-        words = f"{shape.size} {shape.words}" if rng.random() < 0.4 else shape.words
-        article = "an" if words[0] in "aeiou" else "a"
-        pieces.append(Segment(f"{' ' if position else ''}{article} {words}", int(index)))
-        draw, related = rng.random(), relations(scene, shape)
-        if draw < 0.55:
-            pieces.append(Segment(f" {place_words(scene, shape)}"))
-        elif draw < 0.75 and related:
-            pieces.append(Segment(f" {related[int(rng.integers(len(related)))]}"))
-    pieces.append(Segment("."))
-    return tuple(pieces)

@@ -1,1 +1,106 @@
-"""The field's annotation formats: a file each."""
+"""The data formats: what can stand before the ":" of a source, one entry per format.
+
+To add a format, write one file beside this one with `read` and, if it can be written, `write`, and
+add its entry to the table. `--data`, `flmm data` and their help texts read the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flmm_core.data.findings import Findings
+    from flmm_core.data.formats.shared.new_image import NewImage
+    from flmm_core.data.sample import AnnotatedImage
+
+
+@dataclass(frozen=True)
+class Source:
+    """The parts of `NAME[:PATH][@SPLIT]`; the split may be empty."""
+
+    format: str
+    path: Path = Path()
+    split: str = ""
+
+    @property
+    def label(self) -> str:
+        """The source without its path, as a prefix of sample names: "refcoco@val"."""
+        return f"{self.format}@{self.split}" if self.split else self.format
+
+
+@dataclass(frozen=True)
+class DataFormat:
+    """All that the core knows of a format; readable without importing its code.
+
+    Attributes:
+        module: Has `read(source, findings)`, which gives the images of a source, and faults and
+            items that cannot be scored to the findings; and `write(folder, images)`, which writes
+            images so that NAME:FOLDER@SPLIT reads them. By default the module NAME beside this
+            table.
+        writable: Whether the module has `write`.
+        extras: What else of a drawn scene it is made for, see `draw_images`.
+    """
+
+    name: str
+    summary: str
+    module: str = ""
+    writable: bool = True
+    has_path: bool = True
+    needs_split: bool = True
+    extras: tuple[str, ...] = ()
+
+    @property
+    def form(self) -> str:
+        """How its sources are written: "refcoco:PATH@SPLIT"."""
+        path = ":PATH" if self.has_path else ""
+        return self.name + path + ("@SPLIT" if self.needs_split else "[@SPLIT]")
+
+    @property
+    def code(self) -> Any:
+        return import_module(self.module or f"{__name__}.{self.name}")
+
+    def read(self, source: Source, findings: Findings) -> Sequence[AnnotatedImage]:
+        images: Sequence[AnnotatedImage] = self.code.read(source, findings)
+        return images
+
+    def write(self, folder: Path, images: Iterable[NewImage]) -> Path:
+        """Write images to a folder; those without a split go to "train"."""
+        self.code.write(folder, images)
+        return folder
+
+
+_TABLE = (
+    DataFormat(
+        "shapes",
+        "drawn scenes: train, val, test, hard, absent",
+        module="flmm_core.data.drawn.splits",
+        writable=False,
+        has_path=False,
+    ),
+    DataFormat("refcoco", "RefCOCO (unc splits)"),
+    DataFormat("refcoco+", "RefCOCO+ (unc splits)", module=f"{__name__}.refcoco", writable=False),
+    DataFormat(
+        "refcocog",
+        "RefCOCOg (umd splits; google-val for the other)",
+        module=f"{__name__}.refcoco",
+        writable=False,
+    ),
+    DataFormat("grefcoco", "gRefCOCO: several targets and none", extras=("pair", "absent")),
+    DataFormat("png", "Panoptic Narrative Grounding", extras=("pair", "background")),
+    DataFormat("reasonseg", "ReasonSeg, with pixels to ignore", extras=("ignore",)),
+    DataFormat("jsonl", "a metadata.jsonl with its images", needs_split=False),
+    DataFormat("coco", "COCO-style instances of your own", needs_split=False),
+    DataFormat("labelme", "a folder of LabelMe files", needs_split=False),
+)
+
+FORMATS: dict[str, DataFormat] = {entry.name: entry for entry in _TABLE}
+"""Every format, by its name."""
+
+
+def writable_formats() -> list[str]:
+    """The names of the formats that can be written."""
+    return [name for name, entry in FORMATS.items() if entry.writable]

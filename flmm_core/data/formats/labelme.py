@@ -7,17 +7,15 @@
 With a split the files lie in ROOT/SPLIT. Shapes: polygon, rectangle, circle, and mask (a PNG in
 base64 whose corners are the two points); others have no area.
 
-Protocol: a label is a phrase, and all shapes of one label in an image are joined: the words mean
-all of them. The label "__ignore__" marks pixels that count neither way for any phrase of the
-image. Images without shapes are left out, counted and listed.
+A label is a phrase; all shapes of one label in an image are joined. The label "__ignore__" marks
+pixels that are not scored. Images without shapes are skipped.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -27,37 +25,31 @@ from PIL import Image
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
-from flmm_core.data.formats.shared.fields import brief, field, image_size, mapping, sentence
-from flmm_core.data.formats.shared.json_files import is_file, read_json
+from flmm_core.data.formats import Source
+from flmm_core.data.formats.shared.new_image import NewImage, checked
 from flmm_core.data.formats.shared.polygons import check_points, fill
-from flmm_core.data.formats.shared.writing import (
-    NewImage,
-    new_images,
-    write_image,
-    write_whole,
+from flmm_core.data.records import (
+    Record,
+    brief,
+    expect,
+    field,
+    find_file,
+    image_size,
+    read_json,
+    sentence,
 )
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask
 from flmm_core.errors import DataError
+from flmm_core.files import write_json
 
 IGNORE = "__ignore__"
 LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}
 
 
-def read_labelme(
-    path: Path, split: str | None = None, findings: Findings | None = None
-) -> tuple[AnnotatedImage, ...]:
-    """The images of a folder by the names of their JSON files.
-
-    Args:
-        path: ROOT, or one JSON file.
-        split: A folder in ROOT, or None for ROOT itself.
-        findings: Collects faults; without it the first is raised.
-
-    Raises:
-        DataError: A file or image is missing or broken.
-    """
-    findings = findings or Findings()
-    folder = path / split if split else path
+def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
+    """The images of a folder, sorted by the names of their JSON files; PATH may be one of them."""
+    path, split = source.path, source.split
+    folder = path / split
     files = [path] if path.is_file() and not split else sorted(folder.glob("*.json"))
     if not files:
         there = sorted({file.parent.name for file in path.glob("*/*.json")})
@@ -67,30 +59,29 @@ def read_labelme(
             f"{', '.join(there) or 'none'}.",
             repair="Give the folder that LabelMe saved to; a folder in it after an '@'.",
         )
-    pictures: list[AnnotatedImage] = []
+    images: list[AnnotatedImage] = []
     for file in files:
         with findings.part():
-            picture = _image(file, split or "", findings)
-            if picture.objects:
-                pictures.append(picture)
+            image = _image(file, split, findings)
+            if image.objects:
+                images.append(image)
             else:
                 findings.skip(str(file), "it has no shape")
-    return tuple(pictures)
+    return tuple(images)
 
 
 def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage:
     where = f"the file {file}"
-    record = mapping(read_json(file), where)
+    record = expect(read_json(file), dict, where)
     # LabelMe on Windows writes backslashes.
     name = PureWindowsPath(field(record, "imagePath", str, where)).as_posix()
-    image = file.parent / name
-    if not is_file(image):
-        raise DataError(
-            f"The image {name} of {file} is missing.",
-            found=f"Looked for {image}."
-            + (" The file holds the image in 'imageData'." if record.get("imageData") else ""),
-            repair="Save the image there; 'imagePath' is relative to the folder of the file.",
-        )
+    path = find_file(
+        [file.parent],
+        [name],
+        f"The image {name} of {file}",
+        "Save the image there; 'imagePath' is relative to the folder of the file.",
+        found="The file holds the image in 'imageData'. " if record.get("imageData") else "",
+    )
     height, width = image_size(record, where, ("imageHeight", "imageWidth"))
     regions: dict[str, NDArray[np.bool_]] = {}
     for number, shape in enumerate(field(record, "shapes", list, where)):
@@ -104,21 +95,15 @@ def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage:
             (label,),
             split=split,
             name=str(index),
-            ignore=_outside(ignored, region),
+            ignore=rle.encode_any(ignored & ~region),
         )
         for index, (label, region) in enumerate(regions.items())
     ]
-    return AnnotatedImage(name, image, (height, width), tuple(objects))
-
-
-def _outside(ignored: NDArray[np.bool_], region: NDArray[np.bool_]) -> Mask | None:
-    rest = ignored & ~region
-    return rle.encode(rest) if rest.any() else None
+    return AnnotatedImage(name, path, (height, width), tuple(objects))
 
 
 def _shape(shape: Any, height: int, width: int, where: str) -> tuple[str, NDArray[np.bool_]]:
-    """(label, region) of a shape."""
-    label = field(mapping(shape, where), "label", str, where).strip()
+    label = field(shape, "label", str, where).strip()
     if not label:
         raise DataError(f"{sentence(where)} has an empty label.")
     kind = shape.get("shape_type") or "polygon"
@@ -134,7 +119,7 @@ def _shape(shape: Any, height: int, width: int, where: str) -> tuple[str, NDArra
     (x0, y0), (x1, y1) = points[0], points[1]
     if kind == "rectangle":
         return label, fill([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], height, width)
-    if kind == "circle":  # its centre and a point on it
+    if kind == "circle":  # its center and a point on it
         rows, columns = np.ogrid[:height, :width]
         inside = np.hypot(columns - x0, rows - y0) <= np.hypot(x1 - x0, y1 - y0)
         return label, np.asarray(inside, dtype=np.bool_)
@@ -142,15 +127,13 @@ def _shape(shape: Any, height: int, width: int, where: str) -> tuple[str, NDArra
 
 
 def _stored(
-    shape: dict[Any, Any], corner: tuple[int, int], height: int, width: int, where: str
+    shape: Record, corner: tuple[int, int], height: int, width: int, where: str
 ) -> NDArray[np.bool_]:
-    """The region of a shape that is a PNG, put where its first point says."""
+    encoded = field(shape, "mask", str, where)
     try:
-        data = base64.b64decode(field(shape, "mask", str, where), validate=True)
+        data = base64.b64decode(encoded, validate=True)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as stored:
             patch = np.asarray(stored.convert("L")) > 0
-    except DataError:
-        raise
     except Exception as error:  # decoders raise nearly anything on broken data
         raise DataError(
             f"The mask of {where} is not a PNG in base64.", found=f"{error}."
@@ -167,57 +150,41 @@ def _stored(
     return region
 
 
-def write_labelme(
-    folder: Path, pictures: Iterable[NewImage | tuple[Any, str, Sequence[GroundedObject]]]
-) -> Path:
-    """Write images and their objects as ROOT/SPLIT/NAME.json beside NAME's image.
+def write(folder: Path, images: Iterable[NewImage]) -> None:
+    """Write ROOT/SPLIT/NAME.json after the image NAME.
 
-    Every sentence becomes a shape of the kind "mask", which LabelMe 5.3 or newer shows. A JSON
-    file is written after its image.
-
-    Args:
-        folder: The ROOT; it is created.
-        images: See `NewImage`; read once, one at a time.
-
-    Returns:
-        `folder`, which `read_labelme` takes together with a split.
+    Every sentence becomes a shape of type "mask", which LabelMe 5.3 or newer shows.
     """
-    for picture, (height, width) in new_images(pictures):
-        shapes: dict[str, list[dict[str, Any]]] = {}
-        for thing in picture.objects:
-            region = rle.decode(thing.read_mask())
-            if not region.any():
-                raise ValueError(f"{picture.file_name}: LabelMe has no empty shapes")
-            of_split = shapes.setdefault(thing.split or "train", [])
-            of_split += [_record(words, region) for words in thing.sentences]
-            if thing.ignore is not None:
-                of_split.append(_record(IGNORE, rle.decode(thing.ignore)))
-        for split, records in shapes.items():
-            image = folder / split / picture.file_name
-            write_image(picture, image)
+    for new, (height, width) in checked(images):
+        if not all(rle.area(thing.read_mask()) for thing in new.objects):
+            raise ValueError(f"{new.file_name}: LabelMe has no empty shapes")
+        for split, indices in new.by_split().items():
+            shapes: list[dict[str, Any]] = []
+            for thing in (new.objects[index] for index in indices):
+                shapes += [_record(words, thing.read_mask()) for words in thing.sentences]
+                shapes += [_record(IGNORE, thing.ignore)] if thing.ignore is not None else []
+            path = folder / split / new.file_name
+            new.save(path)
             record: dict[str, Any] = {
                 "version": "5.3.0",
                 "flags": {},
-                "shapes": records,
-                "imagePath": image.name,
+                "shapes": shapes,
+                "imagePath": path.name,
                 "imageData": None,
                 "imageHeight": height,
                 "imageWidth": width,
             }
-            write_whole(image.with_suffix(".json"), json.dumps(record, ensure_ascii=False).encode())
-    return folder
+            write_json(path.with_suffix(".json"), record, compact=True)
 
 
-def _record(label: str, region: NDArray[np.bool_]) -> dict[str, Any]:
-    rows, columns = np.nonzero(region)
-    top, bottom = int(rows.min()), int(rows.max())
-    left, right = int(columns.min()), int(columns.max())
-    patch = Image.fromarray(region[top : bottom + 1, left : right + 1])
+def _record(label: str, mask: Mask) -> dict[str, Any]:
+    left, top, width, height = rle.bbox(mask)
+    patch = Image.fromarray(rle.decode(mask)[top : top + height, left : left + width])
     data = io.BytesIO()
     patch.save(data, "PNG")
     return {
         "label": label,
-        "points": [[left, top], [right, bottom]],
+        "points": [[left, top], [left + width - 1, top + height - 1]],
         "group_id": None,
         "description": "",
         "shape_type": "mask",

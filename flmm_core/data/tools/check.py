@@ -1,4 +1,4 @@
-"""Reads a whole source, its images and masks included, and reports every fault."""
+"""Reads a source completely, with images and masks, and reports every fault."""
 
 from __future__ import annotations
 
@@ -8,95 +8,65 @@ from pathlib import Path
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings, Skipped, Track
-from flmm_core.data.formats.shared.writing import whole_folder
 from flmm_core.data.images import read_image
 from flmm_core.data.sample import AnnotatedImage
 from flmm_core.data.sources import read_source
 from flmm_core.data.tools.preview import draw_preview
 from flmm_core.errors import DataError
+from flmm_core.files import whole_folder
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a check of a source found.
-
-    Attributes:
-        faults: Each names its file and the line or id in it.
-        skipped: What is whole but cannot be scored.
-        images: How many files of images were read whole.
-        objects: How many objects they have that could be read.
-        phrases: How many sentences name these.
-        absent: How many of the objects have no pixel: their phrases name nothing.
-    """
+class CheckResult:
+    """What is wrong with a source, and how many images and objects have no fault."""
 
     faults: tuple[DataError, ...]
     skipped: tuple[Skipped, ...]
-    pictures: int
+    images: int
     objects: int
     phrases: int
+    """Number of the objects' sentences."""
     absent: int
+    """Number of objects with an empty mask."""
 
 
 def check_source(
-    text: str,
-    *,
-    previews: int = 0,
-    output: Path | None = None,
-    track: Track = iter,
-) -> Report:
-    """Read everything of a source: annotations, then every image and every mask.
+    text: str, *, previews: int = 0, output: Path | None = None, track: Track = iter
+) -> CheckResult:
+    """Read a source completely: annotations, then every image and every mask.
 
-    What belongs to a broken file (a JSON file that is cut off, a missing split) ends the reading
-    of it and is reported as one fault.
+    A broken file (truncated JSON, a missing split) is one fault. UsageError: see `parse_source`.
 
     Args:
         text: `NAME[:PATH][@SPLIT]`.
-        previews: Draw the first so many images that are whole.
-        output: Folder for these drawings; it appears when all are drawn.
-        track: Goes through the images and shows how far it is.
-
-    Raises:
-        UsageError: The text is of another form.
+        previews: Number of images without a fault to draw into the folder `output`.
     """
     findings = Findings(keep_on=True)
-    pictures: Sequence[AnnotatedImage] = ()
+    images: Sequence[AnnotatedImage] = ()
     with findings.part():
-        _, pictures = read_source(text, findings)
+        _, images = read_source(text, findings)
     objects = phrases = absent = 0
     whole: dict[Path, bool] = {}
     drawn: list[AnnotatedImage] = []
-    for picture in track(pictures):
-        if picture.path not in whole:
-            whole[picture.path] = False
+    for image in track(images):
+        if image.path not in whole:
+            whole[image.path] = False
             with findings.part():
-                read_image(picture.path, image_hw=picture.image_hw)
-                whole[picture.path] = True
-        good = whole[picture.path]
-        for thing in picture.objects:
-            readable = False
+                read_image(image.path, image_hw=image.image_hw)
+                whole[image.path] = True
+        readable = 0
+        for thing in image.objects:
             with findings.part():
-                area = rle.area(thing.read_mask())
-                objects, phrases = objects + 1, phrases + len(thing.sentences)
-                absent += not area
-                readable = True
-            good = good and readable
-        if good and len(drawn) < previews:
-            drawn.append(picture)
+                absent += not rle.area(thing.read_mask())
+                phrases += len(thing.sentences)
+                readable += 1
+        objects += readable
+        if whole[image.path] and readable == len(image.objects) and len(drawn) < previews:
+            drawn.append(image)
     if output is not None and drawn:
-        _draw(drawn, output)
-    return Report(
-        tuple(findings.faults),
-        tuple(findings.skipped),
-        sum(whole.values()),
-        objects,
-        phrases,
-        absent,
-    )
-
-
-def _draw(pictures: Sequence[AnnotatedImage], output: Path) -> None:
-    with whole_folder(output) as aside:
-        digits = len(str(len(pictures)))
-        for number, picture in enumerate(pictures, start=1):
-            stem = Path(picture.file_name).stem
-            draw_preview(picture).save(aside / f"{number:0{digits}}-{stem}.png")
+        with whole_folder(output) as aside:
+            for number, image in enumerate(drawn, start=1):
+                name = f"{number:0{len(str(len(drawn)))}}-{Path(image.file_name).stem}.png"
+                draw_preview(image).save(aside / name)
+    faults, skipped = tuple(findings.faults), tuple(findings.skipped)
+    return CheckResult(faults, skipped, sum(whole.values()), objects, phrases, absent)

@@ -1,4 +1,4 @@
-"""Turns any source into our own format, once: a metadata.jsonl with its images."""
+"""Converts any source to our own format, a metadata.jsonl with its images."""
 
 from __future__ import annotations
 
@@ -7,40 +7,33 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from flmm_core.data.findings import Findings, Skipped, Track
-from flmm_core.data.formats.jsonl import write_jsonl
-from flmm_core.data.formats.shared.writing import NewImage, whole_folder
+from flmm_core.data.formats import jsonl
+from flmm_core.data.formats.shared.new_image import NewImage
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Segment
 from flmm_core.data.sources import read_source
 from flmm_core.errors import UsageError
+from flmm_core.files import whole_folder
 
 
 def convert_source(
-    text: str,
-    folder: Path,
-    *,
-    link: bool = False,
-    track: Track = iter,
+    text: str, folder: Path, *, link: bool = False, track: Track = iter
 ) -> tuple[Path, tuple[Skipped, ...]]:
-    """Write a source to FOLDER/SPLIT, the split as the source names it, else "train".
+    """Write a source to FOLDER/SPLIT, with the source's split or "train", whole or not at all.
 
-    All is written aside and takes its name at the end: a fault or Ctrl-C leaves nothing. What is
-    read from there gives the same phrases and masks under either protocol.
+    Both protocols read the same phrases and masks from it.
 
     Args:
         text: `NAME[:PATH][@SPLIT]`.
-        folder: Other splits may be in it already.
-        link: Make symbolic links to the images instead of copies.
-        track: Goes through the images and shows how far it is.
+        folder: May contain other splits.
+        link: Create symbolic links to the images instead of copies.
 
     Returns:
-        FOLDER/SPLIT, and what was left out because it cannot be scored.
+        FOLDER/SPLIT, and the skipped items.
 
-    Raises:
-        UsageError: The text is of another form, or the split is in the folder already.
-        DataError: The source has a fault.
+    Raises UsageError as `parse_source` and if the split exists, DataError if the source is faulty.
     """
     findings = Findings()
-    source, pictures = read_source(text, findings)
+    source, images = read_source(text, findings)
     split = source.split or "train"
     target = folder / split
     if target.exists():
@@ -49,33 +42,26 @@ def convert_source(
             repair="Give another folder, or remove it first.",
         )
     groups: dict[Path, list[AnnotatedImage]] = {}
-    for picture in pictures:
-        groups.setdefault(picture.path, []).append(picture)
-    with whole_folder(target) as aside:
-        write_jsonl(aside, _new_images(track(list(groups.values())), split, link))
-        _lift(aside / split, aside)
+    for image in images:
+        groups.setdefault(image.path, []).append(image)
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as aside:
+        jsonl.write(aside, _new_images(track(list(groups.values())), split, link))
     return target, tuple(findings.skipped)
-
-
-def _lift(inner: Path, outer: Path) -> None:
-    """Move what the writer put under the split's name one folder up."""
-    for path in list(inner.iterdir()):
-        path.rename(outer / path.name)
-    inner.rmdir()
 
 
 def _new_images(
     groups: Iterable[Sequence[AnnotatedImage]], split: str, link: bool
 ) -> Iterator[NewImage]:
     names: set[str] = set()
-    for pictures in groups:
+    for images in groups:
         objects: list[GroundedObject] = []
         captions: list[tuple[Segment, ...]] = []
-        for picture in pictures:
-            captions += [_shifted(picture.caption, len(objects))] if picture.caption else []
-            objects += [replace(thing, split=split) for thing in picture.objects]
-        name = _free_name(pictures[0], names)
-        yield NewImage(pictures[0].path, name, objects, captions, link)
+        for image in images:
+            captions += [_shifted(image.caption, len(objects))] if image.caption else []
+            objects += [replace(thing, split=split) for thing in image.objects]
+        name = _free_name(images[0], names)
+        yield NewImage(images[0].path, name, objects, captions, link)
 
 
 def _shifted(caption: Sequence[Segment], by: int) -> tuple[Segment, ...]:
@@ -85,16 +71,16 @@ def _shifted(caption: Sequence[Segment], by: int) -> tuple[Segment, ...]:
     )
 
 
-def _free_name(picture: AnnotatedImage, names: set[str]) -> str:
-    """A new file name below the new folder, as near to the old one as can be.
+def _free_name(image: AnnotatedImage, names: set[str]) -> str:
+    """A unique file name within the new folder, similar to the old one.
 
-    The ending is the file's own: the annotations may call it otherwise.
+    The suffix is that of the file, from which the annotations may differ.
     """
-    parts = PurePosixPath(PureWindowsPath(picture.file_name).as_posix()).parts
+    parts = PurePosixPath(PureWindowsPath(image.file_name).as_posix()).parts
     kept = [part for part in parts if part.strip("./") and ":" not in part]
     if kept[0] == "images" and len(kept) > 1:  # where the writer puts them anyway
         kept = kept[1:]
-    stem, ending = PurePosixPath(*kept).with_suffix("").as_posix(), picture.path.suffix
+    stem, ending = PurePosixPath(*kept).with_suffix("").as_posix(), image.path.suffix
     name, number = f"{stem}{ending}", 2
     while name in names:
         name, number = f"{stem}-{number}{ending}", number + 1

@@ -3,11 +3,11 @@
 `Backbone` is what plugins subclass. It is a plain object and not an `nn.Module`, so that the
 VLM's weights can reach neither an optimizer nor a checkpoint.
 
-    load      alias, hub id or folder -> frozen VLM + processor     (model_source.py finds it)
-    prepare   image + segments -> BackboneInputs, on the CPU      (prompt.py, caption.py)
-    collate   several of them -> one padded BackboneBatch           (batching.py pads)
-    trace     one forward of the VLM -> a Trace a sample            (attention_recorder.py reads;
-              samples about one image share its part of it         prefix.py)
+    load      alias, hub id or folder -> frozen VLM + processor    (weights.py finds and checks it)
+    prepare   image + segments -> BackboneInputs, on the CPU       (tokens.py, view_check.py)
+    collate   several of them -> one padded BackboneBatch          (batch.py)
+    trace     one forward of the VLM -> one Trace per sample       (recorder.py; shared_prefix.py
+              runs what samples about one image have in common)
 """
 
 from __future__ import annotations
@@ -20,41 +20,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.pipeline.backbone.attention_rows import Precision
-from flmm_core.pipeline.backbone.batch import (
-    Side,
-    collate,
-    make_traces,
-    place_rows,
-    prompt_of,
-    stack_padded,
-)
-from flmm_core.pipeline.backbone.caption import fit_to_limit, tokenise_caption
-from flmm_core.pipeline.backbone.prompt import control_strings, defuse, encode_prompt
+from flmm_core.pipeline.backbone import tokens, weights
+from flmm_core.pipeline.backbone.batch import Side, collate, place_rows, stack_padded
 from flmm_core.pipeline.backbone.recorder import AttentionRecorder, Pool
-from flmm_core.pipeline.backbone.shared_prompt import PrefixCache, keeps_every_key
-from flmm_core.pipeline.backbone.view_check import check_views, find_image_tokens, naming_sample
-from flmm_core.pipeline.backbone.weights import (
-    check_model_type,
-    check_processor,
-    choose_device,
-    choose_dtype,
-    digest,
-    find_source,
-    load_errors,
-    parse_options,
-)
-from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, ImageView, Trace
+from flmm_core.pipeline.backbone.shared_prefix import PrefixCache, keeps_every_key
+from flmm_core.pipeline.backbone.view_check import check_views, misfit, naming_sample
+from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, ImageView, Prefix, Trace
+from flmm_core.plugins import parse_options
 from flmm_core.segment import Segment
 from flmm_core.spec import DEFAULT_PROMPT, BackboneOptions, BackboneSpec
 
 
 class Backbone(ABC):
-    """One loaded, frozen vision-language model.
+    """One frozen vision-language model.
 
-    A subclass declares `view_names` and `model_types` and gives `_load` and `_views`. All else
-    works for any transformers image-text-to-text model whose processor has a chat template, and
-    may be overridden; the likely ones are `_separator_tokens` and `_join`.
+    A subclass declares `view_names` and `model_types` and implements `load_model` and `views`.
+    Everything else works for any transformers image-text-to-text model whose processor has a chat
+    template; `separator_tokens` and `join` are the methods most likely to need an override.
 
     `prepare` and what it calls run in DataLoader workers: they may use `config`, `processor`
     and `options`, never `vlm`. A pickled backbone leaves its `vlm` behind for that reason.
@@ -62,65 +44,58 @@ class Backbone(ABC):
     Attributes:
         view_names: The views of an image, in channel order.
         model_types: The `model_type`s of config.json that this class can load.
-        shares_prompts: Whether samples about one image share one pass of their common prompt.
-            A subclass whose VLM cannot go on from a KV cache sets it to False.
-        spec: The facts that the plugin registered.
-        model: The alias, hub id or folder that was asked for.
-        source: The folder or hub id that was loaded.
-        options: The plugin's own settings.
+        shares_prefixes: Whether samples about one image share one pass of image and prompt.
+            A subclass whose VLM cannot continue from a KV cache sets it to False.
+        model: The alias, hub id or folder that was asked for; `source` is what was loaded.
+        prompt: The user's text before the caption, unless `prepare` is given another.
         vlm: The transformers model, frozen and in evaluation mode.
-        config: The VLM's own config.
-        processor: The transformers processor.
-        prompt: What the user says beside the image, before the caption.
+        config: The VLM's; `text_config` is that of its language model.
+        image_token_id: The id of the tokens that the image's features replace.
+        num_layers: L; `num_heads` is N, `hidden_size` D and `attention_channels` C.
     """
 
     view_names: ClassVar[tuple[str, ...]] = ("image",)
     model_types: ClassVar[tuple[str, ...]] = ()
-    shares_prompts: bool = True
+    shares_prefixes: ClassVar[bool] = True
 
     # --- a plugin implements these ----------------------------------------------------------
 
     @classmethod
     @abstractmethod
-    def _load(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
-        """The model and its processor, by `from_pretrained`.
+    def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
+        """(vlm, processor) by `from_pretrained`; `load` freezes the VLM and moves it.
 
         Args:
             source: A folder or a hub id.
             options: The plugin's own settings.
             kwargs: For the model's `from_pretrained`: `dtype`, `trust_remote_code` and what the
                 caller passed through (`device_map`, `quantization_config`, `revision`, ...).
-
-        Returns:
-            (vlm, processor); core freezes the VLM and moves it.
         """
 
     @abstractmethod
-    def _views(
+    def views(
         self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
         """The geometry of one sample's image tokens, one view for each of `view_names`.
 
         Args:
-            input_ids: (S,) the whole sequence; `image_token_places` finds the image's.
+            input_ids: (S,) the whole sequence; `image_token_positions` finds the image's tokens.
             image_hw: Height and width of the image in pixels.
-            tensors: The sample's other tensors, as the processor gave them.
+            tensors: The image's tensors, as the processor returned them.
         """
 
     # --- a plugin may override these --------------------------------------------------------
 
-    def _separator_tokens(self, views: Sequence[ImageView]) -> int:
-        """How many image tokens belong to no cell, line ends for example."""
+    def separator_tokens(self, views: Sequence[ImageView]) -> int:
+        """How many image tokens belong to no cell, such as line ends."""
         return 0
 
-    def _join(self, name: str, values: Sequence[Tensor]) -> Tensor:
-        """One batch of a tensor that has no token dimension (pixels, sizes, grids).
+    def join(self, name: str, values: Sequence[Tensor]) -> Tensor:
+        """One batch of a tensor of images (pixels, sizes, grids).
 
         By default concatenated along dimension 0, zero-padded in the others where they differ.
         """
         return stack_padded(values)
-
-    # --- loading ----------------------------------------------------------------------------
 
     @classmethod
     def load(
@@ -139,28 +114,28 @@ class Backbone(ABC):
         Args:
             spec: The facts that the plugin registered.
             model: An alias of `spec.models`, a hub id or a local folder.
-            dtype: "auto" (float32 on the CPU, elsewhere what the weights are stored in),
+            dtype: "auto" (float32 on the CPU, elsewhere the dtype of the stored weights),
                 "float32", "bfloat16", "float16" or a torch dtype.
             device: "auto" takes the first accelerator. Unused with `device_map`.
-            prompt: What the user says beside the image, before the caption.
-            options: The plugin's own settings, validated with `spec.options`.
+            prompt: See the attribute.
+            options: The plugin's own settings.
             pass_through: For transformers' `from_pretrained`; `trust_remote_code` is off.
 
         Raises:
             UsageError: The model is no alias and looks like neither a hub id nor a folder.
-            ConfigError: An option is unknown or has a wrong value.
+            ConfigError: An option is unknown or has an invalid value.
             WeightsError: The folder is missing or of another family, or the hub id cannot be
                 reached.
         """
         checked = parse_options(spec, options)
-        source = find_source(spec, model)
-        check_model_type(spec, source, cls.model_types, pass_through)
+        source = weights.find_source(spec, model)
+        weights.check_model_type(spec, source, cls.model_types, pass_through)
         placed = "device_map" in pass_through or "quantization_config" in pass_through
-        target = choose_device(device)
+        target = weights.choose_device(device)
         kwargs = {"trust_remote_code": False, **pass_through}
-        kwargs["dtype"] = choose_dtype(dtype, "auto" if placed else target.type)
-        with load_errors(spec, source):
-            vlm, processor = cls._load(source, checked, **kwargs)
+        kwargs["dtype"] = weights.choose_dtype(dtype, "auto" if placed else target.type)
+        with weights.explain_errors(spec, source):
+            vlm, processor = cls.load_model(source, checked, **kwargs)
         if not placed:
             vlm = vlm.to(target)
         return cls(spec, vlm, processor, model=model, source=source, options=checked, prompt=prompt)
@@ -176,12 +151,7 @@ class Backbone(ABC):
         options: BackboneOptions | None = None,
         prompt: str = DEFAULT_PROMPT,
     ) -> None:
-        """Freeze a loaded model. `load` is the usual way here.
-
-        Raises:
-            WeightsError: The processor has no chat template, or no image token in common with
-                the model.
-        """
+        """Freeze a loaded model; raises as `load`."""
         self.spec = spec
         self.model = model
         self.source = source
@@ -190,136 +160,106 @@ class Backbone(ABC):
         self.vlm = vlm.eval().requires_grad_(False)
         self.config = vlm.config
         self.processor = processor
-        check_processor(processor, vlm.config, source or model)
-        self._controls = control_strings(processor)
+        self.tokenizer = processor.tokenizer
+        weights.check_processor(processor, vlm.config, source or model)
+        self.image_token_id = int(vlm.config.image_token_id)
+        self.text_config = vlm.config.get_text_config()
+        self.num_layers = int(self.text_config.num_hidden_layers)
+        self.num_heads = int(self.text_config.num_attention_heads)
+        self.hidden_size = int(self.text_config.hidden_size)
+        self.attention_channels = len(self.view_names) * self.num_layers * self.num_heads
+        self._controls = tokens.control_strings(processor)
         self._recorder = AttentionRecorder(vlm.get_decoder())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything that `prepare` needs: what a DataLoader worker gets."""
+        """Everything that `prepare` needs: what a DataLoader worker receives."""
         return {**self.__dict__, "vlm": None, "_recorder": None}
 
-    # --- facts ------------------------------------------------------------------------------
-
-    @property
-    def tokenizer(self) -> Any:
-        """The processor's tokenizer."""
-        return self.processor.tokenizer
-
-    @property
-    def text_config(self) -> Any:
-        """The config of the language model."""
-        return self.config.get_text_config()
-
-    @property
-    def num_layers(self) -> int:
-        """L, the layers of the language model."""
-        return int(self.text_config.num_hidden_layers)
-
-    @property
-    def num_heads(self) -> int:
-        """N, the attention heads of a layer."""
-        return int(self.text_config.num_attention_heads)
-
-    @property
-    def hidden_size(self) -> int:
-        """D, the width of the language model."""
-        return int(self.text_config.hidden_size)
-
-    @property
-    def attention_channels(self) -> int:
-        """C = V * L * N, the channels of the attention maps."""
-        return len(self.view_names) * self.num_layers * self.num_heads
-
-    @property
-    def image_token_id(self) -> int:
-        """The id of the tokens that are replaced by the image's features."""
-        return int(self.config.image_token_id)
-
     def weights_digest(self) -> str:
-        """Hexadecimal SHA-256 over all names, types, shapes and values of the VLM's weights."""
-        return digest(self.vlm)
-
-    # --- one sample -------------------------------------------------------------------------
+        """Hexadecimal SHA-256 over all names, dtypes, shapes and values of the VLM's weights."""
+        return weights.digest(self.vlm)
 
     def prepare(
         self,
         image: Image.Image,
         segments: Sequence[Segment],
         *,
+        prompt: str | None = None,
         name: str = "",
         like: BackboneInputs | None = None,
     ) -> BackboneInputs:
         """One sample, ready for the VLM: on the CPU, without weights, without randomness.
 
         Args:
-            image: The image.
+            image: Of any size.
             segments: The caption in pieces; their phrases are numbered 0..P-1.
+            prompt: The user's text before the caption; None is the backbone's own `prompt`.
             name: Names the sample in messages.
-            like: A sample of the same image and prompt, whose reading of them is taken over:
-                it is not made again, and in a batch the VLM runs it once for both.
+            like: A sample of the same image and prompt, whose prefix is reused: it is not
+                encoded again, and in a batch the VLM runs it once for both.
 
         Raises:
-            UsageError: A phrase is empty, has no tokens or lies beyond the length limit; the
+            UsageError: A phrase is empty, has no tokens or exceeds the length limit; the
                 phrases are not numbered 0..P-1; there is no image.
             DataError: The image cannot be used, or its image tokens do not fit its grid.
         """
-        tensors = prompt_of(like) if like else self._encode(image, self.prompt, name)
-        prompt_length = len(tensors["input_ids"])
-        pieces = [Segment(defuse(piece.text, self._controls), piece.phrase) for piece in segments]
-        caption = tokenise_caption(self.tokenizer, pieces, prompt_length, name)
-        tensors = fit_to_limit(tensors, caption, self._length_limit(), name)
+        prefix = self._prefix(image, prompt, name) if like is None else like.prefix
+        pieces = [
+            Segment(tokens.escape(piece.text, self._controls), piece.phrase) for piece in segments
+        ]
+        # the tokenizer's own limit is often unset
+        limit = getattr(self.text_config, "max_position_embeddings", None)
+        limit = int(limit or self.tokenizer.model_max_length)
+        caption, rows = tokens.tokenize_caption(self.tokenizer, pieces, len(prefix), limit, name)
+        input_ids = torch.cat([prefix.tokens["input_ids"], caption])  # (S,)
         image_hw = (image.height, image.width)
         with naming_sample(name):
-            views = self._views(tensors["input_ids"], image_hw, tensors)
+            views = self.views(input_ids, image_hw, prefix.image)
             if tuple(view.name for view in views) != self.view_names:
                 raise ValueError(f"{type(self).__name__} must give the views {self.view_names}")
-            is_image = tensors["input_ids"] == self.image_token_id
-            check_views(views, is_image, self._separator_tokens(views), image_hw)
+            is_image = input_ids == self.image_token_id
+            check_views(views, is_image, self.separator_tokens(views), image_hw)
         return BackboneInputs(
-            tensors=tensors,
+            prefix=prefix,
+            caption=caption,
             views=views,
-            phrase_rows=caption.phrase_rows,
-            phrases=caption.phrases,
+            phrase_rows=rows,
             image_hw=image_hw,
             name=name,
-            prompt_length=prompt_length,
         )
 
     def vision_token_mask(self, inputs: BackboneInputs) -> Tensor:
         """(S,) bool, true at image tokens."""
-        return inputs.tensors["input_ids"] == self.image_token_id
+        return inputs.tokens["input_ids"] == self.image_token_id
 
-    def image_token_places(self, input_ids: Tensor, expected: int) -> Tensor:
-        """(expected,) int64 places of the image tokens in the sequence.
+    def image_token_positions(self, input_ids: Tensor, expected: int) -> Tensor:
+        """(expected,) int64 positions of the image tokens in the sequence.
 
         Raises:
-            DataError: Their number is another one.
+            DataError: There are more or fewer.
         """
-        return find_image_tokens(input_ids == self.image_token_id, expected)
+        positions = (input_ids == self.image_token_id).nonzero().flatten()
+        if len(positions) != expected:
+            found = f"The sequence holds {len(positions)} image tokens; expected {expected}."
+            raise misfit(found)
+        return positions
 
-    def _encode(self, image: Image.Image, prompt: str, name: str) -> dict[str, Tensor]:
-        """The processor's tensors for image and prompt; per-token ones are (S,)."""
-        return encode_prompt(self.processor, image, defuse(prompt, self._controls), name)
-
-    def _length_limit(self) -> int:
-        """Tokens that the language model can take; the tokenizer's own figure is often unset."""
-        limit = getattr(self.text_config, "max_position_embeddings", None)
-        return int(limit or self.tokenizer.model_max_length)
-
-    # --- a batch ----------------------------------------------------------------------------
+    def _prefix(self, image: Image.Image, prompt: str | None, name: str) -> Prefix:
+        text = tokens.escape(self.prompt if prompt is None else prompt, self._controls)
+        return tokens.encode_prefix(self.processor, image, text, name)
 
     def collate(self, samples: Sequence[BackboneInputs], *, side: Side = "right") -> BackboneBatch:
-        """Samples padded together; sequences and grids of different sizes may meet.
+        """Samples padded together; sequences and grids may differ in size.
 
         Args:
-            samples: At least one. Those that were prepared `like` another share its prompt.
-            side: Where the padding tokens go; with shared prompts always before a prompt and
-                behind a caption.
+            samples: At least one. Those that were prepared `like` another share its prefix.
+            side: Where the padding tokens go; with shared prefixes always before a prefix and
+                after a caption.
         """
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         pad_id = next(i for i in ids if i is not None)
-        share = self.shares_prompts and keeps_every_key(self.text_config)
-        return collate(samples, pad_id=pad_id, side=side, join=self._join, share=share)
+        share = self.shares_prefixes and keeps_every_key(self.text_config)
+        return collate(samples, pad_id=pad_id, side=side, join=self.join, share=share)
 
     @torch.no_grad()  # not inference_mode: its tensors cannot feed a trained head
     def trace(
@@ -327,45 +267,46 @@ class Backbone(ABC):
         batch: BackboneBatch,
         *,
         pool: Pool = "mean",
-        precision: Precision = "fp32",
         layer_weights: Sequence[float] | None = None,
     ) -> tuple[Trace, ...]:
-        """One forward of the VLM, without its language-model head; one `Trace` a sample.
+        """One forward of the VLM, without its language-model head; one `Trace` per sample.
 
         Args:
-            batch: What `collate` gave.
-            pool: How the attention of a phrase's tokens becomes one: "mean" or "max".
-            precision: "fp32" never rounds; "model" rounds where eager attention would.
-            layer_weights: L numbers; the hidden states of all layers are then summed with them
-                while the model runs, and a trace's `hidden` is (1, T, D).
+            batch: From `collate`.
+            pool: How the attention of a phrase's tokens becomes one map, "mean" or "max".
+            layer_weights: L numbers to sum the hidden states of all layers with while the model
+                runs; a trace's `hidden` is then (1, T, D).
         """
         placed = place_rows(batch)
         tensors, captions = self._to_vlm(batch.tensors), batch.captions
-        prefix = PrefixCache(self.vlm, tensors) if captions else None
+        prefixes = PrefixCache(self.vlm, tensors) if captions else None
         with self._recorder.record(
-            **vars(placed),
+            *placed,
             names=[sample.name for sample in batch.samples],
             pool=pool,
-            precision=precision,
             layer_weights=layer_weights,
         ) as recording:
-            if captions and prefix:
-                prefix.read(**self._to_vlm(vars(captions)))
+            if captions and prefixes:
+                prefixes.read(**self._to_vlm(vars(captions)))
             else:
                 self.vlm.model(**tensors, use_cache=False)
-        return make_traces(batch, placed, recording.attention, recording.hidden)
+        recorded = zip(
+            batch.samples, placed.groups, recording.attention, recording.hidden, strict=True
+        )
+        return tuple(
+            Trace(attention, hidden, groups.to(hidden.device), sample.views, sample.image_hw)
+            for sample, groups, attention, hidden in recorded
+        )
 
     def _to_vlm(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """On the VLM's device, pixels in its dtype."""
+        """Moved to the VLM's device, pixels in its dtype."""
         device, dtype = self.vlm.device, self.vlm.dtype
-        if device.type == "meta":  # offloaded: accelerate's hooks move what they are given
+        if device.type == "meta":  # offloaded: accelerate's hooks move the inputs
             device = torch.device("cpu")
-        return {  # page-locked ones are copied while the CPU goes on
+        return {  # page-locked tensors are copied while the CPU goes on
             k: v.to(device, dtype if v.is_floating_point() else None, non_blocking=v.is_pinned())
             for k, v in tensors.items()
         }
-
-    # --- conversation -----------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(
@@ -376,25 +317,24 @@ class Backbone(ABC):
         max_new_tokens: int = 64,
         **sampling: Any,
     ) -> str:
-        """The VLM's answer about an image, greedily unless `sampling` says otherwise.
+        """The VLM's answer about an image, greedy unless `sampling` says otherwise.
 
         Args:
-            image: The image.
-            prompt: The question; by default the backbone's own prompt.
-            max_new_tokens: Where to stop at the latest.
+            image: Of any size.
+            prompt: The question; None is the backbone's own `prompt`.
+            max_new_tokens: Of the answer.
             sampling: For transformers' `generate`, for example `do_sample=True, top_p=0.9`.
         """
-        sample = self._encode(image, self.prompt if prompt is None else prompt, "")
-        length = len(sample["input_ids"])
-        per_token = {k: v[None] for k, v in sample.items() if v.shape == sample["input_ids"].shape}
+        prefix = self._prefix(image, prompt, "")
+        sequence = {key: value[None] for key, value in prefix.tokens.items()}  # (1, S)
         greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-        if not sampling.get("do_sample"):  # a model's own config may hold what greedy warns about
+        if not sampling.get("do_sample"):  # greedy decoding warns about a model's own settings
             greedy |= {"temperature": None, "top_p": None, "top_k": None}
         generated = self.vlm.generate(
-            **self._to_vlm({**sample, **per_token}),
+            **self._to_vlm({**prefix.image, **sequence}),
             max_new_tokens=max_new_tokens,
             pad_token_id=self.tokenizer.pad_token_id,
             **{**greedy, **sampling},
         )
-        answer: str = self.tokenizer.decode(generated[0, length:], skip_special_tokens=True)
+        answer: str = self.tokenizer.decode(generated[0, len(prefix) :], skip_special_tokens=True)
         return answer.strip()

@@ -1,17 +1,17 @@
-"""Keeps only the wanted rows of each layer's attention while the VLM runs, with sdpa.
+"""Records only the wanted rows of each layer's attention while the VLM runs with sdpa.
 
 transformers lets a model name the function that computes its attention. We register one that
-shows queries and keys, as they are after rotary positions and the KV cache, to an armed recording
-and then returns sdpa's output untouched. The recording computes the few rows that it wants anew:
-no eager attention, no S x S of it, and one code for every architecture.
+passes queries and keys, after rotary embedding and KV cache, to an armed recording and then
+returns sdpa's output unchanged. The recording recomputes the few rows that it wants: no eager
+attention, no S x S matrix, and the same code for every architecture.
 
-What is wanted is worked out on the CPU and goes to each device once a forward: no layer waits for
-the device. A layer keeps nothing but its rows' probabilities and, of them, what is returned.
+Index tensors are built on the CPU and copied to each device once per forward, so no layer
+synchronizes with the device.
 
-Rows and columns are absolute places in the padded sequence. Where a forward's first token stands
-is read off the KV cache, so prefill, chunked prefill, decoding and a static cache share one path,
-and a layer that gradient checkpointing runs again adds nothing. The last token that `generate`
-makes is never fed back and so has no row.
+Rows and columns are positions in the padded sequence. The position of a forward's first token is
+read from the KV cache, so prefill, chunked prefill, decoding and a static cache share one path;
+a layer that gradient checkpointing runs again adds nothing. The last token that `generate`
+produces is never fed back and so has no row.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flmm_core.errors import RunError, UsageError
-from flmm_core.pipeline.backbone.attention_rows import Precision, attention_rows, pool_rows
 
 Pool = Literal["mean", "max"]
 
@@ -43,7 +43,7 @@ UNSUPPORTED = {
 
 @cache
 def _register() -> None:
-    """Make the recording attention known to transformers under our own name."""
+    """Register the recording attention in transformers under our own name."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
@@ -57,43 +57,39 @@ def _register() -> None:
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
 
     AttentionInterface.register(NAME, attend)
-    # without a mask function of the same name padding would silently be ignored
+    # without a mask function of the same name, padding would silently be ignored
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 @dataclass
 class _Wanted:
-    """What is wanted of one sample (on the CPU: choosing rows must not synchronise)."""
+    """What to record of one sample; on the CPU, because selecting rows must not synchronize."""
 
     name: str
-    rows: Tensor  # (T,) places of the queries
-    columns: Tensor  # (M,) places of the keys
+    rows: Tensor  # (T,) positions of the queries
+    columns: Tensor  # (M,) positions of the keys
     groups: Tensor  # (T,) the phrase that each row is pooled into
     phrases: int  # P
     weights: Tensor  # (T,) 1 / number of the phrase's rows
-    seen: Tensor  # (L, T) bool, which rows' attention each layer has run
-    mixed: Tensor  # (L, T) bool, which rows' hidden states are in the weighted sum
-
-    def within(self, start: int, count: int) -> Tensor:
-        """(t,) which rows are among `count` tokens from `start` on."""
-        return ((self.rows >= start) & (self.rows < start + count)).nonzero().flatten()
+    seen: Tensor  # (L, T) bool, whose attention each layer has recorded
+    mixed: Tensor  # (L, T) bool, whose hidden states are in the weighted sum
 
 
 @dataclass
 class _Share:
-    """Those of a sample's wanted rows that one forward runs, on the device that runs them.
+    """The wanted rows of a sample that one forward runs, on the device that runs them.
 
-    `slots` alone is on the CPU; a layer on another device has its own share.
+    Only `slots` and `columns_at` are on the CPU; a layer on another device has its own share.
     """
 
-    slots: Tensor  # (t,) which of the rows
-    places: Tensor  # (t,) of the queries among the keys
+    slots: Tensor  # (t,) indices of the rows
+    positions: Tensor  # (t,) of the queries among the keys
     local: Tensor  # (t,) of the queries among this forward's tokens
-    kept: Tensor  # (t,) `slots` again
-    groups: Tensor  # (t,) the phrase of each
-    mean: Tensor  # (P, t) float32, what pools the rows of a phrase by their mean
-    columns: Tensor  # (M,) places of the keys that there are
-    columns_at: Tensor | None  # (M,) where they go in the result, None: everywhere in order
+    kept: Tensor  # (t,) `slots` on the device
+    groups: Tensor  # (t,) the phrase of each row
+    mean: Tensor  # (P, t) float32, averages the rows of a phrase
+    columns: Tensor  # (m,) positions of the keys so far
+    columns_at: Tensor | slice  # (m,) their indices in the result
 
     @classmethod
     def of(
@@ -102,73 +98,76 @@ class _Share:
         groups = want.groups[slots]
         mean = torch.zeros(want.phrases, len(slots))
         mean[groups, torch.arange(len(slots))] = want.weights[slots]
-        # in chunked prefill an image token may lie beyond the keys so far: it gets nothing
+        # in chunked prefill an image token may lie beyond the keys so far: its attention is 0
         there = (want.columns < keys).nonzero().flatten()
         return cls(
             slots=slots,
-            places=want.rows[slots].to(device),
+            positions=want.rows[slots].to(device),
             local=(want.rows[slots] - start).to(device),
             kept=slots.to(device),
             groups=groups.to(device),
             mean=mean.to(device),
             columns=want.columns[there].to(device),
-            columns_at=None if len(there) == len(want.columns) else there.to(device),
+            columns_at=slice(None) if len(there) == len(want.columns) else there,
         )
+
+    def pool(self, probs: Tensor, pool: Pool) -> Tensor:
+        """(N, t, K) -> (N, P, m): the rows of each phrase pooled, at the wanted columns."""
+        if pool == "mean":  # first: selecting the columns of P rows is cheaper than those of t
+            return pool_rows(self.mean, probs)[..., self.columns]
+        rows = probs[..., self.columns]  # (N, t, m)
+        pooled = rows.new_zeros(len(rows), len(self.mean), len(self.columns))
+        groups = self.groups[None, :, None].expand_as(rows)
+        return pooled.scatter_reduce_(1, groups, rows, "amax")
 
 
 class Recording:
-    """What one `record` block has seen; complete when the block has ended.
+    """What one `record` block has recorded; complete when the block has ended.
 
     Attributes:
         attention: Per sample, (L, N, P, M) float32 probabilities pooled by phrase, or
             (L, N, T, M) by row without groups.
         hidden: Per sample, (L, T, D) float32, without gradient; the last is after the final norm.
-            With weights for the layers, (1, T, D): their weighted sum.
+            With layer weights, their weighted sum (1, T, D).
     """
 
     def __init__(
-        self,
-        wanted: list[_Wanted],
-        pool: Pool,
-        precision: Precision,
-        layer_weights: Sequence[float] | None,
+        self, wanted: list[_Wanted], pool: Pool, layer_weights: Sequence[float] | None
     ) -> None:
         self.attention: list[Tensor] = []
         self.hidden: list[Tensor] = []
         self._wanted = wanted
         self._pool = pool
-        self._precision = precision
         self._layer_weights = layer_weights
         self._start = 0
         self._shares: dict[tuple[int, int, int, torch.device], _Share] = {}
 
     def _begin(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before layer 0: the place of this forward's first token."""
+        """Before layer 0: the position of this forward's first token."""
         given = (*args, *kwargs.values())
         past = next((value for value in given if hasattr(value, "get_seq_length")), None)
         self._start = 0 if past is None else int(past.get_seq_length())
         self._shares.clear()
 
     def _share(self, b: int, count: int, keys: int, device: torch.device) -> _Share:
-        """What this forward of `count` tokens runs of sample b, the same for every layer."""
+        """The rows of sample b in this forward of `count` tokens, the same for every layer."""
         key = (b, count, keys, device)
         if key not in self._shares:
-            want = self._wanted[b]
-            slots = want.within(self._start, count)
-            self._shares[key] = _Share.of(want, slots, self._start, keys, device)
+            want, start = self._wanted[b], self._start
+            slots = ((want.rows >= start) & (want.rows < start + count)).nonzero().flatten()
+            self._shares[key] = _Share.of(want, slots, start, keys, device)
         return self._shares[key]
 
     @torch.no_grad()
     def _see_hidden(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
-        """After a layer or the final norm: keep the wanted rows of (B, q, D)."""
+        """After a layer or the final norm: record the wanted rows of (B, q, D)."""
         states: Tensor = output[0] if isinstance(output, tuple) else output
         mixed = self._layer_weights is not None
         if not self.hidden:
             sizes = [((1 if mixed else len(w.seen)), len(w.rows)) for w in self._wanted]
             self.hidden = [states.new_zeros(*n, states.shape[2]).float() for n in sizes]
-        for b, (want, kept, sample) in enumerate(
-            zip(self._wanted, self.hidden, states, strict=True)
-        ):
+        wanted = zip(self._wanted, self.hidden, states, strict=True)
+        for b, (want, kept, sample) in enumerate(wanted):
             share = self._share(b, len(sample), self._start + len(sample), sample.device)
             rows = sample[share.local].to(kept)  # (t, D)
             slots = share.kept.to(kept.device)
@@ -177,7 +176,7 @@ class Recording:
                 continue
             fresh = ~want.mixed[index, share.slots]
             want.mixed[index, share.slots] = True
-            if not fresh.all():  # this layer runs again
+            if not fresh.all():  # checkpointing runs this layer again
                 rows, slots = rows[fresh], slots[fresh]
             kept[0].index_add_(0, slots, rows, alpha=self._layer_weights[index])
 
@@ -192,46 +191,56 @@ class Recording:
         scaling: float | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add the wanted rows of one layer: query (B, N, q, d), key (B, N_kv, K, d)."""
-        _refuse(len(self._wanted), self._start, query, key, mask, kwargs)
+        """Record the wanted rows of one layer: query (B, N, q, d), key (B, N_kv, K, d)."""
+        self._refuse(query, key, mask, kwargs)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         if not self.attention:
-            self.attention = [
-                torch.zeros(
-                    *(len(w.seen), query.shape[1], w.phrases, len(w.columns)), device=query.device
-                )
-                for w in self._wanted
-            ]
+            sizes = [(len(w.seen), query.shape[1], w.phrases, len(w.columns)) for w in self._wanted]
+            self.attention = [torch.zeros(size, device=query.device) for size in sizes]
         keys = key.shape[2]
         for b, (want, total) in enumerate(zip(self._wanted, self.attention, strict=True)):
             share = self._share(b, query.shape[2], keys, query.device)
             seen = want.seen[index, share.slots]
-            if seen.any():  # this layer runs again; rarely only some of its rows do
+            if seen.any():  # checkpointing runs this layer again, rarely for some rows only
                 left = share.slots[~seen]
                 share = _Share.of(want, left, self._start, keys, query.device)
             if not len(share.slots):
                 continue
             want.seen[index, share.slots] = True
             bias = None if mask is None else mask[b % len(mask)][:, share.local, :keys]
-            probs = attention_rows(
-                query[b][:, share.local], key[b], bias, share.places, scale, self._precision
-            )  # (N, t, K)
-            if self._pool == "mean":
-                # pooled over all keys first: copying columns of P rows is cheaper than of t
-                rows = pool_rows(share.mean, probs)[..., share.columns].to(
-                    total.device
-                )  # (N, P, M)
-                _add(total[index], rows, share.columns_at)
-            else:
-                rows = probs[..., share.columns].to(total.device)  # (N, t, M)
-                if share.columns_at is not None:
-                    spread = rows.new_zeros(*rows.shape[:2], len(want.columns))
-                    rows = spread.index_copy_(2, share.columns_at.to(rows.device), rows)
-                groups = share.groups.to(total.device)[None, :, None].expand_as(rows)
-                total[index].scatter_reduce_(1, groups, rows, "amax")
+            rows = query[b][:, share.local]
+            probs = attention_rows(rows, key[b], bias, share.positions, scale)  # (N, t, K)
+            pooled = share.pool(probs, self._pool).to(total.device)
+            merge = torch.add if self._pool == "mean" else torch.maximum
+            at = share.columns_at
+            total[index][..., at] = merge(total[index][..., at], pooled)
+
+    def _refuse(
+        self, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> None:
+        """Raise for attention that cannot be recomputed exactly."""
+        for name, what in UNSUPPORTED.items():
+            if kwargs.get(name) is not None:
+                raise _unsupported(what)
+        if mask is None and kwargs.get("is_causal") is False:
+            raise _unsupported("attention to later tokens")
+        if len(query) != len(self._wanted):
+            raise RunError(
+                "The attention cannot be recorded: rows were given for "
+                f"{len(self._wanted)} samples.",
+                found=f"The model ran {len(query)} sequences.",
+                repair="Give rows for each sequence; beam search is not supported.",
+            )
+        keys = self._start + query.shape[2]
+        if key.shape[2] < keys:
+            raise RunError(
+                "The attention cannot be recorded: the KV cache has dropped keys.",
+                found=f"{key.shape[2]} of {keys} are left (a sliding window).",
+                repair="Use a cache that keeps all keys, or shorter sequences.",
+            )
 
     def _finish(self) -> None:
-        """Check that every layer ran every row."""
+        """Check that every layer recorded every row."""
         for want in self._wanted:
             for layer, slot in (~want.seen).nonzero()[:1].tolist():
                 raise RunError(
@@ -239,19 +248,16 @@ class Recording:
                     found=f"Row {slot} (phrase {int(want.groups[slot])}) is token "
                     f"{int(want.rows[slot])}, which layer {layer} never ran; "
                     f"{int((~want.seen[layer]).sum())} of {len(want.rows)} rows are missing.",
-                    repair="Rows must lie within the tokens that are fed to the model; "
+                    repair="Rows must be tokens that are fed to the model; "
                     "the last generated token never is.",
                 )
 
 
 class AttentionRecorder:
-    """Records the attention of a transformers language model.
-
-    Args:
-        decoder: `vlm.get_decoder()`, the language model; the vision tower is left alone.
+    """Records the attention of `vlm.get_decoder()`; the vision tower is not affected.
 
     Raises:
-        UsageError: The model is built so that its attention cannot be recorded.
+        UsageError: The model's architecture is not supported.
     """
 
     def __init__(self, decoder: nn.Module) -> None:
@@ -273,32 +279,29 @@ class AttentionRecorder:
         groups: Sequence[Tensor] | None = None,
         *,
         names: Sequence[str] | None = None,
-        pool: Pool | None = "mean",
-        precision: Precision = "fp32",
+        pool: Pool = "mean",
         layer_weights: Sequence[float] | None = None,
     ) -> Iterator[Recording]:
         """Record what the model computes within the block.
 
         Args:
-            rows: Per sample, (T,) places of the wanted queries in the padded sequence.
-            columns: Per sample, (M,) places of the wanted keys.
-            groups: Per sample, (T,) the phrase 0..P-1 of each row; without it, rows stay apart.
+            rows: Per sample, (T,) positions of the wanted queries in the padded sequence.
+            columns: Per sample, (M,) positions of the wanted keys.
+            groups: Per sample, (T,) the phrase 0..P-1 of each row; by default every row its own.
             names: Per sample, its name in messages.
-            pool: "mean" or "max" over the rows of a phrase; None keeps rows apart.
-            precision: "fp32" never rounds; "model" rounds where eager attention would.
-            layer_weights: L numbers: hidden states are summed with them while the model runs,
-                instead of kept.
+            pool: Over the rows of a phrase.
+            layer_weights: L numbers, to sum the hidden states with instead of keeping them.
 
         Raises:
-            RunError: A row was never reached, the batch has another size, or the KV cache has
+            RunError: A row was never reached, the batch size differs, or the KV cache has
                 dropped keys.
-            RuntimeError: The model is being recorded already.
+            RuntimeError: The model is already being recorded.
         """
-        layers, norm = self._decoder.layers, self._decoder.norm
+        layers = self._decoder.layers
         config = self._decoder.config  # the language model's own; all its layers share it
         if config._attn_implementation == NAME:
-            raise RuntimeError("the attention of this model is being recorded already")
-        if pool is None or groups is None:
+            raise RuntimeError("the attention of this model is already being recorded")
+        if groups is None:
             groups = [torch.arange(len(r)) for r in rows]
         names = [str(b) for b in range(len(rows))] if names is None else names
         wanted = [
@@ -314,15 +317,16 @@ class AttentionRecorder:
             )
             for name, r, c, g in zip(names, rows, columns, groups, strict=True)
         ]
-        recording = Recording(wanted, pool or "mean", precision, layer_weights)
+        recording = Recording(wanted, pool, layer_weights)
         see_attention = torch.compiler.disable(recording._see_attention)
         with ExitStack() as undo:
             undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
             config._attn_implementation = NAME
             hook = layers[0].register_forward_pre_hook(recording._begin, with_kwargs=True)
             undo.callback(hook.remove)
-            # layers 0..L-2 and the norm: the last hidden state is the one after it
-            for index, (layer, source) in enumerate(zip(layers, [*layers[:-1], norm], strict=True)):
+            # the last hidden state is the one after the norm
+            sources = [*layers[:-1], self._decoder.norm]
+            for index, (layer, source) in enumerate(zip(layers, sources, strict=True)):
                 setattr(layer.self_attn, TAP, partial(see_attention, index))
                 undo.callback(delattr, layer.self_attn, TAP)
                 hook = source.register_forward_hook(partial(recording._see_hidden, index))
@@ -331,45 +335,41 @@ class AttentionRecorder:
         recording._finish()
 
 
-def _add(total: Tensor, rows: Tensor, columns: Tensor | None) -> None:
-    """Add rows (N, P, m) to (N, P, M) in place, at some columns or at all."""
-    if columns is None:
-        total.add_(rows)
-    else:
-        total.index_add_(2, columns.to(total.device), rows)
-
-
-def _refuse(
-    samples: int,
-    start: int,
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    kwargs: dict[str, Any],
-) -> None:
-    """Stop at attention that the rows would not be exact for."""
-    for name, what in UNSUPPORTED.items():
-        if kwargs.get(name) is not None:
-            raise _unsupported(what)
-    if mask is None and kwargs.get("is_causal") is False:
-        raise _unsupported("attention to later tokens")
-    if len(query) != samples:
-        raise RunError(
-            f"The attention of {samples} samples was to be recorded.",
-            found=f"The model ran {len(query)} sequences.",
-            repair="Give rows for each sequence; beam search cannot be recorded.",
-        )
-    if key.shape[2] < start + query.shape[2]:
-        raise RunError(
-            "The attention cannot be recorded: the KV cache has dropped keys.",
-            found=f"{key.shape[2]} of {start + query.shape[2]} are left (a sliding window).",
-            repair="Use a cache that keeps them all, or shorter sequences.",
-        )
-
-
 def _unsupported(what: str) -> UsageError:
     return UsageError(
         "The attention of this model cannot be recorded.",
         found=f"It has {what}.",
         repair="Choose a model with ordinary causal attention.",
     )
+
+
+def attention_rows(
+    query: Tensor, key: Tensor, mask: Tensor | None, positions: Tensor, scaling: float
+) -> Tensor:
+    """Attention of a few queries, (N, t, K) float32; each row sums to 1 over all keys.
+
+    Args:
+        query: (N, t, d), at `positions` (t,) among the keys.
+        key: (N_kv, K, d); not repeated for the heads that share it.
+        mask: (1 or N, t, K) bool or additive; None is causal.
+    """
+    heads, count, width = query.shape
+    with torch.autocast(query.device.type, enabled=False):
+        grouped = query.float().reshape(len(key), -1, width)  # (N_kv, N / N_kv * t, d)
+        # in place from here on: the logits are the largest tensor that recording allocates
+        logits = torch.matmul(grouped, key.float().transpose(1, 2)).mul_(scaling)
+        logits = logits.view(heads, count, -1)  # (N, t, K)
+        if mask is None:
+            mask = torch.arange(logits.shape[2], device=logits.device) <= positions[:, None]
+        if mask.dtype == torch.bool:
+            # not -inf: a row without any key must not become nan
+            logits.masked_fill_(~mask, torch.finfo(torch.float32).min)
+        else:
+            logits.add_(mask.float())
+        return F.softmax(logits, dim=-1)
+
+
+def pool_rows(weights: Tensor, probs: Tensor) -> Tensor:
+    """Sums of rows with weights (P, t): (N, t, K) -> (N, P, K), float32 under autocast too."""
+    with torch.autocast(probs.device.type, enabled=False):
+        return torch.matmul(weights, probs)

@@ -1,4 +1,4 @@
-"""Do the image tokens of a sequence fit the grids that a plugin read into them?"""
+"""Checks that the image tokens of a sequence fit the grids that a plugin declares."""
 
 from __future__ import annotations
 
@@ -11,42 +11,17 @@ from torch import Tensor
 from flmm_core.errors import DataError, FlmmError
 from flmm_core.pipeline.types import ImageView
 
-REPAIR = "Use the processor that belongs to these weights."
-
-
-def find_image_tokens(is_image: Tensor, expected: int) -> Tensor:
-    """(expected,) int64 places of the image tokens in a sequence.
-
-    Args:
-        is_image: (S,) bool.
-        expected: How many there must be.
-
-    Raises:
-        DataError: Their number is another one.
-    """
-    places = is_image.nonzero().flatten()
-    if len(places) != expected:
-        raise DataError(
-            "the image tokens do not fit the grid of the image.",
-            found=f"The sequence holds {len(places)} image tokens; {expected} were expected.",
-            repair=REPAIR,
-        )
-    return places
-
 
 def check_views(
     views: Sequence[ImageView], is_image: Tensor, separators: int, image_hw: tuple[int, int]
 ) -> None:
-    """See that each cell has an image token of its own, and that only separators are left over.
+    """`DataError` unless each cell has an image token of its own and only separators are left.
 
     Args:
-        views: What the plugin read.
+        views: What the plugin declares.
         is_image: (S,) bool.
-        separators: Image tokens that belong to no cell.
-        image_hw: Height and width of the image in pixels, for the message.
-
-    Raises:
-        DataError: They do not fit.
+        separators: How many image tokens belong to no cell.
+        image_hw: Of the image in pixels, for the message.
     """
     cells = torch.cat([view.token_index.flatten() for view in views])  # (M,)
     tokens = int(is_image.sum())
@@ -58,18 +33,24 @@ def check_views(
     )
     if not fits:
         grids = ", ".join(f"{v.name} {'x'.join(map(str, v.token_index.shape))}" for v in views)
-        raise DataError(
-            "the image tokens do not fit the grid of the image.",
-            found=f"The sequence holds {tokens} image tokens; the grid ({grids}, "
-            f"{separators} separators) has places for {len(cells) + separators}, "
-            f"for an image of {image_hw[1]} x {image_hw[0]} pixels.",
-            repair=REPAIR,
+        raise misfit(
+            f"The sequence holds {tokens} image tokens; the grid ({grids}, "
+            f"{separators} separators) needs {len(cells) + separators}, "
+            f"for an image of {image_hw[1]} x {image_hw[0]} pixels."
         )
+
+
+def misfit(found: str) -> DataError:
+    return DataError(
+        "the image tokens do not fit the grid of the image.",
+        found=found,
+        repair="Use the processor that belongs to these weights.",
+    )
 
 
 @contextmanager
 def naming_sample(name: str) -> Iterator[None]:
-    """Put the sample's name before an error that was raised without it."""
+    """Prefix errors with the sample's name, for code that does not know it."""
     try:
         yield
     except FlmmError as error:

@@ -1,4 +1,4 @@
-"""Where a model's weights are, and whether they are the right ones: without loading them."""
+"""Finds a model's weights, checks that they are the right ones, and loads them."""
 
 from __future__ import annotations
 
@@ -7,80 +7,92 @@ import importlib.resources
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    StrictDataclassError,
-)
-from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from flmm_core.errors import ConfigError, UsageError, WeightsError, did_you_mean
-from flmm_core.spec import BackboneOptions, BackboneSpec
+from flmm_core.spec import BackboneSpec
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 PACKAGE_FOLDER = re.compile(r"([A-Za-z_][\w.]*):([\w./-]+)")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ELSEWHERE = (
-    "Download it on a machine with a network (hf download) and give the folder with --model."
-)
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, hub_errors.StrictDataclassError)
+DOWNLOAD = "Download it on a machine with network access (hf download) and pass it with --model."
+
+
+def load_pretrained(
+    source: str, model_class: Any, processor_class: Any, image_class: Any, **kwargs: Any
+) -> tuple[Any, Any]:
+    """Load a model and its processor by `from_pretrained`; what most plugins' `load_model` does.
+
+    Pillow resizes the images: it gives the same pixels on every machine, and the weights were
+    trained with it. transformers would use torchvision where it is installed.
+
+    Args:
+        source: A folder or a hub id.
+        model_class: A transformers class, as `processor_class` and `image_class` are, such as
+            `AutoProcessor` and `AutoImageProcessor`.
+        kwargs: For the model; those that say where the files come from go to all three.
+
+    Returns:
+        (model, processor).
+
+    Raises:
+        WeightsError: Some of the model's weights are missing. transformers would initialize them
+            randomly and go on.
+    """
+    model, report = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
+    if missing := sorted(report["missing_keys"]):
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise WeightsError(
+            f"The weights in '{source}' are incomplete.",
+            found=f"{len(missing)} of the model's tensors are missing: {shown}.",
+            repair="Download the folder again, with all its *.safetensors files.",
+        )
+    files = {k: kwargs[k] for k in (*HUB_ARGUMENTS, "trust_remote_code") if k in kwargs}
+    processor = processor_class.from_pretrained(source, **files)
+    processor.image_processor = image_class.from_pretrained(source, backend="pil", **files)
+    return model, processor
 
 
 def find_source(spec: BackboneSpec, model: str) -> str:
-    """The local folder or hub id that a model's name stands for.
+    """The local folder or hub id of a model: an alias of `spec.models`, a hub id or a folder.
 
     Raises:
         UsageError: It is no alias and looks like neither a hub id nor a folder.
-        WeightsError: The folder does not exist or holds no config.json.
+        WeightsError: The folder does not exist or has no config.json.
     """
     source = spec.models[model].source if model in spec.models else model
-    packaged = PACKAGE_FOLDER.fullmatch(source)
-    if packaged and not Path(source).exists():
-        return str(_existing(spec, model, _package_folder(*packaged.groups())))
     folder = Path(source).expanduser()
-    if folder.exists() or source.startswith((".", "/", "~")):
-        return str(_existing(spec, model, folder))
-    if HUB_ID.fullmatch(source):
-        return source
-    if len(folder.parts) > 1:
-        return str(_existing(spec, model, folder))
-    raise UsageError(
-        f"Unknown model '{model}' of backbone '{spec.name}'. "
-        f"{did_you_mean(model, spec.models)}".rstrip(),
-        found=f"Known: {', '.join(spec.models)}.",
-        repair="A hub id (owner/name) or the path of a folder works too.",
-    )
-
-
-def _package_folder(package: str, folder: str) -> Path:
-    try:
-        return Path(str(importlib.resources.files(package))) / folder
-    except ModuleNotFoundError:
-        return Path(package.replace(".", "/")) / folder
-
-
-def _existing(spec: BackboneSpec, model: str, folder: Path) -> Path:
-    asked = f"The weights of model '{model}' of backbone '{spec.name}' are missing."
-    if not folder.is_dir():
-        found = f"There is no folder {folder}."
-    elif not (folder / "config.json").is_file():
-        found = f"The folder {folder} holds no config.json."
-    else:
-        return folder
+    if not folder.exists():
+        if packaged := PACKAGE_FOLDER.fullmatch(source):
+            package, within = packaged.groups()
+            with suppress(ModuleNotFoundError):
+                folder = Path(str(importlib.resources.files(package))) / within
+        elif HUB_ID.fullmatch(source):
+            return source
+        elif len(folder.parts) == 1:
+            raise UsageError(
+                f"Unknown model '{model}' of backbone '{spec.name}'. "
+                f"{did_you_mean(model, spec.models)}".rstrip(),
+                found=f"Known: {', '.join(spec.models)}.",
+                repair="A hub id (owner/name) or the path of a folder also works.",
+            )
+    if (folder / "config.json").is_file():
+        return str(folder)
     raise WeightsError(
-        asked,
-        found=found,
-        repair="Give the folder of a complete transformers model, a hub id, "
+        f"The weights of model '{model}' of backbone '{spec.name}' are missing.",
+        found=f"The folder {folder} has no config.json."
+        if folder.is_dir()
+        else f"There is no folder {folder}.",
+        repair="Pass the folder of a complete transformers model, a hub id, "
         f"or one of: {', '.join(spec.models)}.",
     )
 
@@ -88,16 +100,13 @@ def _existing(spec: BackboneSpec, model: str, folder: Path) -> Path:
 def check_model_type(
     spec: BackboneSpec, source: str, expected: tuple[str, ...], hub: Mapping[str, Any]
 ) -> None:
-    """See that the weights are of a family that the backbone can read, before loading them.
+    """`WeightsError` before loading if the weights are not of a family of the backbone.
 
     Args:
         spec: The backbone's facts, for messages.
         source: A folder or a hub id.
-        expected: The `model_type`s that fit; none means any.
-        hub: What was passed through; `revision`, `token`, `cache_dir` reach the hub.
-
-    Raises:
-        WeightsError: Another family, an unreadable config.json, or no way to the hub.
+        expected: The supported `model_type`s; empty means any.
+        hub: Of these, `HUB_ARGUMENTS` reach the hub.
     """
     folder = Path(source)
     file = folder / "config.json" if folder.is_dir() else _hub_config(source, hub)
@@ -111,70 +120,58 @@ def check_model_type(
         ) from error
     if expected and found not in expected:
         raise WeightsError(
-            f"The model '{source}' is not one that backbone '{spec.name}' can read.",
+            f"Backbone '{spec.name}' does not support the model '{source}'.",
             found=f"Its config.json says model_type '{found}'; expected: {', '.join(expected)}.",
-            repair="Choose the backbone of that family (flmm backbones list), or another model.",
+            repair="Use the backbone of that family (flmm backbones list), or another model.",
         )
 
 
 def _hub_config(source: str, hub: Mapping[str, Any]) -> Path:
-    wanted = {k: hub[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in hub}
+    wanted = {key: hub[key] for key in HUB_ARGUMENTS if key in hub}
     try:
         return Path(hf_hub_download(source, "config.json", **wanted))
-    except (OSError, HFValidationError, EntryNotFoundError) as error:
-        found, repair = _why_not_fetched(error)
-        raise WeightsError(
-            f"The model '{source}' cannot be fetched from the Hugging Face hub.",
-            found=found,
-            repair=repair,
-        ) from error
+    except (OSError, hub_errors.HFValidationError, hub_errors.EntryNotFoundError) as error:
+        found, repair = _explain_hub_error(error)
+        asked = f"The model '{source}' cannot be downloaded from the Hugging Face hub."
+        raise WeightsError(asked, found=found, repair=repair) from error
 
 
-def _why_not_fetched(error: Exception) -> tuple[str, str]:
-    """(what was found, what repairs it); the hub's errors derive from each other."""
-    if isinstance(error, GatedRepoError):
-        return (
-            "Its owner asks for consent first.",
-            "Accept the conditions on its page and log in (hf auth login).",
-        )
-    if isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError)):
-        return (
-            "There is no folder of that name here, and no such model or revision there.",
-            "Check the name; a private model needs hf auth login.",
-        )
-    if isinstance(error, LocalEntryNotFoundError):
-        return (
-            "It is not in the local cache, and there is no network (or HF_HUB_OFFLINE is set).",
-            ELSEWHERE,
-        )
-    if isinstance(error, EntryNotFoundError):
+def _explain_hub_error(error: Exception) -> tuple[str, str]:
+    """(what was found, what repairs it); the order matters, the hub's errors are subclasses."""
+    if isinstance(error, hub_errors.GatedRepoError):
+        repair = "Accept the conditions on its page and log in (hf auth login)."
+        return "Access to it is gated.", repair
+    unknown = hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError
+    if isinstance(error, (*unknown, hub_errors.HFValidationError)):
+        found = "There is no local folder of that name, and no such model or revision on the hub."
+        return found, "Check the name; a private model needs hf auth login."
+    if isinstance(error, hub_errors.LocalEntryNotFoundError):
+        found = "It is not in the local cache, and there is no network (or HF_HUB_OFFLINE is set)."
+        return found, DOWNLOAD
+    if isinstance(error, hub_errors.EntryNotFoundError):
         return "It has no config.json.", "Choose a transformers model."
-    return f"The hub cannot be reached: {error}", ELSEWHERE
+    return f"The hub cannot be reached: {error}", DOWNLOAD
 
 
 @contextmanager
-def load_errors(spec: BackboneSpec, source: str) -> Iterator[None]:
-    """Turn what `from_pretrained` raises on bad or missing files into a `WeightsError`."""
+def explain_errors(spec: BackboneSpec, source: str) -> Iterator[None]:
+    """Turn the errors of `from_pretrained` for bad or missing files into a `WeightsError`."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except LOAD_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
-            f"The model '{source}' cannot be loaded by backbone '{spec.name}'.",
+            f"Backbone '{spec.name}' cannot load the model '{source}'.",
             found=reason,
-            repair="See that the folder is complete (weights, tokenizer and processor files), "
-            f"or fetch it again. {ELSEWHERE}",
+            repair="Check that the folder is complete (weights, tokenizer and processor files), "
+            f"or download it again. {DOWNLOAD}",
         ) from error
 
 
 def check_processor(processor: Any, config: Any, source: str) -> None:
-    """See that a processor has a chat template and the model's image token.
-
-    Raises:
-        WeightsError: It has not.
-    """
+    """`WeightsError` unless a processor has a chat template and the model's image token."""
     asked = f"The processor of '{source}' cannot be used."
-    repair = "Take the processor files from the model's original folder."
+    repair = "Use the processor files of the model's original folder."
     tokenizer = processor.tokenizer
     if not (getattr(processor, "chat_template", None) or tokenizer.chat_template):
         raise WeightsError(asked, found="It has no chat template.", repair=repair)
@@ -189,44 +186,10 @@ def check_processor(processor: Any, config: Any, source: str) -> None:
         )
 
 
-def parse_options(
-    spec: BackboneSpec, options: Mapping[str, Any] | BackboneOptions | None
-) -> BackboneOptions:
-    """The plugin's own settings, validated.
-
-    Raises:
-        ConfigError: All unknown keys and wrong values, with the fields that there are.
-    """
-    if isinstance(options, spec.options):
-        return options
-    given = options.model_dump() if isinstance(options, BackboneOptions) else dict(options or {})
-    fields = spec.options.model_fields
-    try:
-        return spec.options(**given)
-    except ValidationError as error:
-        problems = []
-        for problem in error.errors():
-            key = ".".join(map(str, problem["loc"])) or "options"
-            if problem["type"] == "extra_forbidden":
-                problems.append(f"Unknown option '{key}'. {did_you_mean(key, fields)}".rstrip())
-            else:
-                problems.append(f"Option '{key}' = {problem['input']!r}: {problem['msg']}.")
-        known = ", ".join(fields) or "none"
-        raise ConfigError(
-            f"The options of backbone '{spec.name}' cannot be used.",
-            found="\n".join(problems),
-            repair=f"Its options: {known}.",
-        ) from error
-
-
 def choose_device(device: str | torch.device) -> torch.device:
-    """A device; "auto" is the first accelerator, or else the CPU.
-
-    Raises:
-        UsageError: There is no such device.
-    """
+    """A device ("auto": the first accelerator or else the CPU); `UsageError` if unusable."""
     if device == "auto":
-        # A torch built for CUDA names it as the accelerator on machines without one, too.
+        # A torch built for CUDA names it as the accelerator even on machines without a GPU.
         found = torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if found is None else found
     try:
@@ -236,18 +199,15 @@ def choose_device(device: str | torch.device) -> torch.device:
         raise UsageError(
             f"The device '{device}' cannot be used.",
             found=str(error).splitlines()[0],
-            repair="Use 'auto' or 'cpu', or a device that torch was built for.",
+            repair="Use 'auto', 'cpu', or a device that this build of torch supports.",
         ) from error
     return chosen
 
 
 def choose_dtype(dtype: str | torch.dtype, device_type: str) -> str | torch.dtype:
-    """What to load as; "auto" is float32 on the CPU, elsewhere as stored.
+    """The dtype to load weights in, `ConfigError` for an unknown name.
 
-    Half precision on a CPU is slower than single, and the tiny models are stored in it.
-
-    Raises:
-        ConfigError: The name is unknown.
+    "auto" is float32 on the CPU, where half precision is slower, and elsewhere as stored.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -262,16 +222,15 @@ def choose_dtype(dtype: str | torch.dtype, device_type: str) -> str | torch.dtyp
 
 
 def digest(module: torch.nn.Module) -> str:
-    """Hexadecimal SHA-256 over the names, types, shapes and values of a module's weights.
+    """Hexadecimal SHA-256 over the names, dtypes, shapes and values of a module's weights.
 
-    Raises:
-        WeightsError: Some weights are offloaded, so that their values cannot be read.
+    `WeightsError` if some are offloaded.
     """
     total = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         if tensor.is_meta:
             raise WeightsError(
-                "The weights of an offloaded model cannot be digested.",
+                "The digest of an offloaded model's weights cannot be computed.",
                 found=f"'{name}' is not in memory.",
                 repair="Load the model without offloading.",
             )

@@ -1,1 +1,52 @@
-"""Stage 4: what sharpens the coarse masks."""
+"""Stage 4: sharpen the coarse masks. The core's own refiners, declared as any plugin's are."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from flmm_core.hookspecs import hookimpl
+from flmm_core.spec import RefinerOptions, RefinerSpec
+
+
+class SamOptions(RefinerOptions):
+    """Which SAM, what it is prompted with, and how it computes."""
+
+    size: Literal["tiny", "vit_b", "vit_l", "vit_h"] = Field(
+        "tiny", description="SAM's size; vit_b, vit_l and vit_h need --refiner-weights."
+    )
+    mask: bool = Field(True, description="Prompt with the coarse mask.")
+    box: bool = Field(True, description="Prompt with the bounding box of the coarse mask.")
+    text: bool = Field(True, description="Prompt with the hidden states of the phrase.")
+    multimask: bool = Field(
+        False, description="Predict three masks and keep the one closest to the coarse mask."
+    )
+    half: bool = Field(False, description="Encode images in bfloat16.")
+
+    @model_validator(mode="after")
+    def _prompted(self) -> Self:
+        if not (self.mask or self.box or self.text):
+            raise ValueError("SAM needs at least one kind of prompt: mask, box or text")
+        return self
+
+
+SPECS = [
+    RefinerSpec(
+        name="none",
+        target="flmm_core.pipeline.refiners.none:NoRefiner",
+        summary="no refinement: the coarse masks at the image's size",
+    ),
+    RefinerSpec(
+        name="sam",
+        target="flmm_core.pipeline.refiners.sam:SamRefiner",
+        summary="Segment Anything: frozen image encoder, trained prompt encoder and mask decoder",
+        options=SamOptions,
+        shorthand="size",
+    ),
+]
+
+
+@hookimpl
+def flmm_refiners() -> list[RefinerSpec]:
+    return SPECS

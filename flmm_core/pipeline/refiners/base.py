@@ -1,4 +1,4 @@
-"""What a refiner is made of: a frozen image encoder and a trained part."""
+"""The two halves of a refiner: a frozen image encoder and a trained part."""
 
 from __future__ import annotations
 
@@ -10,44 +10,43 @@ from typing import Any, Self
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from flmm_core.pipeline.types import EncodedImage
-from flmm_core.spec import RefinerOptions
 
 
 class ImageEncoder(ABC):
-    """The frozen half of a refiner.
+    """The frozen half.
 
     A plain object and not an `nn.Module`, so that its weights can reach neither an optimizer nor
-    a checkpoint. `prepare` runs in DataLoader workers: a pickled encoder leaves its weights behind.
-
-    Attributes:
-        embedding_shape: (E, g, g) of one image's embedding.
+    a checkpoint. `prepare` runs in DataLoader workers; pickling an encoder must leave out its
+    weights.
     """
 
     embedding_shape: tuple[int, int, int]
+    """(E, g, g) of one image."""
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:
-        """One image on the CPU, as `encode` takes it; needs no weights."""
+        """One image as the input of `encode`, on the CPU; needs no weights."""
 
     @abstractmethod
     def encode(self, images: Sequence[Tensor]) -> tuple[EncodedImage, ...]:
-        """Embeddings of prepared images; a tensor given twice is encoded once."""
+        """Embeddings of prepared images, at least one, without gradient."""
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """Move the weights; gives itself."""
+        """Move the weights; returns itself."""
 
 
 class Refiner(nn.Module, ABC):
-    """The trained half: coarse logits and the encoded image -> logits at the image's size.
+    """The trained half: coarse logits + encoded image + text prompts -> logits of the image's size.
 
-    Its `state_dict()` goes into a head's file as it is.
+    Its `state_dict()` is saved with the head, unfiltered.
 
     Attributes:
         uses_text: Whether `forward` reads text prompts.
-        prompt_width: E, the width of a text prompt; 0 if it reads none.
+        prompt_width: E, the width of a text prompt; read only with `uses_text`.
     """
 
     uses_text: bool = False
@@ -58,19 +57,29 @@ class Refiner(nn.Module, ABC):
     def load(
         cls, options: Any, *, weights: Path | None = None, paper_rounding: bool = False
     ) -> tuple[ImageEncoder | None, Self]:
-        """Both halves with pretrained weights, on the CPU.
+        """Both halves with pretrained weights, on the CPU; no encoder if it needs no image.
 
         Args:
-            options: What the refiner's spec declares, validated (`RefinerOptions`).
-            weights: The user's own weights file or folder; None takes the packaged one, if any.
+            options: An instance of the options class that the refiner's spec names.
+            weights: Weights file or folder; None takes the packaged one, if there is one.
             paper_rounding: Compute as the original F-LMM does.
-
-        Returns:
-            The frozen image encoder, None if no image is needed, and the trained half.
 
         Raises:
             WeightsError: The weights are missing or do not fit.
         """
+
+    @classmethod
+    def reads_text(cls, options: Any) -> bool:
+        """Whether a refiner with these options reads text prompts, without loading it."""
+        return cls.uses_text
+
+    @classmethod
+    def embedding_facts(cls, options: Any, weights: Path | None) -> dict[str, Any]:
+        """What an image's embedding depends on, for caches; empty without an image encoder.
+
+        Plain values by name; a `Path` stands for the contents of a file or folder.
+        """
+        return {}
 
     @abstractmethod
     def forward(
@@ -80,17 +89,16 @@ class Refiner(nn.Module, ABC):
         prompts: Sequence[Sequence[Tensor]],
         image_hw: Sequence[tuple[int, int]],
     ) -> tuple[Tensor, ...]:
-        """Refine all masks of a batch together.
+        """Refine all masks of a batch together: per sample, (P, H, W) logits.
 
         Args:
-            images: Per sample, what `ImageEncoder.encode` gave; None without an encoder.
+            images: Per sample, the output of `ImageEncoder.encode`; None without an encoder.
             coarse: Per sample, (P, h, w) logits that cover exactly the image.
             prompts: Per sample and phrase, (T_p, E) text prompts; empty unless `uses_text`.
-            image_hw: Per sample, height and width of the image in pixels.
-
-        Returns:
-            Per sample, (P, H, W) logits at the image's size.
+            image_hw: Per sample, H and W.
         """
 
 
-__all__ = ["ImageEncoder", "Refiner", "RefinerOptions"]
+def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(P, h, w) -> (P, *size), bilinear, cell edges aligned."""
+    return F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]

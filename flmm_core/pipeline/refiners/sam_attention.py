@@ -1,9 +1,8 @@
-"""segment-anything's modules through PyTorch's fused kernels, and with padded prompts.
+"""segment-anything's modules with fused attention, padded prompts and a faster memory layout.
 
-The modules keep their weights and names; only how they compute is exchanged. Attention does not
-keep what the softmax gives, and a prompt may be padded: padding has exactly no weight. (What
-relative positions add is one number a pair of patches, and has to be written out for these
-kernels.) Transposed convolutions whose windows do not overlap are products of matrices.
+Modules keep their weights and names; only their `forward` is replaced. Fused attention does not
+store the attention weights, and prompts may be padded: padding has exactly no weight. Transposed
+convolutions whose windows do not overlap are computed as matrix products.
 """
 
 from __future__ import annotations
@@ -21,11 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEW_KEYS = 16
-"""Up to so many prompt tokens, the image's attention to them is written out."""
+"""Up to this many prompt tokens, image-to-prompt attention is not fused: see `_attend_to_few`."""
 
 
 class FusedEncoderAttention(EncoderAttention):  # type: ignore[misc]
-    """Attention between the patches of an image or of a window."""
+    """Attention between the patches of an image or a window.
+
+    The relative position bias is materialized, as the fused kernel takes it only as a tensor.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
@@ -38,7 +40,7 @@ class FusedEncoderAttention(EncoderAttention):  # type: ignore[misc]
         return out
 
     def _bias(self, q: Tensor, h: int, w: int) -> Tensor:
-        """(B, N, h * w, h * w), what relative positions add to the logits."""
+        """(B, N, h * w, h * w) relative position bias."""
         rows = get_rel_pos(h, h, self.rel_pos_h)  # (h, h, d)
         columns = get_rel_pos(w, w, self.rel_pos_w)  # (w, w, d)
         grid = q.unflatten(2, (h, w))  # (B, N, h, w, d)
@@ -49,13 +51,10 @@ class FusedEncoderAttention(EncoderAttention):  # type: ignore[misc]
 
 
 class FusedDecoderAttention(DecoderAttention):  # type: ignore[misc]
-    """Attention between prompt tokens and the image.
-
-    Attributes:
-        real_keys: (B, K) bool, false where a key is padding; None if none is.
-    """
+    """Attention between prompt tokens and image."""
 
     real_keys: Tensor | None = None
+    """(B, K) bool, false at padding; None if there is none."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, Q, E), (B, K, E), (B, K, E) -> (B, Q, E)."""
@@ -72,10 +71,10 @@ class FusedDecoderAttention(DecoderAttention):  # type: ignore[misc]
 
 
 class FusedUpscaling(nn.Sequential):
-    """The mask decoder's way from its grid to one of four times the side, channels last.
+    """The mask decoder's 4x upscaling in channels-last layout.
 
-    Every cell becomes 2 × 2 twice, which is one product with a matrix each time, and the norm
-    between them reads neighbours in memory.
+    Each of the two steps turns every cell into 2 × 2 cells, which is one matrix product; the norm
+    between them reads contiguous memory.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,10 +88,10 @@ class FusedUpscaling(nn.Sequential):
 
 
 class LastChannelTransformer(TwoWayTransformer):  # type: ignore[misc]
-    """The mask decoder's transformer, given the channels of a cell side by side in memory.
+    """The mask decoder's transformer in channels-last layout.
 
-    It reads the image and the places of its cells again and again, always by cell; and the
-    places are the same for every mask.
+    It reads image and positions by cell, many times. Positions are the same for all masks: one
+    copy is broadcast.
     """
 
     def forward(
@@ -107,7 +106,7 @@ class LastChannelTransformer(TwoWayTransformer):  # type: ignore[misc]
 
 
 def _quarter(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
-    """`convolution`, of stride 2 and 2 × 2 cells, of (B, h, w, C), as (B, 2h, 2w, D)."""
+    """A transposed convolution with 2 × 2 kernel and stride 2: (B, h, w, C) -> (B, 2h, 2w, D)."""
     b, h, w, _ = x.shape
     weight = convolution.weight.permute(2, 3, 1, 0)  # (2, 2, D, C)
     assert convolution.bias is not None
@@ -116,10 +115,10 @@ def _quarter(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
 
 
 def _attend_to_few(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """`F.scaled_dot_product_attention` of many queries (the image) to a few keys (the prompt).
+    """`F.scaled_dot_product_attention` from many queries (image) to few keys (prompt).
 
-    The fused kernel works along the keys, and a dozen of them leave it idle: with the queries
-    last this is two to ten times as fast, and what it keeps is small.
+    The fused kernel vectorizes over keys, of which there are too few. With the queries last,
+    this is two to ten times as fast, and the stored weights are small.
     """
     scores = (key * query.shape[-1] ** -0.5) @ query.transpose(-1, -2)  # (B, N, K, Q)
     if mask is not None:
@@ -129,7 +128,7 @@ def _attend_to_few(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
 
 
 def fuse(part: nn.Module) -> None:
-    """Exchange how segment-anything's modules in `part` compute."""
+    """Replace the `forward` of segment-anything's modules in `part`."""
     fused: dict[type[nn.Module], type[nn.Module]] = {
         EncoderAttention: FusedEncoderAttention,
         DecoderAttention: FusedDecoderAttention,
@@ -144,13 +143,8 @@ def fuse(part: nn.Module) -> None:
 
 @contextmanager
 def padded_prompts(decoder: MaskDecoder, real: Tensor | None) -> Iterator[None]:
-    """Let a fused decoder leave out tokens of its prompts.
-
-    Args:
-        decoder: After `fuse`.
-        real: (B, K) bool, false where a sparse prompt token is padding; None if none is.
-    """
-    own = 1 + decoder.num_mask_tokens  # the decoder's own tokens stand before the prompt's
+    """Make a fused decoder ignore the sparse prompt tokens where `real` (B, K) is false."""
+    own = 1 + decoder.num_mask_tokens  # the decoder's own tokens come before the prompt
     keys = None if real is None else F.pad(real, (own, 0), value=True)
     over_tokens = [
         attention

@@ -11,8 +11,8 @@ SPEC = BackboneSpec(
     models={
         "tiny": ModelInfo(
             source="flmm_deepseek_vl:tiny",
-            licence="Apache-2.0",
-            summary="toy twin that knows drawn shapes, inside the package",
+            license="Apache-2.0",
+            summary="toy model that knows drawn shapes, shipped in the package",
             defaults=TOY_DEFAULTS,
         ),
         "1.3b-chat": ModelInfo("deepseek-community/deepseek-vl-1.3b-chat", "DeepSeek Model"),

@@ -1,8 +1,8 @@
-"""Where DeepSeek-VL's image tokens lie on the image. Plain numbers only.
+"""The geometry of DeepSeek-VL's image tokens, in plain numbers.
 
-The processor resizes the longest side to `image_size`, pads the other side to a square with
-the image in the middle, and the model makes one token of each patch. So the one view has
-always the same shape, and reaches beyond the image where it shows padding.
+The processor resizes the longest side to `image_size` and pads the image to a centered square;
+the model makes one token of each patch. So the single view always has the same shape, and its
+box extends beyond the image where it shows padding.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ Box = tuple[float, float, float, float]
 
 
 def grid_shape(image_size: int, patch_size: int) -> tuple[int, int]:
-    """(h, w) in tokens of every image; a rest smaller than a patch is not seen."""
+    """(h, w) in tokens; pixels beyond the last whole patch are not seen."""
     return image_size // patch_size, image_size // patch_size
 
 
 def token_rows(grid_hw: tuple[int, int]) -> Rows:
-    """Which image token (counted from the first) each cell is: row by row."""
+    """The index of each cell among the image tokens, row by row."""
     h, w = grid_hw
     return [list(range(r * w, (r + 1) * w)) for r in range(h)]
 
 
 def resized_hw(image_hw: tuple[int, int], image_size: int, min_size: int) -> tuple[int, int]:
-    """Pixels that the image takes on the square, (h, w); rounded as the processor rounds."""
+    """(h, w) in pixels of the resized image, rounded as the processor does."""
     height, width = image_hw
     scale = image_size / max(height, width)
     return max(round(height * scale), min_size), max(round(width * scale), min_size)

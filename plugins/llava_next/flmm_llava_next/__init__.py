@@ -7,12 +7,12 @@ from flmm_core import TOY_DEFAULTS, BackboneSpec, ModelInfo, hookimpl
 SPEC = BackboneSpec(
     name="llava_next",
     target="flmm_llava_next.backbone:LlavaNextBackbone",
-    summary="LLaVA-Next: two views, the whole image on 24 x 24 and its tiles put together",
+    summary="LLaVA-Next: two views, the whole image at 24 x 24 and its tiles reassembled",
     models={
         "tiny": ModelInfo(
             source="flmm_llava_next:tiny",
-            licence="Apache-2.0",
-            summary="toy twin that knows drawn shapes, inside the package",
+            license="Apache-2.0",
+            summary="toy model that knows drawn shapes, shipped in the package",
             defaults=TOY_DEFAULTS,
         ),
         "vicuna-7b": ModelInfo("llava-hf/llava-v1.6-vicuna-7b-hf", "Llama 2 Community"),

@@ -1,13 +1,13 @@
-"""Where LLaVA-Next's image tokens lie on the image. Plain numbers only.
+"""The geometry of LLaVA-Next's image tokens, in plain numbers.
 
-The model sees an image twice. `coarse`: squashed onto one tile, n x n tokens. `fine`: resized
-into the best of some canvases made of whole tiles, padded, cut into tiles, and put together
-again; whole rows or columns of padding are then dropped, and a newline token ends each row:
+The model sees an image twice. `coarse`: resized to one square tile, n x n tokens. `fine`: resized
+to the best of several canvases of whole tiles, padded, cut into tiles, and reassembled; whole
+rows or columns of padding are then dropped, and a newline token ends each row:
 
     [coarse: n x n][fine row 0: w tokens][newline][fine row 1: w tokens][newline] ...
 
-The cells that are left do not cover exactly the image: the image is resized to whole
-pixels rounded up, padding is dropped in whole cells rounded down. `fine_box` says where they lie.
+The remaining cells do not cover the image exactly: the image is resized to whole pixels, rounded
+up, and padding is dropped in whole cells, rounded down. `fine_box` is the box of the cells.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ COARSE_BOX: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 def best_canvas(image_hw: Size, canvases: Sequence[Sequence[int]]) -> Size:
-    """The canvas (H, W) that keeps most of the image's pixels and then wastes fewest.
+    """The canvas (H, W) that keeps the most pixels of the image, then the one that wastes fewest.
 
-    Floats on purpose, here and in `resized_hw`: the processor computes with them, and where
-    they round decides the canvas, and with it the number of tokens.
+    Floats on purpose, here and in `resized_hw`: the processor uses them, and their rounding
+    decides the canvas and with it the number of tokens.
     """
     height, width = image_hw
 
@@ -41,7 +41,7 @@ def best_canvas(image_hw: Size, canvases: Sequence[Sequence[int]]) -> Size:
 
 
 def resized_hw(image_hw: Size, canvas_hw: Size) -> Size:
-    """Pixels that the image takes in the middle of the canvas, (h, w)."""
+    """(h, w) in pixels of the resized image, in the center of the canvas."""
     (height, width), (canvas_h, canvas_w) = image_hw, canvas_hw
     scale_h, scale_w = canvas_h / height, canvas_w / width
     if scale_w < scale_h:
@@ -50,7 +50,7 @@ def resized_hw(image_hw: Size, canvas_hw: Size) -> Size:
 
 
 def dropped_cells(image_hw: Size, canvas_cells: Size) -> Size:
-    """(rows, columns) of padding that are dropped at each end of the canvas."""
+    """(rows, columns) of padding that the model drops at each end of the canvas."""
     (height, width), (cells_h, cells_w) = image_hw, canvas_cells
     if width * cells_h > cells_w * height:
         return (cells_h - height * cells_w // width) // 2, 0
@@ -58,7 +58,7 @@ def dropped_cells(image_hw: Size, canvas_cells: Size) -> Size:
 
 
 def fine_shape(image_hw: Size, canvas_hw: Size, patch_size: int) -> Size:
-    """(h, w) in tokens of the fine view, newline tokens not counted."""
+    """(h, w) in tokens of the fine view, without newline tokens."""
     cells_h, cells_w = canvas_hw[0] // patch_size, canvas_hw[1] // patch_size
     rows, columns = dropped_cells(image_hw, (cells_h, cells_w))
     return cells_h - 2 * rows, cells_w - 2 * columns
@@ -79,16 +79,16 @@ def fine_box(image_hw: Size, canvas_hw: Size, patch_size: int) -> Box:
 
 
 def coarse_rows(side: int) -> Rows:
-    """Which image token (counted from the first) each cell of the coarse view is."""
+    """The index of each coarse cell among the image tokens."""
     return [list(range(r * side, (r + 1) * side)) for r in range(side)]
 
 
 def fine_rows(grid_hw: Size, first: int) -> Rows:
-    """The same of the fine view, whose first token is `first`; newline tokens are passed over."""
+    """The same for the fine view, whose first token is `first`; newline tokens are skipped."""
     h, w = grid_hw
     return [list(range(first + r * (w + 1), first + r * (w + 1) + w)) for r in range(h)]
 
 
 def token_count(side: int, fine_hw: Size) -> int:
-    """Image tokens of an image, newline tokens counted."""
+    """The number of image tokens, with newline tokens."""
     return side * side + fine_hw[0] * (fine_hw[1] + 1)

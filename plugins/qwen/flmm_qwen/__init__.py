@@ -10,7 +10,7 @@ from flmm_core import TOY_DEFAULTS, BackboneOptions, BackboneSpec, ModelInfo, ho
 
 
 class QwenOptions(BackboneOptions):
-    """How many pixels an image is resized to; a token is a square of 28 x 28 of them."""
+    """Limits of the size that an image is resized to; a token covers 28 x 28 pixels."""
 
     min_pixels: int | None = Field(
         None, ge=1, description="Enlarge smaller images to this many pixels (height x width)."
@@ -22,21 +22,19 @@ class QwenOptions(BackboneOptions):
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
-            raise ValueError(
-                f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}"
-            )
+            raise ValueError(f"min_pixels {self.min_pixels} exceeds max_pixels {self.max_pixels}")
         return self
 
 
 SPEC = BackboneSpec(
     name="qwen",
     target="flmm_qwen.backbone:QwenBackbone",
-    summary="Qwen2.5-VL: one view, its grid as large as the image asks for",
+    summary="Qwen2.5-VL: one view, whose grid grows with the image",
     models={
         "tiny": ModelInfo(
             source="flmm_qwen:tiny",
-            licence="Apache-2.0",
-            summary="toy twin that knows drawn shapes, inside the package",
+            license="Apache-2.0",
+            summary="toy model that knows drawn shapes, shipped in the package",
             defaults=TOY_DEFAULTS,
         ),
         "3b": ModelInfo("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen Research (non-commercial)"),

@@ -20,27 +20,27 @@ class QwenBackbone(Backbone):
     model_types = ("qwen2_5_vl",)
 
     @classmethod
-    def _load(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
-        assert isinstance(options, QwenOptions)  # core validates them as what SPEC says
+    def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
+        assert isinstance(options, QwenOptions)  # the core validates them with SPEC.options
         vlm, processor = load_pretrained(
             source, Qwen2_5_VLForConditionalGeneration, AutoProcessor, AutoImageProcessor, **kwargs
         )
-        pictures = processor.image_processor
-        pictures.size = cls._size(pictures.size, options)
+        image_processor = processor.image_processor
+        image_processor.size = cls._size(image_processor.size, options)
         return vlm, processor
 
     @staticmethod
     def _size(size: Any, options: QwenOptions) -> dict[str, int]:
-        """The limits of an image in pixels, which the processor calls edges."""
+        """The limits of an image in pixels, which the processor names edges."""
         least = options.min_pixels or size["shortest_edge"]
         most = options.max_pixels or max(size["longest_edge"], least)
         return {"shortest_edge": min(least, most), "longest_edge": most}
 
-    def _views(
+    def views(
         self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
         merge = self.config.vision_config.spatial_merge_size
         h, w = views.grid_shape(tensors["image_grid_thw"][0].tolist(), merge)
         rows = torch.tensor(views.token_rows((h, w)))  # (h, w)
-        places = self.image_token_places(input_ids, h * w)
-        return (ImageView("image", places[rows], views.PICTURE_BOX),)
+        positions = self.image_token_positions(input_ids, h * w)
+        return (ImageView("image", positions[rows], views.IMAGE_BOX),)

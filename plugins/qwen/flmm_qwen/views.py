@@ -1,8 +1,8 @@
-"""Where Qwen2.5-VL's image tokens lie on the image. Whole numbers only.
+"""The geometry of Qwen2.5-VL's image tokens, in integers.
 
 The processor resizes the whole image, without padding, to sides that are multiples of
-`patch * merge` pixels, and the model merges `merge x merge` patches into one token. So the one
-view covers the image exactly and its shape differs from image to image.
+`patch * merge` pixels, and the model merges `merge x merge` patches into one token. So the
+single view covers the image exactly, and its shape differs from image to image.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 Rows = list[list[int]]
 
-PICTURE_BOX = (0.0, 0.0, 1.0, 1.0)
+IMAGE_BOX = (0.0, 0.0, 1.0, 1.0)
 
 
 def grid_shape(grid_thw: Sequence[int], merge_size: int) -> tuple[int, int]:
@@ -31,6 +31,6 @@ def grid_shape(grid_thw: Sequence[int], merge_size: int) -> tuple[int, int]:
 
 
 def token_rows(grid_hw: tuple[int, int]) -> Rows:
-    """Which image token (counted from the first) each cell is: row by row."""
+    """The index of each cell among the image tokens, row by row."""
     h, w = grid_hw
     return [list(range(r * w, (r + 1) * w)) for r in range(h)]

@@ -9,25 +9,23 @@ from hypothesis import strategies as st
 
 from flmm_core.data.drawn.flat_painter import make_flat_scene, paint_flat
 from flmm_core.data.drawn.scenes import (
-    COLOURS,
+    COLORS,
     HARD_KINDS,
-    PICTURE_SIDES,
+    IMAGE_SIDES,
     SHAPES,
     Scene,
     Shape,
     expressions,
     make_scene,
-    narration,
     paint,
-    place_words,
 )
 
 KINDS = ("plain", *HARD_KINDS)
 WORDS = re.compile(
     r"(?:the )?(?P<adjective>small|large|left|right|upper|lower)? ?"
-    rf"(?P<colour>{'|'.join(COLOURS)}) (?P<name>{'|'.join(SHAPES)})"
+    rf"(?P<color>{'|'.join(COLORS)}) (?P<name>{'|'.join(SHAPES)})"
     rf"(?: (?P<relation>left of|right of|above|below) the "
-    rf"(?P<mark_colour>{'|'.join(COLOURS)}) (?P<mark>{'|'.join(SHAPES)}))?"
+    rf"(?P<mark_color>{'|'.join(COLORS)}) (?P<mark>{'|'.join(SHAPES)}))?"
 )
 
 
@@ -35,7 +33,7 @@ def meant(scene: Scene, words: str) -> list[Shape]:
     """Which shapes an expression names, by a reading of our own."""
     match = WORDS.fullmatch(words)
     assert match, words
-    found = [s for s in scene.shapes if (s.colour, s.name) == (match["colour"], match["name"])]
+    found = [s for s in scene.shapes if (s.color, s.name) == (match["color"], match["name"])]
     if match["adjective"] in ("small", "large"):
         found = [s for s in found if s.size == match["adjective"]]
     elif match["adjective"]:
@@ -47,8 +45,8 @@ def meant(scene: Scene, words: str) -> list[Shape]:
         }[match["adjective"]]
         found = [min(found, key=key)]
     if match["relation"]:
-        kind = (match["mark_colour"], match["mark"])
-        (mark,) = [s for s in scene.shapes if (s.colour, s.name) == kind]
+        kind = (match["mark_color"], match["mark"])
+        (mark,) = [s for s in scene.shapes if (s.color, s.name) == kind]
         holds = {
             "left of": lambda s: s.x < mark.x,
             "right of": lambda s: s.x > mark.x,
@@ -88,13 +86,13 @@ def test_masks_are_where_the_shapes_are_painted(seed: int, kind: str) -> None:
     for shape, mask in zip(scene.shapes, masks, strict=True):
         if mask.sum() < 30:
             continue
-        # The mean colour under the mask is nearest to the shape's own among all colours.
+        # The mean color under the mask is nearest to the shape's own among all colors.
         mean = pixels[mask].mean(0)
         mean = mean / mean.max()
         apart = {
-            name: np.abs(mean - np.array(rgb) / max(rgb)).sum() for name, rgb in COLOURS.items()
+            name: np.abs(mean - np.array(rgb) / max(rgb)).sum() for name, rgb in COLORS.items()
         }
-        assert min(apart, key=apart.get) == shape.colour
+        assert min(apart, key=apart.get) == shape.color
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -127,7 +125,7 @@ def test_slices_hold_what_their_names_say() -> None:
         first, second = make_scene(seed, "size").shapes[:2]
         assert first.kind == second.kind
         assert (first.size, second.size) == ("small", "large")
-        assert all(s.radius < 0.081 * max(PICTURE_SIDES) for s in make_scene(seed, "small").shapes)
+        assert all(s.radius < 0.081 * max(IMAGE_SIDES) for s in make_scene(seed, "small").shapes)
         assert all(s.textured for s in make_scene(seed, "texture").shapes)
         plain = make_scene(seed, "plain")
         assert len({s.kind for s in plain.shapes}) == len(plain.shapes)
@@ -135,33 +133,7 @@ def test_slices_hold_what_their_names_say() -> None:
     assert sum((masks.sum((1, 2)) < whole).any() for masks, whole in hidden) > 30
 
 
-def test_narration_names_every_shape_once() -> None:
-    scene = make_scene(11, "plain")
-    pieces = narration(scene, np.random.default_rng(0))
-    assert sorted(p.phrase for p in pieces if p.phrase is not None) == list(
-        range(len(scene.shapes))
-    )
-    text = "".join(piece.text for piece in pieces)
-    assert text.endswith(".")
-    assert all(shape.words in text for shape in scene.shapes)
-    assert not re.search(r"\ba orange|\ban [^o]", text)
-
-
-def test_place_words_split_the_image_in_thirds() -> None:
-    scene = Scene(90, 90, (), "flat", "plain", 0)
-    words = [
-        place_words(scene, Shape("star", "red", "small", x, y, 5, 0, (0, 0, 0)))
-        for y in (10, 45, 80)
-        for x in (10, 45, 80)
-    ]
-    assert words == [
-        "in the top left", "at the top", "in the top right",
-        "on the left", "in the middle", "on the right",
-        "in the bottom left", "at the bottom", "in the bottom right",
-    ]  # fmt: skip
-
-
-def test_the_other_painter_uses_flat_colours_and_other_sizes() -> None:
+def test_the_other_painter_uses_flat_colors_and_other_sizes() -> None:
     scene = make_flat_scene((3,))
     pixels, masks, _ = paint_flat(scene)
     assert scene.height >= 160

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from flmm_core.data import rle
-from flmm_core.data.drawn import writing as draw
-from flmm_core.data.drawn.writing import FORMATS, SPLITS, draw_images, ensure_shapes
+from flmm_core.data.drawn import splits
+from flmm_core.data.drawn.splits import SPLITS, ensure_shapes
+from flmm_core.data.drawn.writing import draw_images
+from flmm_core.data.formats import FORMATS
 from flmm_core.data.images import read_image
 from flmm_core.data.sources import open_source
 from flmm_core.errors import UsageError
@@ -18,38 +20,38 @@ def small_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default splits, three images each, in a cache folder of their own."""
     monkeypatch.setenv("FLMM_CACHE", str(tmp_path / "cache"))
     few = {
-        name: draw.Split(3, plan.seed, plan.kinds, plan.sentences, plan.extras)
+        name: splits.Split(3, plan.seed, plan.kinds, plan.sentences, plan.extras)
         for name, plan in SPLITS.items()
     }
-    monkeypatch.setattr(draw, "SPLITS", few)
+    monkeypatch.setattr(splits, "SPLITS", few)
     return tmp_path / "cache"
 
 
 @pytest.mark.parametrize("format_name", ["refcoco", "grefcoco", "jsonl", "coco"])
 def test_what_is_written_is_read_back_exactly(format_name: str, tmp_path: Path) -> None:
-    pictures = list(draw_images(4, seed=9, kinds=("plain", "size"), sentences=2))
-    FORMATS[format_name].write(tmp_path, pictures)
+    images = list(draw_images(4, seed=9, kinds=("plain", "size"), sentences=2))
+    FORMATS[format_name].write(tmp_path, images)
     samples = open_source(f"{format_name}:{tmp_path}@train")
-    drawn = [(p, o, w) for p in pictures for o in p.objects for w in o.sentences]
+    drawn = [(p, o, w) for p in images for o in p.objects for w in o.sentences]
     assert len(samples) == len(drawn) > 8
-    for sample, (picture, thing, words) in zip(samples, drawn, strict=True):
+    for sample, (image, thing, words) in zip(samples, drawn, strict=True):
         assert sample.phrases[0].text == words
         if format_name in ("refcoco", "jsonl"):
             assert sample.phrases[0].slice == thing.slice
         mask = rle.decode(sample.phrases[0].mask)
         assert np.array_equal(mask, rle.decode(thing.mask))
-        assert np.array_equal(np.asarray(read_image(sample.image_path)), np.asarray(picture.image))
+        assert np.array_equal(np.asarray(read_image(sample.image_path)), np.asarray(image.image))
 
 
 def test_splits_share_no_scene_and_only_test_is_plain(small_splits: Path) -> None:
     samples = {name: open_source(f"shapes@{name}") for name in SPLITS}
-    pictures = {
+    images = {
         name: {read_image(s.image_path).tobytes() for s in part} for name, part in samples.items()
     }
-    assert len(set().union(*pictures.values())) == sum(map(len, pictures.values()))
+    assert len(set().union(*images.values())) == sum(map(len, images.values()))
     assert {p.slice for s in samples["test"] for p in s.phrases} == {"plain"}
     assert "plain" not in {p.slice for s in samples["hard"] for p in s.phrases}
-    assert SPLITS["test"].pictures >= 300
+    assert SPLITS["test"].count >= 300
 
 
 def test_one_split_asks_for_things_that_are_not_there(small_splits: Path) -> None:
@@ -62,13 +64,13 @@ def test_one_split_asks_for_things_that_are_not_there(small_splits: Path) -> Non
         said = {phrase.text.removeprefix("the ") for phrase in there}
         assert absent.text.removeprefix("the ") not in said
     drawn = draw_images(40, seed=3, extras=("absent",))
-    missing = [picture.objects[-1].sentences[0] for picture in drawn]
+    missing = [image.objects[-1].sentences[0] for image in drawn]
     assert len(set(missing)) > 15
 
 
 def test_a_split_is_drawn_once(small_splits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ensure_shapes("test")
-    monkeypatch.setattr(draw, "draw_pictures", None)  # a second drawing would fail
+    monkeypatch.setattr(splits, "draw_images", None)  # a second drawing would fail
     assert ensure_shapes("test") == folder
 
 
@@ -79,15 +81,15 @@ def test_a_stop_while_drawing_leaves_nothing(
         yield next(draw_images(1, 1))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(draw, "draw_pictures", stopped)
+    monkeypatch.setattr(splits, "draw_images", stopped)
     with pytest.raises(KeyboardInterrupt):
         ensure_shapes("test")
     assert list(small_splits.iterdir()) == []
 
 
 def test_hidden_objects_are_not_asked_for() -> None:
-    for picture in draw_images(30, seed=2, kinds=("occlusion",)):
-        for thing in picture.objects:
+    for image in draw_images(30, seed=2, kinds=("occlusion",)):
+        for thing in image.objects:
             assert rle.area(thing.mask) > 0
 
 
@@ -102,3 +104,14 @@ def test_unknown_split_and_kind_are_named() -> None:
         next(draw_images(1, 0, kinds=("plane",)))
     with pytest.raises(UsageError, match="0 images cannot be drawn"):
         next(draw_images(0, 0))
+
+
+def test_scenes_are_kept_in_the_users_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLMM_CACHE", raising=False)
+    monkeypatch.setattr(splits, "user_cache_path", lambda name, **_: tmp_path / name)
+    assert splits.cache_folder() == tmp_path / "flmm"
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("FLMM_CACHE", "~/scenes")
+    assert splits.cache_folder() == Path("/home/me/scenes")

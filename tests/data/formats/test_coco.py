@@ -10,8 +10,8 @@ from PIL import Image
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
-from flmm_core.data.formats.coco import find_coco, read_coco
 from flmm_core.errors import DataError
+from tests.data.conftest import read
 
 
 def square(left: int, top: int, side: int = 2) -> list[list[int]]:
@@ -52,7 +52,7 @@ class Files:
 
     def fails(self) -> str:
         with pytest.raises(DataError) as caught:
-            read_coco(self.save())
+            read(f"coco:{self.save()}")
         return str(caught.value)
 
 
@@ -63,15 +63,18 @@ def files(tmp_path: Path) -> Files:
 
 def test_words_of_their_own_and_category_names(files: Files) -> None:
     findings = Findings()
-    (picture,) = read_coco(files.save(), findings, "mine")
-    assert [(t.sentences, t.category, t.split) for t in picture.objects] == [
+    files.path = files.folder / "annotations" / "mine.json"
+    files.path.parent.mkdir()
+    files.save()
+    (image,) = read(f"coco:{files.folder}@mine", findings)
+    assert [(t.sentences, t.category, t.split) for t in image.objects] == [
         (("the left mug", "a mug"), "mug", "mine"),
         (("a red spoon",), "", "mine"),
         (("mug",), "mug", "mine"),
     ]
     mugs = np.zeros((8, 10), dtype=bool)
     mugs[0:2, 0:2] = mugs[0:2, 6:8] = True
-    np.testing.assert_array_equal(rle.decode(picture.objects[2].read_mask()), mugs)
+    np.testing.assert_array_equal(rle.decode(image.objects[2].read_mask()), mugs)
     assert [(s.name, s.reason) for s in findings.skipped] == [
         (f"image 2 in {files.path}", "it has no annotation")
     ]
@@ -81,15 +84,15 @@ def test_words_of_their_own_and_category_names(files: Files) -> None:
     "name",
     ["val/instances.json", "val/_annotations.coco.json", "annotations/instances_val.json"],
 )
-def test_where_the_file_is(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    path.parent.mkdir()
-    path.touch()
-    assert find_coco(tmp_path, "val") == find_coco(path) == path
+def test_where_the_file_is(files: Files, tmp_path: Path, name: str) -> None:
+    files.path = tmp_path / name
+    files.path.parent.mkdir()
+    path = files.save()
+    assert len(read(f"coco:{tmp_path}@val")) == len(read(f"coco:{path}")) == 1
     with pytest.raises(DataError) as caught:
-        find_coco(tmp_path, "vol")
+        read(f"coco:{tmp_path}@vol")
     assert str(caught.value) == (
-        f"The COCO annotations of the split 'vol' are not in {tmp_path}.\n"
+        "The COCO annotation file of coco@vol is missing.\n"
         f"Looked for:\n  {tmp_path}/vol/instances.json\n  {tmp_path}/vol/_annotations.coco.json\n"
         f"  {tmp_path}/annotations/instances_vol.json\n  {tmp_path}/annotations/vol.json\n"
         "Give the path of the file itself, without '@' and a split."
@@ -103,9 +106,9 @@ def test_where_the_file_is(tmp_path: Path, name: str) -> None:
             0,
             {"image_id": 5},
             (
-                "Annotation 1 in {path} has no image.\n"
-                "Its image_id is 5, which is not among the file's 'images'.\n"
-                "Get an unchanged copy of the file."
+                "The image_id 5 of annotation 1 in {path} is unknown.\n"
+                "It is not among the 'images' of {path}.\n"
+                "Use files of one release, unchanged."
             ),
         ),
         (
@@ -120,15 +123,15 @@ def test_where_the_file_is(tmp_path: Path, name: str) -> None:
             1,
             {"phrases": ["a", ""]},
             (
-                "Annotation 2 in {path} has ['a', ''] as its words.\n"
-                "Expected 'phrases', a list of strings, or 'caption', a string; none empty."
+                "Annotation 2 in {path} has ['a', ''] for 'phrases'.\n"
+                "Expected a list of strings, at least one and none empty."
             ),
         ),
         (
             1,
             {"id": 1},
             (
-                "The annotation id 1 stands twice in {path}.\n"
+                "The annotation id 1 occurs twice in {path}.\n"
                 "Ids must be unique; get an unchanged copy of the file."
             ),
         ),

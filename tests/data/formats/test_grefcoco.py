@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from flmm_core.data import rle
-from flmm_core.data.formats.grefcoco import read_grefcoco
 from flmm_core.errors import DataError
+from tests.data.conftest import read
 
 
 class Files:
@@ -34,7 +34,7 @@ class Files:
 
     def fails(self, split: str = "val") -> str:
         with pytest.raises(DataError) as caught:
-            read_grefcoco(self.save(), split)
+            read(f"grefcoco:{self.save()}@{split}")
         return str(caught.value)
 
 
@@ -45,7 +45,7 @@ def files(make_distributed: Callable[..., Any]) -> Files:
 
 def test_a_distributed_folder_is_read(files: Files) -> None:
     root = files.save()
-    dogs, people = read_grefcoco(root, "val")
+    dogs, people = read(f"grefcoco:{root}@val")
     both, none = dogs.objects
     parts = np.zeros((40, 60), dtype=bool)
     parts[3:9, 2:12] = parts[3:9, 20:25] = parts[10:40, 30:60] = True
@@ -55,7 +55,7 @@ def test_a_distributed_folder_is_read(files: Files) -> None:
     assert none.mask["size"] == [40, 60]
     assert rle.area(none.mask) == 0
     assert (people.objects[0].slice, people.objects[0].category) == ("one target", "person")
-    assert read_grefcoco(root / "grefcoco", "testA")[0].objects[0].split == "testA"
+    assert read(f"grefcoco:{root / 'grefcoco'}@testA")[0].objects[0].split == "testA"
 
 
 def test_an_unknown_split_lists_the_splits(files: Files) -> None:
@@ -72,9 +72,9 @@ def test_an_unknown_split_lists_the_splits(files: Files) -> None:
         (
             {"ann_id": [101, 555]},
             (
-                "Annotation 555 is not in {instances}.\n"
-                "It is the ann_id of ref 0 of {refs}.\n"
-                "Use refs and instances of one release."
+                "The ann_id 555 of ref 0 of {refs} is unknown.\n"
+                "It is not among the 'annotations' of {instances}.\n"
+                "Use files of one release, unchanged."
             ),
         ),
         (
@@ -88,9 +88,9 @@ def test_an_unknown_split_lists_the_splits(files: Files) -> None:
         (
             {"image_id": 77, "ann_id": [-1], "no_target": True},
             (
-                "Ref 0 of {refs} has no image.\n"
-                "Its image_id is 77, which is not among the 'images' of {instances}.\n"
-                "Use refs and instances of one release."
+                "The image_id 77 of ref 0 of {refs} is unknown.\n"
+                "It is not among the 'images' of {instances}.\n"
+                "Use files of one release, unchanged."
             ),
         ),
         (
@@ -111,7 +111,7 @@ def test_an_unknown_split_lists_the_splits(files: Files) -> None:
         (
             {"ref_id": 3},
             (
-                "The ref id 3 stands twice in {refs}.\n"
+                "The ref id 3 occurs twice in {refs}.\n"
                 "Ids must be unique; get an unchanged copy of the file."
             ),
         ),
@@ -128,5 +128,5 @@ def test_a_file_that_is_cut_off(files: Files) -> None:
     root = files.save()
     files.path.write_text(files.path.read_text()[:200])
     with pytest.raises(DataError) as caught:
-        read_grefcoco(root, "val")
+        read(f"grefcoco:{root}@val")
     assert caught.value.asked == f"The file {files.path} is not whole JSON."

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from PIL import Image
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
-from flmm_core.data.formats.jsonl import find_jsonl, read_jsonl, write_jsonl
+from flmm_core.data.formats import FORMATS
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError
 from flmm_core.segment import Segment
+from tests.data.conftest import read
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ class File:
 
     def fails(self, *lines: Any) -> str:
         with pytest.raises(DataError) as caught:
-            read_jsonl(self.write(*lines))
+            read(f"jsonl:{self.write(*lines)}")
         assert caught.value.exit_code == 3
         return str(caught.value)
 
@@ -56,10 +58,10 @@ def file(tmp_path: Path) -> File:
 
 
 def test_a_users_file_is_read(file: File, record: dict[str, Any]) -> None:
-    (picture,) = read_jsonl(file.write("", record))  # a blank line is nothing
-    assert picture.path == file.path.parent / "a.png"
-    assert picture.image_hw == (6, 8)
-    box, stripe = picture.objects
+    (image,) = read(f"jsonl:{file.write('', record)}")  # a blank line is nothing
+    assert image.path == file.path.parent / "a.png"
+    assert image.image_hw == (6, 8)
+    box, stripe = image.objects
     assert box.sentences == ("a box", "the grey box")
     assert (box.category, box.slice, box.name) == ("", "", "0")
     expected = np.zeros((6, 8), dtype=bool)
@@ -69,15 +71,15 @@ def test_a_users_file_is_read(file: File, record: dict[str, Any]) -> None:
 
 
 def test_what_is_written_is_read_back(tmp_path: Path, drawn_images: Any) -> None:
-    root = write_jsonl(tmp_path / "drawn", iter(drawn_images))
-    first, third = read_jsonl(find_jsonl(root, "train"))
-    (second,) = read_jsonl(find_jsonl(root, "val"))
-    for read, (image, name, objects) in zip((first, second, third), drawn_images, strict=True):
-        assert read.file_name == f"images/{name}"
-        assert read.image_hw == (image.height, image.width)
-        with Image.open(read.path) as stored:
-            assert stored.tobytes() == image.tobytes()
-        for thing, drawn in zip(read.objects, objects, strict=True):
+    root = FORMATS["jsonl"].write(tmp_path / "drawn", iter(drawn_images))
+    first, third = read(f"jsonl:{root}@train")
+    (second,) = read(f"jsonl:{root}@val")
+    for image, new in zip((first, second, third), drawn_images, strict=True):
+        assert image.file_name == f"images/{new.file_name}"
+        assert image.image_hw == (new.image.height, new.image.width)
+        with Image.open(image.path) as stored:
+            assert stored.tobytes() == new.image.tobytes()
+        for thing, drawn in zip(image.objects, new.objects, strict=True):
             assert thing.mask == drawn.mask
             assert thing.sentences == drawn.sentences
             assert (thing.category, thing.slice) == (drawn.category, drawn.slice)
@@ -85,7 +87,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, drawn_images: Any) -> None
 
 def test_every_line_that_is_written_has_the_same_types(tmp_path: Path, drawn_images: Any) -> None:
     """Arrow, and so a Hugging Face imagefolder, cannot read a column of mixed types."""
-    root = write_jsonl(tmp_path, drawn_images)
+    root = FORMATS["jsonl"].write(tmp_path, drawn_images)
 
     def form(value: Any) -> Any:
         if isinstance(value, dict):
@@ -114,11 +116,10 @@ def test_every_line_that_is_written_has_the_same_types(tmp_path: Path, drawn_ima
 
 
 def test_a_image_in_two_splits_is_written_to_both(tmp_path: Path, drawn_images: Any) -> None:
-    image, name, objects = drawn_images[0]
-    other = drawn_images[1][2][0]
-    twice = [objects[0], type(other)(objects[1].mask, ("in val",), split="val")]
-    root = write_jsonl(tmp_path, [(image, name, twice)])
-    assert [len(read_jsonl(find_jsonl(root, s))[0].objects) for s in ("train", "val")] == [1, 1]
+    square, ring = drawn_images[0].objects
+    twice = drawn_images[0]._replace(objects=[square, replace(ring, split="val")])
+    root = FORMATS["jsonl"].write(tmp_path, [twice])
+    assert [len(read(f"jsonl:{root}@{s}")[0].objects) for s in ("train", "val")] == [1, 1]
 
 
 def test_a_drawing_that_fails_leaves_no_data_set(tmp_path: Path, drawn_images: Any) -> None:
@@ -127,25 +128,27 @@ def test_a_drawing_that_fails_leaves_no_data_set(tmp_path: Path, drawn_images: A
         raise RuntimeError("the pencil broke")
 
     with pytest.raises(RuntimeError, match="the pencil broke"):
-        write_jsonl(tmp_path, broken())
+        FORMATS["jsonl"].write(tmp_path, broken())
     assert not list(tmp_path.rglob("*.jsonl*"))
 
 
 def test_where_the_file_is(tmp_path: Path, file: File, record: dict[str, Any]) -> None:
     path = file.write(record)
-    assert find_jsonl(path) == find_jsonl(tmp_path) == path
+    assert read(f"jsonl:{path}") == read(f"jsonl:{tmp_path}")
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "metadata.jsonl").touch()
-    assert find_jsonl(tmp_path, "train") == tmp_path / "train" / "metadata.jsonl"
+    with pytest.raises(DataError, match=f"The file {tmp_path}/train/metadata.jsonl has no images"):
+        read(f"jsonl:{tmp_path}@train")
     with pytest.raises(DataError) as caught:
-        find_jsonl(tmp_path, "trein")
+        read(f"jsonl:{tmp_path}@trein")
     assert str(caught.value) == (
-        f"The file {tmp_path}/trein/metadata.jsonl is missing. Did you mean 'train'?\n"
-        f"Splits in {tmp_path}: train.\n"
+        f"The file {tmp_path}/trein/metadata.jsonl is missing.\n"
+        "Did you mean 'train'? Splits: train. Looked for:\n"
+        f"  {tmp_path}/trein/metadata.jsonl\n"
         "Name a split after the '@', or give the path of the file."
     )
     with pytest.raises(DataError) as caught:
-        find_jsonl(path, "train")
+        read(f"jsonl:{path}@train")
     assert str(caught.value) == (
         f"The file {path} has no splits, but the split 'train' was asked for.\n"
         "Leave '@' and the split away, or give the folder that holds 'train/metadata.jsonl'."
@@ -156,13 +159,13 @@ def test_a_line_cut_in_half(file: File, record: dict[str, Any]) -> None:
     other = {**record, "file_name": "b.png"}
     message = file.fails(record, json.dumps(other)[:50])
     assert message.splitlines()[0] == f"Line 2 of {file.path} is not whole JSON."
-    assert message.splitlines()[2] == "The line may be cut off; write it again."
+    assert message.splitlines()[2] == "It may be cut off; download, copy or write it again."
 
 
 def test_a_file_that_is_not_utf_8(file: File, record: dict[str, Any]) -> None:
     file.path.write_bytes(json.dumps(record).encode() + b'\n{"file_name": "\xe9"}\n')
     with pytest.raises(DataError, match=rf"Line 2 of {file.path} is not whole JSON\.\n'utf-8'"):
-        read_jsonl(file.path)
+        read(f"jsonl:{file.path}")
 
 
 @pytest.mark.parametrize("key", ["file_name", "width", "height", "objects"])
@@ -189,14 +192,14 @@ def test_a_missing_image(file: File, record: dict[str, Any]) -> None:
     other = {**record, "file_name": "no/such.png"}
     assert file.fails(record, other) == (
         f"The image no/such.png on line 2 of {file.path} is missing.\n"
-        f"Looked for {file.path.parent}/no/such.png.\n"
+        f"Looked for:\n  {file.path.parent}/no/such.png\n"
         "'file_name' is relative to the folder of the file."
     )
 
 
 def test_a_image_on_two_lines(file: File, record: dict[str, Any]) -> None:
     assert file.fails(record, record) == (
-        f"The image a.png stands twice in {file.path}.\n"
+        f"The image a.png occurs twice in {file.path}.\n"
         "On lines 1 and 2.\n"
         "Put all objects of an image on one line."
     )
@@ -226,22 +229,29 @@ def test_a_mask_that_does_not_fit(file: File, record: dict[str, Any]) -> None:
             "phrases",
             [["a"], "b"],
             (
-                "The phrases of object 1 on line 1 of {path} are 'b'.\n"
-                "Expected a list of strings, at least one."
+                "Object 1 on line 1 of {path} has 'b' for 'phrases'.\n"
+                "Expected a list of strings, at least one and none empty."
             ),
         ),
-        ("phrases", [["a"], [" "]], "A phrase of object 1 on line 1 of {path} is empty."),
+        (
+            "phrases",
+            [["a"], [" "]],
+            (
+                "Object 1 on line 1 of {path} has [' '] for 'phrases'.\n"
+                "Expected a list of strings, at least one and none empty."
+            ),
+        ),
         (
             "category",
             ["a", 3],
-            "The category of object 1 on line 1 of {path} is 3.\nExpected a string.",
+            "Object 1 on line 1 of {path} has 3 for 'category'.\nExpected a string.",
         ),
         (
             "phrases",
             [],
             (
-                "Line 1 of {path} has no objects.\n"
-                "Its lists in 'objects' are empty.\n"
+                "'objects' on line 1 of {path} has no objects.\n"
+                "Its lists are empty.\n"
                 "Remove the line, or describe an object."
             ),
         ),
@@ -259,12 +269,18 @@ def test_objects_that_are_wrong(
     [
         ("8", "Line 1 of {path} has '8' for 'width'.\nExpected an integer."),
         (True, "Line 1 of {path} has True for 'width'.\nExpected an integer."),
-        (0, "Line 1 of {path} has the size 6 x 0 (height x width).\nBoth must be at least 1."),
+        (
+            0,
+            (
+                "Line 1 of {path} has the size 6 x 0 (height x width).\n"
+                "Both must be at least 1, and an image has at most 100 megapixels."
+            ),
+        ),
         (
             10**9,
             (
                 "Line 1 of {path} has the size 6 x 1000000000 (height x width).\n"
-                "An image has at most 100 megapixels."
+                "Both must be at least 1, and an image has at most 100 megapixels."
             ),
         ),
     ],
@@ -299,7 +315,7 @@ def rich(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_tags_ignored_pixels_and_captions_are_read(file: File, rich: dict[str, Any]) -> None:
-    first, second = read_jsonl(file.write(rich))
+    first, second = read(f"jsonl:{file.write(rich)}")
     (stripe,) = first.objects
     assert first.caption == (Segment("There is "), Segment("a stripe", 0))
     assert second.caption == (Segment("A stripe", 0), Segment(" and "), Segment("a box", 1))
@@ -316,10 +332,10 @@ def test_tags_ignored_pixels_and_captions_are_read(file: File, rich: dict[str, A
 def test_columns_that_another_tool_filled_with_null_are_none(
     file: File, record: dict[str, Any]
 ) -> None:
-    plain = read_jsonl(file.write(record))
+    plain = read(f"jsonl:{file.write(record)}")
     record["captions"] = None
     record["objects"] |= {"tags": None, "ignore": None, "category": None}
-    assert read_jsonl(file.write(record)) == plain
+    assert read(f"jsonl:{file.write(record)}") == plain
 
 
 def test_an_object_that_no_caption_names_is_left_out_and_told(
@@ -327,8 +343,8 @@ def test_an_object_that_no_caption_names_is_left_out_and_told(
 ) -> None:
     del rich["captions"][1]
     findings = Findings()
-    (picture,) = read_jsonl(file.write(rich), findings)
-    assert len(picture.objects) == 1
+    (image,) = read(f"jsonl:{file.write(rich)}", findings)
+    assert len(image.objects) == 1
     assert [(s.name, s.reason) for s in findings.skipped] == [
         (f"object 0 on line 1 of {file.path}", "no caption names it")
     ]
@@ -374,7 +390,7 @@ def test_captions_that_are_wrong(
         (
             "tags",
             ["thing", []],
-            "The tags of object 0 on line 1 of {path} are 'thing'.\nExpected a list of strings.",
+            "Object 0 on line 1 of {path} has 'thing' for 'tags'.\nExpected a list of strings.",
         ),
         (
             "ignore",

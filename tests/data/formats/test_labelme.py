@@ -10,8 +10,9 @@ from PIL import Image
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
-from flmm_core.data.formats.labelme import IGNORE, read_labelme
+from flmm_core.data.formats.labelme import IGNORE
 from flmm_core.errors import DataError
+from tests.data.conftest import read
 
 
 def shape(label: str, points: list[list[float]], kind: str | None = "polygon") -> dict[str, Any]:
@@ -43,7 +44,7 @@ class Files:
 
     def fails(self) -> str:
         with pytest.raises(DataError) as caught:
-            read_labelme(self.save())
+            read(f"labelme:{self.save()}")
         return str(caught.value)
 
 
@@ -53,8 +54,8 @@ def files(tmp_path: Path) -> Files:
 
 
 def test_a_label_names_all_its_shapes(files: Files) -> None:
-    (picture,) = read_labelme(files.save())
-    mugs, spoon = picture.objects
+    (image,) = read(f"labelme:{files.save()}")
+    mugs, spoon = image.objects
     assert (mugs.sentences, spoon.sentences) == (("red mug",), ("spoon",))
     expected = np.zeros((10, 12), dtype=bool)
     expected[0:3, 0:3] = True
@@ -66,11 +67,11 @@ def test_a_label_names_all_its_shapes(files: Files) -> None:
 
 def test_a_file_a_folder_and_a_split_can_be_given(files: Files) -> None:
     folder = files.save()
-    assert read_labelme(files.file) == read_labelme(folder)
-    (picture,) = read_labelme(folder.parent, "set")
-    assert {thing.split for thing in picture.objects} == {"set"}
+    assert read(f"labelme:{files.file}") == read(f"labelme:{folder}")
+    (image,) = read(f"labelme:{folder.parent}@set")
+    assert {thing.split for thing in image.objects} == {"set"}
     with pytest.raises(DataError) as caught:
-        read_labelme(folder.parent, "sat")
+        read(f"labelme:{folder.parent}@sat")
     assert str(caught.value) == (
         f"There is no LabelMe file in {folder.parent}/sat.\n"
         f"Looked for {folder.parent}/sat/*.json. Folders with such files: set.\n"
@@ -80,7 +81,7 @@ def test_a_file_a_folder_and_a_split_can_be_given(files: Files) -> None:
 
 def test_ignored_pixels(files: Files) -> None:
     files.record["shapes"].append(shape(IGNORE, [[0, 0], [5, 0], [5, 0.4], [0, 0.4]]))
-    mugs, spoon = read_labelme(files.save())[0].objects
+    mugs, spoon = read(f"labelme:{files.save()}")[0].objects
     assert mugs.ignore is not None
     assert spoon.ignore is not None
     assert (rle.area(mugs.ignore), rle.area(spoon.ignore)) == (3, 6)
@@ -89,13 +90,13 @@ def test_ignored_pixels(files: Files) -> None:
 def test_older_files_and_those_of_windows(files: Files) -> None:
     files.record["imagePath"] = "..\\set\\a.png"
     del files.record["shapes"][0]["shape_type"]
-    assert len(read_labelme(files.save())[0].objects) == 2
+    assert len(read(f"labelme:{files.save()}")[0].objects) == 2
 
 
 def test_a_image_without_shapes_is_left_out(files: Files) -> None:
     files.record["shapes"] = []
     findings = Findings()
-    assert read_labelme(files.save(), None, findings) == ()
+    assert read(f"labelme:{files.save()}", findings) == ()
     assert [(s.name, s.reason) for s in findings.skipped] == [(str(files.file), "it has no shape")]
 
 
@@ -113,7 +114,10 @@ def test_a_image_without_shapes_is_left_out(files: Files) -> None:
         (shape(" ", []), "Shape 0 of {file} has an empty label."),
         (
             shape("a", [[0, 0], [1, 1]]),
-            "The points of shape 0 of {file} are too few.\nIt has 2, needed: 3.",
+            (
+                "The points of shape 0 of {file} are [[0, 0], [1, 1]].\n"
+                "Expected a list of 3 or more points [x, y], finite numbers in pixels."
+            ),
         ),
         (
             shape("a", [[0, 0], [1, 1]], "mask"),
@@ -140,6 +144,6 @@ def test_a_missing_image(files: Files) -> None:
     files.record |= {"imagePath": "b.png", "imageData": "iVBO"}
     assert files.fails() == (
         f"The image b.png of {files.file} is missing.\n"
-        f"Looked for {files.folder}/b.png. The file holds the image in 'imageData'.\n"
+        f"The file holds the image in 'imageData'. Looked for:\n  {files.folder}/b.png\n"
         "Save the image there; 'imagePath' is relative to the folder of the file."
     )

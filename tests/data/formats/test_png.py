@@ -10,12 +10,12 @@ from PIL import Image
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
-from flmm_core.data.formats.png import read_narratives
-from flmm_core.data.formats.shared.panoptic import read_segment_ids, segment_colour
+from flmm_core.data.formats.shared.panoptic import read_segment_ids, segment_color
 from flmm_core.data.protocols import PROTOCOLS
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError
 from flmm_core.segment import Segment
+from tests.data.conftest import read
 
 DOG, CAT, GRASS = 3226956, 255, 65536
 
@@ -28,7 +28,7 @@ class Files:
         self.narratives_path = root / "annotations" / "png_coco_val2017.json"
         self.panoptic_path = root / "annotations" / "panoptic_val2017.json"
         self.png = root / "annotations" / "panoptic_segmentation" / "val2017" / "000000000139.png"
-        self.picture = root / "images" / "val2017" / "000000000139.jpg"
+        self.image = root / "images" / "val2017" / "000000000139.jpg"
         self.ids = np.zeros((4, 6), dtype=np.int64)
         self.ids[0, :3], self.ids[1, 1:4], self.ids[3] = DOG, CAT, GRASS
         self.panoptic: dict[str, Any] = {
@@ -73,19 +73,19 @@ class Files:
         return {"annotator_id": 1, "image_id": "139", "caption": caption, "segments": segments}
 
     def save(self) -> Files:
-        for file in (self.narratives_path, self.png, self.picture):
+        for file in (self.narratives_path, self.png, self.image):
             file.parent.mkdir(parents=True, exist_ok=True)
         self.narratives_path.write_text(json.dumps(self.narratives))
         self.panoptic_path.write_text(json.dumps(self.panoptic))
-        colours = np.stack(segment_colour(self.ids), axis=-1)  # type: ignore[arg-type]
-        Image.fromarray(colours.astype(np.uint8)).save(self.png)
-        Image.new("RGB", (6, 4)).save(self.picture)
+        colors = np.stack(segment_color(self.ids), axis=-1)  # type: ignore[arg-type]
+        Image.fromarray(colors.astype(np.uint8)).save(self.png)
+        Image.new("RGB", (6, 4)).save(self.image)
         read_segment_ids.cache_clear()
         return self
 
     def fails(self, split: str = "val") -> str:
         with pytest.raises(DataError) as caught:
-            read_narratives(self.save().root, split)
+            read(f"png:{self.save().root}@{split}")
         return str(caught.value)
 
 
@@ -132,7 +132,7 @@ def test_a_narrative_without_a_mask_is_counted_and_never_replaced(
 
 def test_words_that_are_no_noun_name_nothing(files: Files) -> None:
     files.narratives[0]["segments"][3]["noun"] = False
-    (first, _) = read_narratives(files.save().root, "val2017")
+    (first, _) = read(f"png:{files.save().root}@val2017")
     assert [thing.sentences for thing in first.objects] == [("two animals",)]
 
 
@@ -143,7 +143,7 @@ def test_the_other_places_where_the_files_may_lie(files: Files) -> None:
     (root / "images" / "val2017").rename(root / "val2017")
     for name in ("png_coco_val2017.json", "panoptic_val2017.json"):
         (root / "annotations" / name).rename(root / name)
-    assert len(read_narratives(root, "val")) == 2
+    assert len(read(f"png:{root}@val")) == 2
 
 
 # --- what can be wrong with them ---------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_a_panoptic_png_of_the_wrong_size(files: Files) -> None:
 
 def test_a_segment_without_a_pixel(files: Files) -> None:
     files.ids[files.ids == CAT] = 0
-    first = read_narratives(files.save().root, "val")[0]
+    first = read(f"png:{files.save().root}@val")[0]
     with pytest.raises(DataError) as caught:
         first.objects[0].read_mask()
     assert str(caught.value) == (
@@ -183,34 +183,36 @@ def test_a_segment_that_no_file_knows(files: Files) -> None:
 def test_a_narrative_about_no_image(files: Files) -> None:
     files.narratives[2]["image_id"] = "140"
     assert files.fails() == (
-        f"The image 140 is not in {files.panoptic_path}.\n"
-        f"It is the image_id of narrative 2 of {files.narratives_path}.\n"
-        "Use narratives and panoptic files of one split."
+        f"The image_id 140 of narrative 2 of {files.narratives_path} is unknown.\n"
+        f"It is not among the 'images' of {files.panoptic_path}.\n"
+        "Use files of one release, unchanged."
     )
 
 
 def test_a_image_that_stands_twice(files: Files) -> None:
     files.panoptic["annotations"] *= 2
     assert files.fails() == (
-        f"The annotation image_id 139 stands twice in {files.panoptic_path}.\n"
+        f"The annotation image_id 139 occurs twice in {files.panoptic_path}.\n"
         "Ids must be unique; get an unchanged copy of the file."
     )
 
 
 def test_a_missing_split_lists_those_that_are_there(files: Files) -> None:
     assert files.fails("vol") == (
-        f"The file png_coco_vol2017.json is not in {files.root}. Did you mean 'val2017'?\n"
-        f"Looked there and in {files.root / 'annotations'}; such files are there for: val2017.\n"
+        "The file png_coco_vol2017.json is missing.\n"
+        "Did you mean 'val2017'? There are: val2017. Looked for:\n"
+        f"  {files.root}/annotations/png_coco_vol2017.json\n"
+        f"  {files.root}/png_coco_vol2017.json\n"
         "Get it from the project's page, or name another split after the '@'."
     )
 
 
-@pytest.mark.parametrize(("which", "what"), [("png", "panoptic PNG"), ("picture", "picture")])
+@pytest.mark.parametrize(("which", "what"), [("png", "panoptic PNG"), ("image", "image")])
 def test_missing_files_list_where_they_were_looked_for(files: Files, which: str, what: str) -> None:
     gone: Path = getattr(files.save(), which)
     gone.unlink()
     with pytest.raises(DataError) as caught:
-        read_narratives(files.root, "val")
+        read(f"png:{files.root}@val")
     assert caught.value.asked == f"The {what} {gone.name} is missing."
     assert f"  {gone}\n" in caught.value.found
 
@@ -225,7 +227,7 @@ def test_missing_files_list_where_they_were_looked_for(files: Files, which: str,
         (
             {"segment_ids": ["x"]},
             (
-                "Segment 0 of narrative 2 of {path} has 'x' in 'segment_ids'.\n"
+                "Segment 0 of narrative 2 of {path} has 'x' for 'segment_ids'.\n"
                 "Expected an id: a whole number."
             ),
         ),
@@ -246,9 +248,9 @@ def test_every_fault_is_collected(files: Files) -> None:
     files.narratives[0]["image_id"] = "140"
     files.narratives[2]["segments"][0]["segment_ids"] = ["77"]
     findings = Findings(keep_on=True)
-    assert read_narratives(files.save().root, "val", findings) == ()
+    assert read(f"png:{files.save().root}@val", findings) == ()
     assert [fault.asked.split()[:3] for fault in findings.faults] == [
-        ["The", "picture", "140"],
+        ["The", "image_id", "140"],
         ["The", "segment", "77"],
     ]
     assert len(findings.skipped) == 1

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from flmm_core.data import rle
-from flmm_core.data.formats.reasonseg import read_reasonseg
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError
+from tests.data.conftest import read
 
 
 def shape(label: str, left: float, top: float, right: float, bottom: float) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Files:
 
     def fails(self) -> str:
         with pytest.raises(DataError) as caught:
-            read_reasonseg(self.save().root, "val")
+            read(f"reasonseg:{self.save().root}@val")
         return str(caught.value)
 
 
@@ -49,9 +49,9 @@ def files(tmp_path: Path) -> Files:
 
 
 def test_a_distributed_folder_is_read(files: Files) -> None:
-    (picture,) = read_reasonseg(files.save().root, "val")
-    assert (picture.file_name, picture.image_hw) == ("1_a.jpg", (10, 12))
-    (thing,) = picture.objects
+    (image,) = read(f"reasonseg:{files.save().root}@val")
+    assert (image.file_name, image.image_hw) == ("1_a.jpg", (10, 12))
+    (thing,) = image.objects
     target = np.zeros((10, 12), dtype=bool)
     target[3:9, 2:10] = True  # cut to whole pixels, its outline is inside
     target[4:7, 4:6] = False  # the smaller polygon is painted later
@@ -78,15 +78,15 @@ def test_the_ignored_pixels_reach_the_sample(files: Files) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
 def test_both_encodings_are_read(files: Files, encoding: str) -> None:
     files.record["text"] = ["the café’s door"]
-    (picture,) = read_reasonseg(files.save(encoding).root, "val")
-    assert picture.objects[0].sentences == ("the café’s door",)
+    (image,) = read(f"reasonseg:{files.save(encoding).root}@val")
+    assert image.objects[0].sentences == ("the café’s door",)
 
 
 def test_shapes_that_mean_nothing_and_short_queries(files: Files) -> None:
     files.record["shapes"] = [shape("target", 0, 0, 1, 1), shape("flag", 5, 5, 9, 9)]
     files.record["is_sentence"] = False
-    (picture,) = read_reasonseg(files.save().root, "val")
-    (thing,) = picture.objects
+    (image,) = read(f"reasonseg:{files.save().root}@val")
+    (thing,) = image.objects
     assert rle.area(thing.read_mask()) == 4
     assert thing.ignore is None
     assert thing.slice == "short query"
@@ -101,13 +101,16 @@ def test_shapes_that_mean_nothing_and_short_queries(files: Files) -> None:
         ),
         (
             {"shapes": [shape("target", 0, 0, 1, 1) | {"points": [[1, 2], [3, 4]]}]},
-            "The points of shape 0 of {file} are too few.\nIt has 2, needed: 3.",
+            (
+                "The points of shape 0 of {file} are [[1, 2], [3, 4]].\n"
+                "Expected a list of 3 or more points [x, y], finite numbers in pixels."
+            ),
         ),
         (
             {"shapes": [shape("target", 0, 0, 1, 1) | {"points": [[1, "2"]]}]},
             (
                 "The points of shape 0 of {file} are [[1, '2']].\n"
-                "Expected a list of points [x, y], finite numbers in pixels."
+                "Expected a list of 3 or more points [x, y], finite numbers in pixels."
             ),
         ),
         (
@@ -133,7 +136,7 @@ def test_what_is_wrong_with_a_file_is_named(
 def test_a_missing_image_and_a_missing_split(files: Files) -> None:
     files.save()
     with pytest.raises(DataError) as caught:
-        read_reasonseg(files.root, "vall")
+        read(f"reasonseg:{files.root}@vall")
     assert str(caught.value) == (
         f"There is no split 'vall' of ReasonSeg in {files.root}. Did you mean 'val'?\n"
         "Its splits: val. Looked for:\n"
@@ -142,9 +145,9 @@ def test_a_missing_image_and_a_missing_split(files: Files) -> None:
     )
     files.file.with_suffix(".jpg").unlink()
     with pytest.raises(DataError) as caught:
-        read_reasonseg(files.root, "val")
+        read(f"reasonseg:{files.root}@val")
     assert str(caught.value) == (
-        f"The image of {files.file} is missing.\n"
-        f"Looked for {files.file.with_suffix('.jpg')}.\n"
-        "Each image lies beside its JSON file under the same name."
+        f"The image of {files.file} is missing.\nLooked for:\n"
+        + "".join(f"  {files.file.with_suffix(e)}\n" for e in (".jpg", ".jpeg", ".png"))
+        + "Each image lies beside its JSON file under the same name."
     )

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 
 from flmm_core.data import rle
-from flmm_core.data.formats.refcoco import read_refcoco, write_refcoco
-from flmm_core.data.formats.shared.coco_files import PICTURE_FOLDERS
+from flmm_core.data.formats import FORMATS
+from flmm_core.data.formats.refcoco import SPLIT_MAKERS
+from flmm_core.data.formats.shared.new_image import NewImage
+from flmm_core.data.formats.shared.refs import IMAGE_FOLDERS
 from flmm_core.data.images import read_image
 from flmm_core.errors import DataError
+from tests.data.conftest import read
 
 
-def fails(*arguments: Any) -> DataError:
+def fails(path: Path, dataset: str, split: str) -> DataError:
     with pytest.raises(DataError) as caught:
-        read_refcoco(*arguments)
+        read(f"{dataset}:{path}@{split}")
     return caught.value
 
 
@@ -27,9 +30,9 @@ def fails(*arguments: Any) -> DataError:
 
 def test_a_distributed_folder_is_read(distributed: Any) -> None:
     distributed.save()
-    dogs, people = read_refcoco(distributed.root, "refcoco", "val")
+    dogs, people = read(f"refcoco:{distributed.root}@val")
     assert dogs.file_name == "COCO_train2014_000000000009.jpg"
-    assert dogs.path == distributed.pictures / dogs.file_name
+    assert dogs.path == distributed.images / dogs.file_name
     assert dogs.image_hw == (40, 60)
     assert [thing.sentences for thing in dogs.objects] == [
         ("left dog", "the dog on the left"),
@@ -49,15 +52,13 @@ def test_a_distributed_folder_is_read(distributed: Any) -> None:
 
 def test_the_folder_itself_or_the_one_above_may_be_given(distributed: Any) -> None:
     distributed.save()
-    assert read_refcoco(distributed.root, "refcoco", "testA") == read_refcoco(
-        distributed.folder, "refcoco", "testA"
-    )
+    assert read(f"refcoco:{distributed.root}@testA") == read(f"refcoco:{distributed.folder}@testA")
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2])
 def test_refs_of_every_old_protocol(distributed: Any, protocol: int) -> None:
     distributed.save_refs(distributed.refs, protocol)
-    assert len(read_refcoco(distributed.root, "refcoco", "val")) == 2
+    assert len(read(f"refcoco:{distributed.root}@val")) == 2
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_every_data_set_has_its_own_refs(
     make_distributed: Callable[..., Any], dataset: str, maker: str, split: str
 ) -> None:
     made = make_distributed(dataset, maker).save()
-    assert len(read_refcoco(made.root, dataset, split)) == 2
+    assert len(read(f"{dataset}:{made.root}@{split}")) == 2
 
 
 def test_each_maker_divides_refcocog_in_its_own_way(make_distributed: Callable[..., Any]) -> None:
@@ -83,37 +84,37 @@ def test_each_maker_divides_refcocog_in_its_own_way(make_distributed: Callable[.
     google.save()
 
     def names(split: str) -> list[str]:
-        pictures = read_refcoco(umd.root, "refcocog", split)
-        return sorted(thing.name for picture in pictures for thing in picture.objects)
+        images = read(f"refcocog:{umd.root}@{split}")
+        return sorted(thing.name for image in images for thing in image.objects)
 
     assert names("val") == names("umd-val") == ["0", "1", "2"]
     assert names("google-val") == ["1", "2", "3"]
     assert names("google-train") == ["0"]
 
 
-@pytest.mark.parametrize("sub", PICTURE_FOLDERS)
+@pytest.mark.parametrize("sub", IMAGE_FOLDERS)
 @pytest.mark.parametrize("inside", [False, True])
 def test_images_are_found_in_every_usual_folder(distributed: Any, sub: str, inside: bool) -> None:
-    distributed.pictures = (distributed.folder if inside else distributed.root) / sub
+    distributed.images = (distributed.folder if inside else distributed.root) / sub
     distributed.save()
-    for picture in read_refcoco(distributed.root, "refcoco", "val"):
-        assert picture.path.parent == distributed.pictures
+    for image in read(f"refcoco:{distributed.root}@val"):
+        assert image.path.parent == distributed.images
 
 
 @pytest.mark.parametrize("name", ["COCO_train2014_000000000009.jpg", "000000000009.jpg"])
 def test_images_are_found_by_their_coco_names(distributed: Any, name: str) -> None:
     distributed.save()
-    stored = distributed.pictures / "COCO_train2014_000000000009.jpg"
-    stored.rename(distributed.pictures / name)
+    stored = distributed.images / "COCO_train2014_000000000009.jpg"
+    stored.rename(distributed.images / name)
     distributed.instances["images"][0]["file_name"] = "elsewhere.jpg"
-    distributed.save(pictures=False)
-    assert read_refcoco(distributed.root, "refcoco", "testA")[0].path.name == name
+    distributed.save(images=False)
+    assert read(f"refcoco:{distributed.root}@testA")[0].path.name == name
 
 
 def test_a_sentence_that_cleaning_emptied_keeps_its_raw_words(distributed: Any) -> None:
     distributed.refs[1]["sentences"][0] |= {"sent": "", "raw": "???"}
     distributed.save()
-    assert read_refcoco(distributed.root, "refcoco", "val")[1].objects[0].sentences == ("???",)
+    assert read(f"refcoco:{distributed.root}@val")[1].objects[0].sentences == ("???",)
 
 
 # --- what can be wrong with them ---------------------------------------------------------------
@@ -121,7 +122,7 @@ def test_a_sentence_that_cleaning_emptied_keeps_its_raw_words(distributed: Any) 
 
 def test_a_missing_data_set_lists_where_it_was_looked_for(tmp_path: Path) -> None:
     assert str(fails(tmp_path, "refcoco+", "val")) == (
-        f"The data set 'refcoco+' was not found in {tmp_path}.\n"
+        f"The data set 'refcoco+' in {tmp_path} is missing.\n"
         f"Looked for:\n  {tmp_path}/refcoco+/instances.json\n  {tmp_path}/instances.json\n"
         "Give the folder that holds 'refcoco+/' with its instances.json."
     )
@@ -136,8 +137,8 @@ def test_another_data_sets_folder_is_not_taken_for_the_wanted_one(distributed: A
 def test_missing_refs_list_the_refs_that_are_there(make_distributed: Callable[..., Any]) -> None:
     made = make_distributed("refcocog", "google").save()
     assert str(fails(made.root, "refcocog", "val")) == (
-        f"The refs file {made.folder}/refs(umd).p is missing.\n"
-        "In that folder: refs(google).p.\n"
+        "The refs file of refcocog@val is missing.\n"
+        f"There are: refs(google).p. Looked for:\n  {made.folder}/refs(umd).p\n"
         "Add the file, or name the maker of another one in the split, "
         "for example '@google-val' for refs(google).p."
     )
@@ -154,28 +155,26 @@ def test_an_unknown_split_lists_the_splits(distributed: Any) -> None:
 
 def test_a_missing_image_lists_every_path_that_was_tried(distributed: Any) -> None:
     distributed.save()
-    gone = distributed.pictures / "COCO_train2014_000000000025.jpg"
+    gone = distributed.images / "COCO_train2014_000000000025.jpg"
     gone.unlink()
     error = fails(distributed.root, "refcoco", "val")
-    assert error.asked == (
-        f"The image {gone.name} of {distributed.instances_path} is missing, one of 1 of 2."
-    )
+    assert error.asked == f"The image {gone.name} of {distributed.instances_path} is missing."
     tried = error.found.splitlines()[1:]
-    assert error.found.startswith("Looked for:\n")
+    assert error.found.startswith("1 of 2 images are missing. Looked for:\n")
     assert f"  {gone}" in tried
     assert f"  {distributed.root}/images/mscoco/images/train2014/{gone.name}" in tried
     assert f"  {distributed.folder}/train2017/000000000025.jpg" in tried
     assert "http://images.cocodataset.org/zips/train2014.zip" in error.repair
 
 
-def test_an_annotation_without_a_image(distributed: Any) -> None:
+def test_an_annotation_without_an_image(distributed: Any) -> None:
     distributed.instances["annotations"][0]["image_id"] = 77
     distributed.refs[0]["image_id"] = 77
     distributed.save()
     assert str(fails(distributed.root, "refcoco", "val")) == (
-        f"Annotation 101 in {distributed.instances_path} has no image.\n"
-        "Its image_id is 77, which is not among the file's 'images'.\n"
-        "Get an unchanged copy of the file."
+        f"The image_id 77 of annotation 101 in {distributed.instances_path} is unknown.\n"
+        f"It is not among the 'images' of {distributed.instances_path}.\n"
+        "Use files of one release, unchanged."
     )
 
 
@@ -183,9 +182,9 @@ def test_a_ref_without_an_annotation(distributed: Any) -> None:
     distributed.refs[1]["ann_id"] = 555
     distributed.save()
     assert str(fails(distributed.root, "refcoco", "val")) == (
-        f"Annotation 555 is not in {distributed.instances_path}.\n"
-        f"It is the ann_id of ref 1 of {distributed.refs_path}.\n"
-        "Use refs and instances of one release."
+        f"The ann_id 555 of ref 1 of {distributed.refs_path} is unknown.\n"
+        f"It is not among the 'annotations' of {distributed.instances_path}.\n"
+        "Use files of one release, unchanged."
     )
 
 
@@ -201,13 +200,13 @@ def test_a_ref_and_its_annotation_disagree(distributed: Any) -> None:
 
 @pytest.mark.parametrize(
     ("key", "what", "double"),
-    [("images", "picture", 9), ("annotations", "annotation", 101), ("categories", "category", 1)],
+    [("images", "image", 9), ("annotations", "annotation", 101), ("categories", "category", 1)],
 )
 def test_ids_that_stand_twice(distributed: Any, key: str, what: str, double: int) -> None:
     distributed.instances[key].append(distributed.instances[key][0])
     distributed.save()
     assert str(fails(distributed.root, "refcoco", "val")) == (
-        f"The {what} id {double} stands twice in {distributed.instances_path}.\n"
+        f"The {what} id {double} occurs twice in {distributed.instances_path}.\n"
         "Ids must be unique; get an unchanged copy of the file."
     )
 
@@ -216,7 +215,7 @@ def test_a_ref_id_that_stands_twice(distributed: Any) -> None:
     distributed.refs[3]["ref_id"] = 1
     distributed.save()
     assert str(fails(distributed.root, "refcoco", "val")) == (
-        f"The ref id 1 stands twice in {distributed.refs_path}.\n"
+        f"The ref id 1 occurs twice in {distributed.refs_path}.\n"
         "Ids must be unique; get an unchanged copy of the file."
     )
 
@@ -235,8 +234,9 @@ def test_an_unknown_category(distributed: Any) -> None:
     distributed.instances["categories"].pop()
     distributed.save()
     assert str(fails(distributed.root, "refcoco", "val")) == (
-        f"Annotation 101 in {distributed.instances_path} has no category.\n"
-        "Its category_id is 18, which is not among the file's 'categories'."
+        f"The category_id 18 of annotation 101 in {distributed.instances_path} is unknown.\n"
+        f"It is not among the 'categories' of {distributed.instances_path}.\n"
+        "Use files of one release, unchanged."
     )
 
 
@@ -279,7 +279,7 @@ def test_instances_that_are_cut_off(distributed: Any) -> None:
 @pytest.mark.parametrize(
     ("refs", "message"),
     [
-        ({"a": 1}, "The file {path} is not a list of refs.\nIt is a dict."),
+        ({"a": 1}, "The file {path} is not a list.\nIt is {{'a': 1}}."),
         (["a"], "Ref number 0 of {path} is not a mapping.\nIt is 'a'."),
         (
             [],
@@ -301,15 +301,17 @@ def test_a_refs_file_of_another_form(distributed: Any, refs: Any, message: str) 
 
 @pytest.mark.parametrize("dataset", ["refcoco", "refcoco+", "refcocog"])
 def test_what_is_written_is_read_back(tmp_path: Path, drawn_images: Any, dataset: str) -> None:
-    root = write_refcoco(tmp_path / "drawn", iter(drawn_images), dataset=dataset)
-    first, third = read_refcoco(root, dataset, "train")
-    (second,) = read_refcoco(root, dataset, "val")
-    for read, (image, file_name, objects) in zip((first, second, third), drawn_images, strict=True):
-        assert read.file_name == file_name
-        assert read.image_hw == (image.height, image.width)
-        picture = read_image(read.path, image_hw=read.image_hw)
-        assert picture.tobytes() == image.tobytes()
-        for thing, drawn in zip(read.objects, objects, strict=True):
+    root = FORMATS["refcoco"].write(tmp_path / "drawn", iter(drawn_images))
+    (root / "refcoco").rename(root / dataset)
+    refs_path = root / dataset / "refs(unc).p"
+    refs_path.rename(refs_path.with_name(f"refs({SPLIT_MAKERS[dataset]}).p"))
+    first, third = read(f"{dataset}:{root}@train")
+    (second,) = read(f"{dataset}:{root}@val")
+    for image, new in zip((first, second, third), drawn_images, strict=True):
+        assert image.file_name == new.file_name
+        assert image.image_hw == (new.image.height, new.image.width)
+        assert read_image(image.path, image_hw=image.image_hw).tobytes() == new.image.tobytes()
+        for thing, drawn in zip(image.objects, new.objects, strict=True):
             assert thing.mask == drawn.mask
             assert thing.sentences == drawn.sentences
             assert thing.category == (drawn.category or "object")
@@ -320,7 +322,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, drawn_images: Any, dataset
 def test_written_files_have_the_fields_of_the_real_ones(
     tmp_path: Path, drawn_images: Any, distributed: Any
 ) -> None:
-    folder = write_refcoco(tmp_path / "drawn", drawn_images) / "refcoco"
+    folder = FORMATS["refcoco"].write(tmp_path / "drawn", drawn_images) / "refcoco"
     instances = json.loads((folder / "instances.json").read_text())
     data = (folder / "refs(unc).p").read_bytes()
     assert data[:2] == b"\x80\x02"  # protocol 2, the newest that Python 2 reads
@@ -335,12 +337,15 @@ def test_written_files_have_the_fields_of_the_real_ones(
 
 
 def test_encoded_images_are_copied_unchanged(tmp_path: Path, drawn_images: Any) -> None:
-    image, _, objects = drawn_images[0]
+    image, _, objects, *_ = drawn_images[0]
     image.save(tmp_path / "source.jpg", quality=30)
     encoded = (tmp_path / "source.jpg").read_bytes()
-    root = write_refcoco(
+    root = FORMATS["refcoco"].write(
         tmp_path / "drawn",
-        [(encoded, "bytes.jpg", objects), (tmp_path / "source.jpg", "path.jpg", objects)],
+        [
+            NewImage(encoded, "bytes.jpg", objects),
+            NewImage(tmp_path / "source.jpg", "path.jpg", objects),
+        ],
     )
     for name in ("bytes.jpg", "path.jpg"):
         assert (root / "images" / name).read_bytes() == encoded
@@ -352,17 +357,17 @@ def test_a_drawing_that_fails_leaves_no_data_set(tmp_path: Path, drawn_images: A
         raise RuntimeError("the pencil broke")
 
     with pytest.raises(RuntimeError, match="the pencil broke"):
-        write_refcoco(tmp_path / "drawn", broken())
+        FORMATS["refcoco"].write(tmp_path / "drawn", broken())
     fails(tmp_path / "drawn", "refcoco", "train")
     assert not list((tmp_path / "drawn").glob("refcoco*/*"))
 
 
 def test_what_cannot_be_written(tmp_path: Path, drawn_images: Any) -> None:
-    image, name, objects = drawn_images[0]
+    one, two, _ = drawn_images
     for entries, fault in (
-        ([(image, name, objects), (image, name, objects)], "1.png: two images have this file"),
-        ([(image, name, [])], "1.png: an image needs objects"),
-        ([(drawn_images[1][0], name, objects)], r"the sizes \[\(20, 30\), \(24, 16\)\]"),
+        ([one, one], "1.png: two images have this file"),
+        ([one._replace(objects=[])], "1.png: an image needs objects"),
+        ([one._replace(image=two.image)], r"the sizes \[\(20, 30\), \(24, 16\)\]"),
     ):
         with pytest.raises(ValueError, match=fault):
-            write_refcoco(tmp_path / "drawn", entries)
+            FORMATS["refcoco"].write(tmp_path / "drawn", entries)

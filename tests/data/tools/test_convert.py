@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_core.data.drawn.writing import FORMATS, draw_images
-from flmm_core.data.formats.jsonl import write_jsonl
+from flmm_core.data.drawn.writing import draw_images
+from flmm_core.data.formats import FORMATS
 from flmm_core.data.tools.convert import convert_source
 from flmm_core.errors import DataError
 from tests.data.conftest import Distributed
-from tests.data.formats.test_unpickle import Bomb
+from tests.data.formats.shared.test_plain_pickle import Bomb
 
 Case = tuple[str, str]
 """A source and the first line of its fault."""
@@ -43,11 +43,11 @@ def a_segment_without_a_pixel(root: Path) -> Case:
     return f"png:{root}@train", f"The segment 70001 has no pixel in {png}."
 
 
-def an_annotation_without_a_image(root: Path) -> Case:
+def an_annotation_without_an_image(root: Path) -> Case:
     made = Distributed(root)
     made.instances["images"].pop()
     made.save()
-    return f"refcoco:{root}@val", f"Annotation 103 in {made.instances_path} has no image."
+    return f"refcoco:{root}@val", f"The image_id 25 of annotation 103 in {made.instances_path} is"
 
 
 def a_missing_split(root: Path) -> Case:
@@ -61,11 +61,11 @@ def ids_that_stand_twice(root: Path) -> Case:
     data = json.loads(path.read_text())
     data["annotations"][-1]["id"] = 1
     path.write_text(json.dumps(data))
-    return f"coco:{root}@train", f"The annotation id 1 stands twice in {path}."
+    return f"coco:{root}@train", f"The annotation id 1 occurs twice in {path}."
 
 
 def a_line_cut_in_half(root: Path) -> Case:
-    path = write_jsonl(root, draw_images(3, 1)) / "train" / "metadata.jsonl"
+    path = FORMATS["jsonl"].write(root, draw_images(3, 1)) / "train" / "metadata.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], lines[2][: len(lines[2]) // 2]]))
     return f"jsonl:{root}@train", f"Line 3 of {path} is not whole JSON."
@@ -77,7 +77,7 @@ def a_line_cut_in_half(root: Path) -> Case:
         a_refs_file_that_runs_code,
         a_panoptic_png_of_the_wrong_size,
         a_segment_without_a_pixel,
-        an_annotation_without_a_image,
+        an_annotation_without_an_image,
         a_missing_split,
         ids_that_stand_twice,
         a_line_cut_in_half,

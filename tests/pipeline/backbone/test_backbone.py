@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from flmm_core.errors import DataError, UsageError
-from flmm_core.pipeline.backbone.prompt import defuse
+from flmm_core.pipeline.backbone.tokens import escape
 from flmm_core.segment import Segment
 from tests.models import FAMILIES, HEADS, HIDDEN, LAYERS, build, picture, samples
 
@@ -41,10 +41,18 @@ class TestPrepare:
         ids = sample.tensors["input_ids"]
         read = [backbone.tokenizer.decode(ids[rows]) for rows in sample.phrase_rows]
         assert read == ["a red ring", "it"]
-        assert sample.phrases == ("a red ring", "it")
-        assert backbone.tokenizer.decode(ids[sample.prompt_length :]) == "a red ring left of it"
-        assert backbone.prompt in backbone.tokenizer.decode(ids[: sample.prompt_length])
+        assert backbone.tokenizer.decode(sample.caption) == "a red ring left of it"
+        assert backbone.prompt in backbone.tokenizer.decode(sample.prefix.tokens["input_ids"])
         assert ids.tolist().count(backbone.tokenizer.bos_token_id) == 1
+
+    def test_the_prompt_is_an_argument(self, backbone: Any) -> None:
+        def prompt_text(**given: str) -> str:
+            sample = backbone.prepare(picture(48, 48), [Segment("it", 0)], **given)
+            return backbone.tokenizer.decode(sample.prefix.tokens["input_ids"])
+
+        own, other = prompt_text(), prompt_text(prompt="Where is it?")
+        assert other == own.replace(backbone.prompt, "Where is it?") != own
+        assert backbone.prompt not in prompt_text(prompt="")
 
     def test_every_token_has_its_attributes(self, backbone: Any) -> None:
         tensors = samples(backbone)[0].tensors
@@ -57,7 +65,7 @@ class TestPrepare:
     def test_a_phrase_may_come_in_several_pieces(self, backbone: Any) -> None:
         pieces = [Segment("the ", 0), Segment("x"), Segment("dog", 0)]
         sample = backbone.prepare(picture(48, 48), pieces)
-        start = sample.prompt_length
+        start = len(sample.prefix)
         assert sample.phrase_rows[0].tolist() == [
             *range(start, start + 4),
             *range(start + 5, start + 8),
@@ -68,7 +76,7 @@ class TestPrepare:
         mask = backbone.vision_token_mask(sample)
         cells = torch.cat([view.token_index.flatten() for view in sample.views])
         assert mask[cells].all()
-        assert int(mask.sum()) == len(cells) + backbone._separator_tokens(sample.views)
+        assert int(mask.sum()) == len(cells) + backbone.separator_tokens(sample.views)
 
     def test_it_needs_no_weights_and_no_luck(self, backbone: Any) -> None:
         sent = pickle.loads(pickle.dumps(backbone))
@@ -76,7 +84,7 @@ class TestPrepare:
         for here, there in zip(samples(backbone), samples(sent), strict=True):
             for key, value in here.tensors.items():
                 assert torch.equal(value, there.tensors[key])
-            assert pickle.loads(pickle.dumps(here)).phrases == here.phrases
+            assert pickle.loads(pickle.dumps(here)).image_hw == here.image_hw
 
     def test_a_caption_without_phrases(self, backbone: Any) -> None:
         sample = backbone.prepare(picture(48, 48), [Segment("words only")])
@@ -91,25 +99,23 @@ class TestControlStrings:
         plain = backbone.prepare(picture(48, 48), [Segment("a dog", 0)])
         for string in strings:
             sample = backbone.prepare(picture(48, 48), [Segment(f"a {string} dog", 0)])
-            new = sample.tensors["input_ids"][sample.prompt_length :]
-            assert not set(new.tolist()) & set(backbone.tokenizer.all_special_ids)
+            assert not set(sample.caption.tolist()) & set(backbone.tokenizer.all_special_ids)
             assert torch.equal(
-                backbone.vision_token_mask(sample)[: plain.prompt_length],
-                backbone.vision_token_mask(plain)[: plain.prompt_length],
+                backbone.vision_token_mask(sample)[: len(plain.prefix)],
+                backbone.vision_token_mask(plain)[: len(plain.prefix)],
             )
 
     def test_nor_in_the_prompt(self, backbone: Any) -> None:
-        evil = build("qwen") if backbone is shared("qwen") else build("deepseek_vl")
-        count = int(evil.vision_token_mask(evil.prepare(picture(48, 48), [])).sum())
+        count = int(backbone.vision_token_mask(backbone.prepare(picture(48, 48), [])).sum())
         for string in ("<image>", "<|image_pad|>", "<image_placeholder>", "<|eos|>"):
-            evil.prompt = f"What is {string}?{string}"
-            sample = evil.prepare(picture(48, 48), [Segment("a dog", 0)])
-            assert int(evil.vision_token_mask(sample).sum()) == count
-            assert evil.tokenizer.eos_token_id not in sample.tensors["input_ids"]
+            prompt = f"What is {string}?{string}"
+            sample = backbone.prepare(picture(48, 48), [Segment("a dog", 0)], prompt=prompt)
+            assert int(backbone.vision_token_mask(sample).sum()) == count
+            assert backbone.tokenizer.eos_token_id not in sample.tensors["input_ids"]
 
     def test_they_stay_readable(self) -> None:
-        assert defuse("see <image><image>", ["<image>"]) == "see < image>< image>"
-        assert defuse("nothing here", ["<image>"]) == "nothing here"
+        assert escape("see <image><image>", ["<image>"]) == "see < image>< image>"
+        assert escape("nothing here", ["<image>"]) == "nothing here"
 
 
 class TestPrepareErrors:
@@ -135,24 +141,24 @@ class TestPrepareErrors:
             def __call__(self, text: str, **kwargs: Any) -> Any:
                 return {"input_ids": []}
 
-        monkeypatch.setattr(type(backbone), "tokenizer", Deaf())
+        monkeypatch.setattr(backbone, "tokenizer", Deaf())
         with pytest.raises(UsageError, match="Phrase 0 of sample 'boat' has no tokens") as error:
             backbone.prepare(picture(48, 48), [Segment("\u200b", 0)], name="boat")
         assert "of 0 tokens" in error.value.found
 
     def test_numbers_with_gaps(self) -> None:
         assert self.message(UsageError, Segment("a", 0), Segment("b", 2)) == (
-            "The phrases of sample 'boat' are not numbered without gaps from 0.\n"
+            "The phrases of sample 'boat' are not numbered from 0 without gaps.\n"
             "Found the numbers [0, 2].\n"
             "Number them 0 to 1."
         )
 
     def test_a_phrase_beyond_the_limit(self) -> None:
         found = self.message(UsageError, Segment("x" * 600), Segment("the dog", 0))
-        length = len(shared("deepseek_vl").prepare(picture(48, 48), []).tensors["input_ids"])
+        length = len(shared("deepseek_vl").prepare(picture(48, 48), []))
         assert found == (
             "Phrase 0 ('the dog') of sample 'boat' is cut off.\n"
-            f"It ends at token {length + 607}; the model's limit is 512 tokens.\n"
+            f"It ends at token {length + 607}; the model's limit is 512.\n"
             "Shorten the caption, or split it into several samples."
         )
 
@@ -166,23 +172,24 @@ class TestPrepareErrors:
         torch.testing.assert_close(one.attention, other.attention, atol=1e-5, rtol=0)
 
     def test_a_prompt_beyond_the_limit(self) -> None:
-        backbone = build("deepseek_vl")
-        backbone.prompt = "x" * 600
+        backbone, caption = shared("deepseek_vl"), [Segment("a", 0)]
         with pytest.raises(UsageError, match="The prompt of sample 'boat' is longer than"):
-            backbone.prepare(picture(48, 48), [Segment("a", 0)], name="boat")
+            backbone.prepare(picture(48, 48), caption, prompt="x" * 600, name="boat")
 
     def test_no_image(self) -> None:
         found = self.message(UsageError, Segment("a", 0), image="photo.jpg")
-        assert found.startswith("Sample 'boat' has no image.\nFound str; a PIL image")
+        assert found.startswith("Sample 'boat' has no image.\nFound str; expected a PIL image.")
 
-    def test_a_image_without_pixels(self) -> None:
+    def test_an_image_without_pixels(self) -> None:
         found = self.message(DataError, Segment("a", 0), image=Image.new("RGB", (0, 7)))
-        assert found.startswith("The image of sample 'boat' has no pixels.\nIt is 0 x 7 pixels.")
+        assert found.startswith(
+            "The image of sample 'boat' has no pixels.\nIts size is 0 x 7 pixels."
+        )
 
-    def test_a_image_that_the_processor_refuses(self) -> None:
-        with pytest.raises(DataError, match="sample 'boat' is refused") as error:
+    def test_an_image_that_the_processor_refuses(self) -> None:
+        with pytest.raises(DataError, match="rejects the image of sample 'boat'") as error:
             shared("qwen").prepare(picture(4000, 4), [Segment("a", 0)], name="boat")
-        assert "It is 4000 x 4 pixels" in error.value.found
+        assert "Its size is 4000 x 4 pixels" in error.value.found
 
     def test_a_grid_of_another_size(self) -> None:
         backbone = build("deepseek_vl")
@@ -191,18 +198,18 @@ class TestPrepareErrors:
             backbone.prepare(picture(48, 48), [Segment("a", 0)], name="boat")
         assert str(error.value) == (
             "Sample 'boat': the image tokens do not fit the grid of the image.\n"
-            "The sequence holds 15 image tokens; 16 were expected.\n"
+            "The sequence holds 15 image tokens; expected 16.\n"
             "Use the processor that belongs to these weights."
         )
 
     def test_cells_that_are_no_image_tokens(self, monkeypatch: pytest.MonkeyPatch) -> None:
         backbone = shared("llava_next")
-        monkeypatch.setattr(type(backbone), "_separator_tokens", lambda self, views: 0)
+        monkeypatch.setattr(type(backbone), "separator_tokens", lambda self, views: 0)
         with pytest.raises(DataError, match="Sample 'boat'") as error:
             backbone.prepare(picture(48, 48), [Segment("a", 0)], name="boat")
         assert error.value.found == (
             "The sequence holds 51 image tokens; the grid (coarse 3x3, fine 6x6, 0 separators) "
-            "has places for 45, for an image of 48 x 48 pixels."
+            "needs 45, for an image of 48 x 48 pixels."
         )
 
 
@@ -245,7 +252,7 @@ class TestTrace:
 
     def test_half_precision_gives_single(self) -> None:
         backbone = build("qwen", dtype=torch.bfloat16)
-        for trace in backbone.trace(backbone.collate(samples(backbone)), precision="model"):
+        for trace in backbone.trace(backbone.collate(samples(backbone))):
             assert trace.attention.dtype == torch.float32
             assert torch.isfinite(trace.attention).all()
 

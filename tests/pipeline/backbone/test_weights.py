@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from flmm_core.errors import ConfigError, UsageError, WeightsError
+from flmm_core.plugins import load_backbones, load_class
 from flmm_core.spec import BackboneOptions, ModelInfo
 from tests.models import OneView, build, spec
 
@@ -61,7 +63,7 @@ class TestLoad:
         assert self.error(UsageError, "tinny") == (
             "Unknown model 'tinny' of backbone 'toy'. Did you mean 'tiny'?\n"
             "Known: tiny.\n"
-            "A hub id (owner/name) or the path of a folder works too."
+            "A hub id (owner/name) or the path of a folder also works."
         )
 
     def test_a_missing_folder(self, tmp_path: Path) -> None:
@@ -72,14 +74,14 @@ class TestLoad:
             f"There is no folder {missing}.\n"
         )
         assert WeightsError.exit_code == 3
-        assert "holds no config.json" in self.error(WeightsError, str(tmp_path))
+        assert "has no config.json" in self.error(WeightsError, str(tmp_path))
 
     def test_a_folder_of_another_family(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "other_vl"}))
         assert self.error(WeightsError, str(tmp_path)) == (
-            f"The model '{tmp_path}' is not one that backbone 'toy' can read.\n"
+            f"Backbone 'toy' does not support the model '{tmp_path}'.\n"
             "Its config.json says model_type 'other_vl'; expected: qwen2_5_vl, deepseek_vl.\n"
-            "Choose the backbone of that family (flmm backbones list), or another model."
+            "Use the backbone of that family (flmm backbones list), or another model."
         )
         (tmp_path / "config.json").write_text("{")
         assert "cannot be read" in self.error(WeightsError, str(tmp_path))
@@ -89,26 +91,26 @@ class TestLoad:
             data = file.read_bytes()
             cut = 1000 if file.suffix == ".safetensors" else len(data)
             (tmp_path / file.name).write_bytes(data[:cut])
-        assert "cannot be loaded by backbone 'toy'" in self.error(WeightsError, str(tmp_path))
+        assert "Backbone 'toy' cannot load the model" in self.error(WeightsError, str(tmp_path))
 
     def test_a_folder_without_weights(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
         found = self.error(WeightsError, str(tmp_path))
-        assert "cannot be loaded by backbone 'toy'" in found
-        assert "See that the folder is complete" in found
+        assert "Backbone 'toy' cannot load the model" in found
+        assert "Check that the folder is complete" in found
 
     def test_a_hub_id_without_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         assert self.error(WeightsError, "owner/name-of-nothing") == (
-            "The model 'owner/name-of-nothing' cannot be fetched from the Hugging Face hub.\n"
+            "The model 'owner/name-of-nothing' cannot be downloaded from the Hugging Face hub.\n"
             "It is not in the local cache, and there is no network (or HF_HUB_OFFLINE is set).\n"
-            "Download it on a machine with a network (hf download) "
-            "and give the folder with --model."
+            "Download it on a machine with network access (hf download) "
+            "and pass it with --model."
         )
 
     def test_options_are_checked(self, folder: Path) -> None:
         found = self.error(ConfigError, str(folder), options={"min_pixel": 3, "max_pixels": "x"})
-        assert found.startswith("The options of backbone 'toy' cannot be used.\n")
+        assert found.startswith("The options of backbone 'toy' are invalid.\n")
         assert "Unknown option 'min_pixel'. Did you mean 'min_pixels'?" in found
         assert "Option 'max_pixels' = 'x'" in found
         assert found.endswith("Its options: min_pixels, max_pixels.")
@@ -141,7 +143,7 @@ class TestLoad:
             seen.update(kwargs)
             raise ValueError("enough")
 
-        monkeypatch.setattr(OneView, "_load", classmethod(load))
+        monkeypatch.setattr(OneView, "load_model", classmethod(load))
         self.error(WeightsError, str(folder), device_map="cpu", revision="abc")
         assert seen == {
             "trust_remote_code": False,
@@ -149,3 +151,21 @@ class TestLoad:
             "revision": "abc",
             "dtype": "auto",
         }
+
+
+def test_incomplete_weights_are_refused(random_twin: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "twin"
+    folder.mkdir()
+    for path in random_twin.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    lost = [name for name in weights if name.endswith("layers.1.self_attn.q_proj.weight")]
+    assert len(lost) == 1
+    del weights[lost[0]]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    spec = load_backbones().get("qwen")
+    with pytest.raises(WeightsError) as error:
+        load_class(spec).load(spec, str(folder))
+    assert str(error.value).startswith(
+        f"The weights in '{folder}' are incomplete.\n1 of the model's tensors are missing: "
+    )

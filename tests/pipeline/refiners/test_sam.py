@@ -1,27 +1,33 @@
-"""SAM as refiner: the original's numbers, exact batching, and images of every shape."""
+"""SAM as a refiner: the original's numbers, exact batching, and images of every shape."""
 
 from __future__ import annotations
 
 import dataclasses
+import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.nn import functional as F
 
-from flmm_core.pipeline.boxes import tight_boxes
-from flmm_core.pipeline.refiners.sam import NoRefiner, SamRefiner
-from flmm_core.pipeline.refiners.sam_model import SamParts
+from flmm_core.pipeline.refiners import SamOptions
+from flmm_core.pipeline.refiners.none import NoRefiner
+from flmm_core.pipeline.refiners.sam import SamEncoder, SamRefiner
+from flmm_core.pipeline.refiners.sam_model import SamParts, SamShape, build_sam, build_untrained_sam
+from flmm_core.pipeline.types import EncodedImage
+from flmm_core.spec import RefinerOptions
 from tests.heads import SMALL_SAM, arrays, reference_sam, small_sam
 
 WIDTH = SMALL_SAM.out_chans
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def image(width: int, height: int, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -42,13 +48,24 @@ def refiner() -> SamRefiner:
     return SamRefiner(small_sam())
 
 
-def batch(refiner: SamRefiner) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]], list[Any]]:
+@pytest.fixture
+def encoder() -> SamEncoder:
+    return SamEncoder(small_sam())
+
+
+def encoded(*sizes: tuple[int, int], shape: SamShape = SMALL_SAM) -> tuple[EncodedImage, ...]:
+    """Images of (width, height) through the small SAM's encoder."""
+    encoder = SamEncoder(small_sam(shape))
+    return encoder.encode([encoder.prepare(image(*size, seed=i)) for i, size in enumerate(sizes)])
+
+
+def batch() -> tuple[Sequence[EncodedImage], list[Tensor], list[list[Tensor]], list[Any]]:
     """Images of different shapes, phrases of different lengths, one sample without any."""
     sizes = [(60, 40), (33, 90), (50, 10), (64, 64)]
-    pictures = [refiner.prepare(picture(*size, seed=i)) for i, size in enumerate(sizes)]
+    images = encoded(*sizes)
     coarse = [blobs(3, 16, 24, 1), blobs(1, 24, 9, 2), blobs(2, 4, 20, 3), blobs(0, 8, 8)]
     prompts = [texts(2, 5, 1, seed=1), texts(2, seed=2), texts(1, 2, seed=3), []]
-    return pictures, coarse, prompts, [(h, w) for w, h in sizes]
+    return images, coarse, prompts, [(h, w) for w, h in sizes]
 
 
 # --- against the original ----------------------------------------------------------------------
@@ -63,20 +80,21 @@ def original() -> SamParts:
     ("kind", "options"),
     [
         ("all", {}),
-        ("box_only", {"use_mask": False, "use_text": False}),
-        ("mask_only", {"use_box": False, "use_text": False}),
-        ("text_mask", {"use_box": False}),
+        ("box_only", {"mask": False, "text": False}),
+        ("mask_only", {"box": False, "text": False}),
+        ("text_mask", {"box": False}),
         ("one_empty", {}),
     ],
 )
 def test_logits_are_the_originals(original: SamParts, kind: str, options: dict[str, bool]) -> None:
     given = arrays("sam_wrapper_inputs")
     refiner = SamRefiner(original, paper_rounding=True, **options)
-    image = Image.fromarray(given["image"].numpy())
+    encoder = SamEncoder(original)
+    images = encoder.encode([encoder.prepare(Image.fromarray(given["image"].numpy()))])
     coarse = given["coarse_one_empty" if kind == "one_empty" else "coarse"]
     words = [given[f"text_{number}"] for number in range(3)]
     with torch.no_grad():
-        (logits,) = refiner([refiner.prepare(image)], [coarse], [words], [(333, 500)])
+        (logits,) = refiner(images, [coarse], [words], [(333, 500)])
     assert logits.shape == (3, 333, 500)
     apart = (logits[:, ::8, ::8] - arrays("sam_wrapper_outputs")[kind]).abs()
     # The reference itself lies up to 2e-3 from a float64 run: its SAM is random and amplifies.
@@ -100,20 +118,27 @@ def test_all_masks_of_the_sample_set_the_padding_only_in_the_paper(original: Sam
 
 @pytest.mark.parametrize("size", [(640, 480), (333, 500), (50, 10), (1, 1), (1, 900), (65, 64)])
 def test_images_are_resized_as_segment_anything_does(
-    refiner: SamRefiner, size: tuple[int, int]
+    encoder: SamEncoder, size: tuple[int, int]
 ) -> None:
-    image = picture(*size)
-    prepared = refiner.prepare(image)
+    original = image(*size)
+    prepared = encoder.prepare(original)
     assert prepared.dtype is torch.uint8
     assert max(prepared.shape) == 64
     if min(size) / max(size) * 64 >= 0.5:  # else segment-anything asks for a side of 0 pixels
-        theirs = ResizeLongestSide(64).apply_image(np.asarray(image))
+        theirs = ResizeLongestSide(64).apply_image(np.asarray(original))
         assert np.array_equal(prepared.permute(1, 2, 0).numpy(), theirs)
 
 
-def test_images_of_any_mode_are_read_as_rgb(refiner: SamRefiner) -> None:
-    grey = Image.new("L", (20, 10), 77)
-    assert torch.equal(refiner.prepare(grey), torch.full((3, 32, 64), 77, dtype=torch.uint8))
+def test_images_of_any_mode_are_read_as_rgb(encoder: SamEncoder) -> None:
+    gray = Image.new("L", (20, 10), 77)
+    assert torch.equal(encoder.prepare(gray), torch.full((3, 32, 64), 77, dtype=torch.uint8))
+
+
+def test_pixels_are_normalized_as_segment_anything_does(encoder: SamEncoder) -> None:
+    parts = small_sam()
+    theirs = Sam(parts.image_encoder, parts.prompt_encoder, parts.mask_decoder)
+    prepared = encoder.prepare(image(60, 40))
+    torch.testing.assert_close(encoder.square(prepared), theirs.preprocess(prepared))
 
 
 def test_boxes_are_tight_in_the_image_and_whole_where_empty(refiner: SamRefiner) -> None:
@@ -126,43 +151,34 @@ def test_boxes_are_tight_in_the_image_and_whole_where_empty(refiner: SamRefiner)
     assert boxes[2].tolist() == [0, 0, 64, 32]
 
 
-def test_tight_boxes_end_after_the_last_pixel() -> None:
-    masks = torch.zeros(3, 5, 7, dtype=torch.bool)
-    masks[0, 4, 6] = True
-    masks[1, 1:3, 2] = True
-    masks[1, 0, 5] = True
-    assert tight_boxes(masks).tolist() == [[6, 4, 7, 5], [2, 0, 6, 3], [0, 0, 0, 0]]
-    assert tight_boxes(masks[:0]).shape == (0, 4)
-
-
-@pytest.mark.parametrize("kind", ["use_mask", "use_box", "use_text"])
+@pytest.mark.parametrize("kind", ["mask", "box", "text"])
 def test_every_kind_of_prompt_matters_only_when_it_is_used(kind: str) -> None:
-    options = dict.fromkeys(("use_mask", "use_box", "use_text"), False)
+    options = dict.fromkeys(("mask", "box", "text"), False)
     used = SamRefiner(small_sam(), **(options | {kind: True}))
     unused = SamRefiner(small_sam(), **(dict.fromkeys(options, True) | {kind: False}))
-    pictures, hw = [used.prepare(picture(60, 40))], [(40, 60)]
+    images, hw = encoded((60, 40)), [(40, 60)]
     coarse = [blobs(1, 16, 24)]
-    if kind == "use_text":
+    if kind == "text":
         other_coarse, other_texts = coarse, texts(3, seed=9)
-    elif kind == "use_mask":  # same sign everywhere: the same box
+    elif kind == "mask":  # same sign everywhere: the same box
         other_coarse, other_texts = [coarse[0] * 3], texts(3)
     else:  # another box; the mask prompt is the same where it is not used
         other_coarse, other_texts = [-coarse[0]], texts(3)
 
     def run(refiner: SamRefiner, logits: list[Tensor], words: list[Tensor]) -> Tensor:
         with torch.no_grad():
-            return refiner(pictures, logits, [words], hw)[0]  # type: ignore[no-any-return]
+            return refiner(images, logits, [words], hw)[0]  # type: ignore[no-any-return]
 
     first = run(used, coarse, texts(3))
     assert not torch.allclose(first, run(used, other_coarse, other_texts), atol=1e-3)
-    if kind != "use_box":
+    if kind != "box":
         first = run(unused, coarse, texts(3))
         assert torch.equal(first, run(unused, other_coarse, other_texts))
 
 
 def test_no_prompt_at_all_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one kind of prompt"):
-        SamRefiner(small_sam(), use_mask=False, use_box=False, use_text=False)
+        SamOptions(mask=False, box=False, text=False)
 
 
 # --- batches -----------------------------------------------------------------------------------
@@ -171,27 +187,27 @@ OPTIONS: list[dict[str, bool]] = [
     {},
     {"multimask": True},
     {"paper_rounding": True},
-    {"use_text": False},
-    {"use_mask": False},
-    {"use_box": False},
-    {"use_mask": False, "use_box": False},
-    {"use_box": False, "use_text": False},
+    {"text": False},
+    {"mask": False},
+    {"box": False},
+    {"mask": False, "box": False},
+    {"box": False, "text": False},
 ]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_companions_change_nothing(options: dict[str, bool]) -> None:
     refiner = SamRefiner(small_sam(), **options)
-    pictures, coarse, prompts, hw = batch(refiner)
+    images, coarse, prompts, hw = batch()
     with torch.no_grad():
-        together = refiner(pictures, coarse, prompts, hw)
+        together = refiner(images, coarse, prompts, hw)
         for index, logits in enumerate(together):
             assert logits.shape == (len(coarse[index]), *hw[index])
             assert logits.isfinite().all()
-            (alone,) = refiner(*([part[index]] for part in (pictures, coarse, prompts, hw)))
+            (alone,) = refiner(*([part[index]] for part in (images, coarse, prompts, hw)))
             assert not logits.numel() or (logits - alone).abs().max() <= 1e-4
     if not options.get("paper_rounding"):
-        one = [[pictures[0]], [coarse[0][1:2]], [prompts[0][1:2]], [hw[0]]]
+        one = [[images[0]], [coarse[0][1:2]], [prompts[0][1:2]], [hw[0]]]
         with torch.no_grad():
             (alone,) = refiner(*one)
         assert (together[0][1:2] - alone).abs().max() <= 1e-4
@@ -206,45 +222,43 @@ def test_one_call_decodes_all_masks(refiner: SamRefiner, monkeypatch: pytest.Mon
         return forward(**kwargs)
 
     monkeypatch.setattr(refiner.mask_decoder, "forward", count)
-    refiner(*batch(refiner))
+    refiner(*batch())
     assert calls == [6]  # phrases of 5; 1, 1; 2, 2, 2 tokens
 
 
-def test_a_image_given_twice_is_encoded_once(
-    refiner: SamRefiner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def encode_counting(
+    encoder: SamEncoder, images: Sequence[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> tuple[tuple[EncodedImage, ...], list[int]]:
+    """Embeddings, and how many images each call of the model saw."""
     seen: list[int] = []
-    forward = refiner.image_encoder.forward
-    monkeypatch.setattr(
-        refiner.image_encoder, "forward", lambda x: (seen.append(len(x)), forward(x))[1]
-    )
-    first, second = (refiner.prepare(picture(60, 40, seed)) for seed in (0, 1))
-    embeddings = refiner.encode([first, second, first])
+    forward = encoder.module.forward
+    monkeypatch.setattr(encoder.module, "forward", lambda x: (seen.append(len(x)), forward(x))[1])
+    return encoder.encode(images), seen
+
+
+def test_images_are_encoded_together(encoder: SamEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (encoder.prepare(image(60, 40, seed)) for seed in (0, 1))
+    found, seen = encode_counting(encoder, [first, second], monkeypatch)
     assert seen == [2]
-    assert embeddings.shape == (3, WIDTH, 8, 8)
-    assert torch.equal(embeddings[0], embeddings[2])
-    assert not torch.equal(embeddings[0], embeddings[1])
+    assert encoder.embedding_shape == (WIDTH, 8, 8)
+    assert [x.embedding.shape for x in found] == [encoder.embedding_shape] * 2
+    assert [x.input_hw for x in found] == [(43, 64)] * 2
+    assert not torch.equal(found[0].embedding, found[1].embedding)
 
 
 def test_large_images_are_encoded_one_at_a_time(
-    refiner: SamRefiner, monkeypatch: pytest.MonkeyPatch
+    encoder: SamEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flmm_core.pipeline.refiners.sam.ENCODED_PIXELS", 64 * 64)
-    pictures = [refiner.prepare(picture(60, 40, seed)) for seed in range(3)]
-    seen: list[int] = []
-    forward = refiner.image_encoder.forward
-    monkeypatch.setattr(
-        refiner.image_encoder, "forward", lambda x: (seen.append(len(x)), forward(x))[1]
-    )
-    refiner.encode(pictures)
-    assert seen == [1, 1, 1]
+    images = [encoder.prepare(image(60, 40, seed)) for seed in range(3)]
+    assert encode_counting(encoder, images, monkeypatch)[1] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("p", [0, 1])
 def test_a_batch_without_masks_gives_none(p: int) -> None:
     refiner = SamRefiner(small_sam())
     coarse = blobs(p, 8, 8)
-    (logits,) = refiner([refiner.prepare(picture(9, 9))], [coarse], [texts(*[2] * p)], [(9, 9)])
+    (logits,) = refiner(encoded((9, 9)), [coarse], [texts(*[2] * p)], [(9, 9)])
     assert logits.shape == (p, 9, 9)
 
 
@@ -252,7 +266,7 @@ def test_the_candidate_nearest_to_the_coarse_mask_wins() -> None:
     sam = small_sam()
     refiner = SamRefiner(sam, multimask=True)
     single = SamRefiner(sam)
-    inputs = [refiner.prepare(picture(60, 40))], [blobs(1, 16, 24)], [texts(2)], [(40, 60)]
+    inputs = encoded((60, 40)), [blobs(1, 16, 24)], [texts(2)], [(40, 60)]
     offered: list[Tensor] = []
     forward = refiner.mask_decoder.forward
 
@@ -280,16 +294,15 @@ def test_the_candidate_nearest_to_the_coarse_mask_wins() -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_all_that_is_trainable_gets_a_gradient_and_nothing_else(options: dict[str, bool]) -> None:
     refiner = SamRefiner(small_sam(), **options).train()
-    pictures, coarse, prompts, hw = batch(refiner)
+    images, coarse, prompts, hw = batch()
     coarse = [logits.requires_grad_() for logits in coarse]
     prompts = [[words.requires_grad_() for words in sample] for sample in prompts]
-    sum(logits.square().sum() for logits in refiner(pictures, coarse, prompts, hw)).backward()
+    sum(logits.square().sum() for logits in refiner(images, coarse, prompts, hw)).backward()
     for name, value in refiner.named_parameters():
         assert (value.grad is not None) == value.requires_grad, name
-        assert not (name.startswith("image_encoder.") and value.requires_grad), name
     # the box is detached, so the coarse logits learn through the mask prompt only
-    assert (coarse[0].grad is not None) == options.get("use_mask", True)
-    assert (prompts[0][0].grad is not None) == options.get("use_text", True)
+    assert (coarse[0].grad is not None) == options.get("mask", True)
+    assert (prompts[0][0].grad is not None) == options.get("text", True)
 
 
 def test_places_are_not_rounded_under_autocast(refiner: SamRefiner) -> None:
@@ -302,7 +315,7 @@ def test_places_are_not_rounded_under_autocast(refiner: SamRefiner) -> None:
         return forward(**kwargs)
 
     refiner.mask_decoder.forward = keep
-    inputs = [refiner.prepare(picture(60, 40))], [blobs(1, 16, 24)], [texts(2)], [(40, 60)]
+    inputs = encoded((60, 40)), [blobs(1, 16, 24)], [texts(2)], [(40, 60)]
     with torch.no_grad():
         refiner(*inputs)
         with torch.autocast("cpu", torch.bfloat16):
@@ -312,15 +325,44 @@ def test_places_are_not_rounded_under_autocast(refiner: SamRefiner) -> None:
     torch.testing.assert_close(exact[1], exact[3])
 
 
-def test_the_image_encoder_stays_in_evaluation_mode(refiner: SamRefiner) -> None:
-    refiner.train()
-    assert refiner.mask_decoder.training
-    assert not refiner.image_encoder.training
+def test_the_image_encoder_is_frozen_and_not_part_of_the_refiner(
+    encoder: SamEncoder, refiner: SamRefiner
+) -> None:
+    assert not encoder.module.training
+    assert not any(value.requires_grad for value in encoder.module.parameters())
+    assert {key.split(".")[0] for key in refiner.state_dict()} == {"prompt_encoder", "mask_decoder"}
+
+
+def test_a_pickled_encoder_prepares_images_without_its_weights(encoder: SamEncoder) -> None:
+    pickled = pickle.dumps(encoder)
+    assert len(pickled) < 5000
+    prepared = pickle.loads(pickled).prepare(image(60, 40))
+    assert torch.equal(prepared, encoder.prepare(image(60, 40)))
+
+
+def test_loading_draws_the_random_numbers_of_all_parts() -> None:
+    """The weights of a fresh head, which are drawn next, must stay those of a seed."""
+    shape = build_sam("tiny").shape
+    torch.manual_seed(0)
+    build_untrained_sam(shape)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    SamRefiner.load(SamOptions())
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_options_reach_the_halves() -> None:
+    options = SamOptions(mask=False, text=False, multimask=True, half=True)
+    encoder, refiner = SamRefiner.load(options, paper_rounding=True)
+    assert encoder.half
+    assert (refiner.mask, refiner.box, refiner.uses_text) == (False, True, False)
+    assert refiner.multimask
+    assert refiner.paper_rounding
 
 
 def test_refiners_of_the_same_parts_do_not_freeze_each_others() -> None:
     sam = small_sam()
-    SamRefiner(sam, use_box=False)
+    SamRefiner(sam, box=False)
     again = SamRefiner(sam)
     assert all(p.weight.requires_grad for p in again.prompt_encoder.point_embeddings[2:])
 
@@ -329,8 +371,9 @@ def test_refiners_of_the_same_parts_do_not_freeze_each_others() -> None:
 
 
 def test_without_a_refiner_the_coarse_logits_are_enlarged() -> None:
-    refiner = NoRefiner()
-    assert refiner.prepare(picture(8, 8)) is None
+    encoder, refiner = NoRefiner.load(RefinerOptions())
+    assert encoder is None
+    assert not refiner.uses_text
     coarse = [blobs(2, 4, 4), torch.zeros(0, 4, 4)]
     first, second = refiner([None, None], coarse, (), [(30, 50), (8, 8)])
     wanted = F.interpolate(coarse[0][:, None], (30, 50), mode="bilinear", align_corners=False)
@@ -341,7 +384,6 @@ def test_without_a_refiner_the_coarse_logits_are_enlarged() -> None:
 def test_a_sam_of_other_sizes_works() -> None:
     shape = dataclasses.replace(SMALL_SAM, image_size=128, patch_size=16)
     refiner = SamRefiner(small_sam(shape))
-    (logits,) = refiner(
-        [refiner.prepare(picture(9, 30))], [blobs(2, 5, 2)], [texts(1, 3)], [(30, 9)]
-    )
+    images = encoded((9, 30), shape=shape)
+    (logits,) = refiner(images, [blobs(2, 5, 2)], [texts(1, 3)], [(30, 9)])
     assert logits.shape == (2, 30, 9)

@@ -10,7 +10,7 @@ from segment_anything.modeling.image_encoder import Attention as EncoderAttentio
 from segment_anything.modeling.transformer import Attention as DecoderAttention
 from torch import Tensor
 
-from flmm_core.pipeline.refiners.sam import SamRefiner
+from flmm_core.pipeline.refiners.sam import SamEncoder, SamRefiner
 from flmm_core.pipeline.refiners.sam_attention import (
     FEW_KEYS,
     FusedDecoderAttention,
@@ -92,51 +92,56 @@ def test_the_decoders_upscaling_and_its_gradient() -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Tensor:
+def image() -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (3, 80, 112), dtype=torch.uint8, generator=generator)
 
 
-def test_the_tiny_sams_embeddings_stay(pictures: Tensor) -> None:
+def test_the_tiny_sams_embeddings_stay(image: Tensor) -> None:
     plain = build_sam("tiny").image_encoder
-    refiner = SamRefiner(build_sam("tiny"))
-    assert sum(isinstance(m, FusedEncoderAttention) for m in refiner.image_encoder.modules()) > 0
+    encoder = SamEncoder(build_sam("tiny"))
+    assert sum(isinstance(m, FusedEncoderAttention) for m in encoder.module.modules()) > 0
     with torch.no_grad():
-        expected = plain(refiner._square(pictures)[None])
-        near(refiner.encode([pictures]), expected, 1e-4)
+        near(embedding(encoder, image), plain(encoder.square(image)[None]), 1e-4)
 
 
-def refine(refiner: SamRefiner, picture: Tensor, texts: list[Tensor], which: list[int]) -> Tensor:
+def embedding(encoder: SamEncoder, image: Tensor) -> Tensor:
+    """(1, E, g, g)."""
+    return encoder.encode([image])[0].embedding[None]
+
+
+def refine(refiner: SamRefiner, image: Tensor, texts: list[Tensor], which: list[int]) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     coarse = torch.randn(len(texts), 12, 16, generator=generator) * 4
+    images = SamEncoder(build_sam("tiny")).encode([image])
     with torch.no_grad():
-        (logits,) = refiner([picture], [coarse[which]], [[texts[i] for i in which]], [(80, 112)])
+        (logits,) = refiner(images, [coarse[which]], [[texts[i] for i in which]], [(80, 112)])
     return logits
 
 
-def test_phrases_of_any_lengths_are_decoded_together_as_alone(pictures: Tensor) -> None:
-    refiner = SamRefiner(build_sam("tiny"), use_text=True).eval()
+def test_phrases_of_any_lengths_are_decoded_together_as_alone(image: Tensor) -> None:
+    refiner = SamRefiner(build_sam("tiny"), text=True).eval()
     generator = torch.Generator().manual_seed(2)
     lengths = (1, 4, 2, 7, 4)
     texts = [torch.randn(n, refiner.prompt_width, generator=generator) for n in lengths]
     calls = []
     hook = refiner.mask_decoder.register_forward_hook(lambda *_: calls.append(1))
-    together = refine(refiner, pictures, texts, list(range(5)))
+    together = refine(refiner, image, texts, list(range(5)))
     hook.remove()
     assert len(calls) == 1
     for index in range(5):
-        near(together[index], refine(refiner, pictures, texts, [index])[0], 1e-4)
+        near(together[index], refine(refiner, image, texts, [index])[0], 1e-4)
 
 
-def test_what_pads_a_prompt_is_never_read(pictures: Tensor) -> None:
-    refiner = SamRefiner(build_sam("tiny"), use_text=True).eval()
+def test_what_pads_a_prompt_is_never_read(image: Tensor) -> None:
+    refiner = SamRefiner(build_sam("tiny"), text=True).eval()
     decoder, width = refiner.mask_decoder, refiner.prompt_width
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randn(1, 4, width, generator=generator)
     wild = torch.cat([tokens, torch.full((1, 3, width), 1e3)], 1)
     real = torch.tensor([[True] * 4 + [False] * 3])
     shared = {
-        "image_embeddings": refiner.encode([pictures]),
+        "image_embeddings": embedding(SamEncoder(build_sam("tiny")), image),
         "image_pe": refiner.prompt_encoder.get_dense_pe(),
         "dense_prompt_embeddings": torch.zeros(1, width, refiner.grid, refiner.grid),
         "multimask_output": False,
@@ -150,9 +155,10 @@ def test_what_pads_a_prompt_is_never_read(pictures: Tensor) -> None:
     assert (unmasked - expected).abs().max() > 0.01
 
 
-def test_half_precision_encodes_in_bfloat16_and_gives_float32(pictures: Tensor) -> None:
-    whole, half = (SamRefiner(build_sam("tiny"), half=half) for half in (False, True))
-    expected, found = whole.encode([pictures]), half.encode([pictures])
+def test_half_precision_encodes_in_bfloat16_and_gives_float32(image: Tensor) -> None:
+    expected, found = (
+        embedding(SamEncoder(build_sam("tiny"), half=half), image) for half in (False, True)
+    )
     assert found.dtype == torch.float32
     error = (found - expected).norm() / expected.norm()
     assert 1e-5 < error < 0.02

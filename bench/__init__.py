@@ -1,1 +1,0 @@
-"""Measurements that depend on the machine, and so are no tests."""

@@ -1,0 +1,66 @@
+"""The default splits of drawn scenes, kept in a cache folder: the source `shapes`.
+
+They are written as RefCOCO files once, and read like the real ones.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from flmm_core.data.drawn.scenes import HARD_KINDS, VERSION
+from flmm_core.data.drawn.writing import draw_images
+from flmm_core.data.findings import Findings
+from flmm_core.data.formats import Source, refcoco
+from flmm_core.data.sample import AnnotatedImage
+from flmm_core.errors import UsageError, did_you_mean
+from flmm_core.files import whole_folder
+
+
+@dataclass(frozen=True)
+class Split:
+    """The arguments of `draw_images` for a default split; no two splits share a seed."""
+
+    count: int
+    seed: int
+    kinds: tuple[str, ...]
+    sentences: int = 1
+    extras: tuple[str, ...] = ()
+
+
+SPLITS = {
+    "train": Split(3000, 71, ("plain", "plain", "plain", "plain", "plain", *HARD_KINDS), 2),
+    "val": Split(100, 72, ("plain",)),
+    "test": Split(300, 73, ("plain",)),
+    "hard": Split(250, 74, HARD_KINDS),
+    "absent": Split(60, 75, ("plain",), extras=("absent",)),
+}
+
+
+def cache_folder() -> Path:
+    """Where drawn splits are kept: $FLMM_CACHE, or flmm in the user's cache folder."""
+    chosen = os.environ.get("FLMM_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("flmm", appauthor=False)
+
+
+def ensure_shapes(split: str) -> Path:
+    """The RefCOCO folder of a default split, drawn on first use; UsageError for any other."""
+    if split not in SPLITS:
+        raise UsageError(
+            f"Unknown split '{split}' of 'shapes'. {did_you_mean(split, SPLITS)}".rstrip(),
+            found=f"Known: {', '.join(SPLITS)}.",
+        )
+    plan = SPLITS[split]
+    folder = cache_folder() / f"shapes-{VERSION}-{split}-{plan.count}"
+    if folder.is_dir():
+        return folder
+    with whole_folder(folder) as aside:
+        refcoco.write(aside, draw_images(**vars(plan), split=split))
+    return folder
+
+
+def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
+    return refcoco.read(Source("refcoco", ensure_shapes(source.split), source.split), findings)

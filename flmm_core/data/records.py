@@ -1,0 +1,181 @@
+"""Typed look-ups in JSON and pickle files, with errors that name the file and the place in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flmm_core.data.findings import Findings
+from flmm_core.errors import DataError
+
+T = TypeVar("T")
+Record = Mapping[Any, Any]
+
+MAX_PIXELS = 100_000_000
+"""The largest image that is read."""
+
+KIND_NAMES = {int: "an integer", str: "a string", list: "a list", dict: "a mapping"}
+RELEASE = "Get an unchanged copy of the file."
+
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of a file; DataError if it cannot be read."""
+    return b"".join(read_lines(path))
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, one at a time; DataError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise DataError(
+            f"The file {path} cannot be read.", found=f"{error.strerror or error}."
+        ) from error
+
+
+def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
+    """The contents of a JSON file; DataError if it cannot be read, or see `parse_json`."""
+    return parse_json(read_bytes(path), f"the file {path}", encodings)
+
+
+def parse_json(data: bytes, where: str, encodings: Sequence[str] = ("utf-8",)) -> Any:
+    """JSON in the first of the encodings that its bytes allow; DataError if it is cut off."""
+    for encoding in encodings:
+        try:
+            return json.loads(data.decode(encoding))
+        except UnicodeDecodeError as error:
+            failed: Exception = error
+        except (ValueError, RecursionError) as error:
+            failed = error
+            break
+    raise DataError(
+        f"{sentence(where)} is not whole JSON.",
+        found=f"{failed}.",
+        repair="It may be cut off; download, copy or write it again.",
+    ) from failed
+
+
+def expect(value: Any, kind: type[T], where: str) -> T:
+    """`value` if it is a dict or list; otherwise a DataError: "`where` is not a mapping"."""
+    if not isinstance(value, kind):
+        raise DataError(
+            f"{sentence(where)} is not {KIND_NAMES[kind]}.", found=f"It is {brief(value)}."
+        )
+    return value
+
+
+def field(record: Any, key: str, kind: type[T], where: str) -> T:
+    """`record[key]`, which must be a `kind`; `where` names the record in the DataError."""
+    if key not in expect(record, dict, where):
+        raise DataError(
+            f"{sentence(where)} has no '{key}'.",
+            found=f"Its keys: {', '.join(map(str, record)) or 'none'}.",
+            repair="Add the key, or get an unchanged copy of the file.",
+        )
+    value = record[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise unfit(where, key, value, KIND_NAMES.get(kind, kind.__name__))
+    return value
+
+
+def texts(value: Any, key: str, where: str) -> tuple[str, ...]:
+    """A list of strings, at least one and none empty, without the white space around them."""
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(text, str) and text.strip() for text in value)
+    ):
+        raise unfit(where, key, value, "a list of strings, at least one and none empty")
+    return tuple(text.strip() for text in value)
+
+
+def unfit(where: str, key: str, value: Any, expected: str) -> DataError:
+    """The error of a value that is not what its key asks for."""
+    return DataError(
+        f"{sentence(where)} has {brief(value)} for '{key}'.", found=f"Expected {expected}."
+    )
+
+
+def is_finite_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
+
+
+def image_size(
+    record: Record, where: str, keys: tuple[str, str] = ("height", "width")
+) -> tuple[int, int]:
+    """(H, W) of a record, both at least 1 and no larger than an image can be; else a DataError."""
+    height, width = (field(record, key, int, where) for key in keys)
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise DataError(
+            f"{sentence(where)} has the size {height} x {width} (height x width).",
+            found=f"Both must be at least 1, and an image has at most {MAX_PIXELS / 1e6:g} "
+            "megapixels.",
+        )
+    return height, width
+
+
+def records_by_id(
+    records: Iterable[Any], what: str, place: str, findings: Findings, id_key: str = "id"
+) -> dict[int, Record]:
+    """Records by their ids, of one id the first; `what` and `place` name them in messages.
+
+    Records without an id and ids that occur twice are faults.
+    """
+    found: dict[int, Record] = {}
+    for number, record in enumerate(records):
+        with findings.part():
+            where = f"{what} number {number} of {place}"
+            its_id = field(record, id_key, int, where)
+            if its_id in found:
+                raise DataError(
+                    f"The {what} {id_key.removeprefix(f'{what}_')} {its_id} occurs twice in "
+                    f"{place}.",
+                    repair="Ids must be unique; get an unchanged copy of the file.",
+                )
+            found[its_id] = record
+    return found
+
+
+def find_file(
+    folders: Iterable[Path], names: Sequence[str], asked: str, repair: str, found: str = ""
+) -> Path:
+    """The first of the names that is a file in one of the folders.
+
+    If there is none, the DataError "`asked` is missing" lists all paths that were tried, after
+    `found`.
+    """
+    folders = list(folders)
+    path = first_file(folders, names)
+    if path is None:
+        tried = dict.fromkeys(str(folder / name) for folder in folders for name in names)
+        raise DataError(
+            f"{asked} is missing.",
+            found="\n  ".join([f"{found}Looked for:", *tried]),
+            repair=repair,
+        )
+    return path
+
+
+def first_file(folders: Iterable[Path], names: Sequence[str]) -> Path | None:
+    """The first of the names that is a file in one of the folders."""
+    for path in (folder / name for folder in folders for name in names):
+        with suppress(OSError, ValueError):  # names that no file can have: too long, with a zero
+            if path.is_file():
+                return path
+    return None
+
+
+def sentence(where: str) -> str:
+    """`where` with a capital letter, to begin a sentence with."""
+    return where[:1].upper() + where[1:]
+
+
+def brief(value: Any) -> str:
+    """`repr(value)`, cut so that an error stays readable."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,110 @@
+"""Writes files and folders whole or not at all.
+
+Until everything is written, a file lies beside its place as `NAME.partial`, a folder as
+`.NAME.XXXXXXXX.partial`; then it is renamed. An error or Ctrl-C removes it and is raised
+unchanged; what a killed process left behind is removed by `sweep`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+PARTIAL = ".partial"
+"""The ending of every unfinished file or folder."""
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file; missing parent folders are created."""
+    with open_whole(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, line ends as they are."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
+    """Write a JSON file: indented for people, or `compact` on one line."""
+    text = json.dumps(content, indent=None if compact else 2, ensure_ascii=False)
+    write_text(path, text if compact else f"{text}\n")
+
+
+@contextmanager
+def open_whole(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write bit by bit; it appears under its name at the end of the block."""
+    with whole_file(path) as partial, partial.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Where to create a file (or a symbolic link) that replaces `path` at the end of the block.
+
+    Missing parent folders are created. `sync` waits until the data are on the disk, so that the
+    name survives a power failure only with its contents.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}{PARTIAL}")
+    partial.unlink(missing_ok=True)
+    try:
+        yield partial
+        if sync:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """An empty folder to write into that becomes `folder` at the end of the block.
+
+    Args:
+        folder: Missing parents are created. Without `replace`, what was written is moved into an
+            existing folder, in the order of the names; a folder that another process created
+            during the block is left as it is.
+        replace: Replace an existing folder.
+    """
+    folder = folder.resolve()
+    fill = folder.is_dir() and not replace
+    aside, old = (_aside(folder, folder if fill else folder.parent) for _ in range(2))
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if fill:
+            for path in sorted(aside.iterdir()):
+                path.replace(folder / path.name)
+        elif folder.is_dir() and replace:
+            folder.rename(old)
+            aside.rename(folder)
+            shutil.rmtree(old)
+        else:
+            try:
+                aside.rename(folder)
+            except OSError:
+                if replace or not folder.is_dir():
+                    raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path, parent: Path) -> Path:
+    return parent / f".{folder.name}.{uuid4().hex[:8]}{PARTIAL}"
+
+
+def sweep(folder: Path, prefix: str = "") -> None:
+    """Remove unfinished files and folders whose names begin so; nobody may be writing them."""
+    for path in folder.glob(f"{prefix}*{PARTIAL}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

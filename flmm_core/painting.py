@@ -1,0 +1,350 @@
+"""Paints masks, heat, text, legends and grids of panels: all that flmm draws on images."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, features
+
+Color = tuple[int, int, int]
+
+COLORS: tuple[Color, ...] = (
+    (255, 0, 150), (0, 225, 255), (180, 255, 60), (165, 180, 255), (0, 255, 200),
+    (255, 0, 255), (0, 105, 150), (255, 180, 210), (120, 90, 45), (75, 0, 255),
+    (225, 240, 180), (135, 60, 90), (240, 180, 135), (15, 120, 105), (255, 150, 240),
+    (45, 255, 120), (135, 135, 30), (240, 105, 150), (135, 105, 165), (195, 240, 120),
+    (165, 0, 105), (120, 195, 165), (195, 105, 90), (0, 255, 0), (60, 195, 0),
+)  # fmt: skip
+"""Far apart in CIELAB (Delta E above 25), and from every color of `flmm_core.data.drawn`."""
+TOLD_APART = 8
+"""Masks whose colors are easy to tell apart; more are numbered in the image."""
+INK, DIM, PAPER = (25, 28, 32), (105, 112, 120), (255, 255, 255)
+PACKAGED = Path(__file__).parent / "assets" / "fonts" / "DejaVuSans.ttf"
+"""Latin, Greek, Cyrillic, Hebrew, Arabic, Armenian, Georgian and symbols."""
+HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
+"""Stops of the "inferno" color map, at even steps from 0 to 1."""
+
+
+def mask_color(number: int) -> Color:
+    """The color of mask 0, 1, ...: the same wherever the mask is shown."""
+    return COLORS[number % len(COLORS)]
+
+
+# --- masks and heat ----------------------------------------------------------------------------
+
+
+def paint_mask(
+    image: Image.Image, mask: NDArray[np.bool_], color: Color, opacity: float = 0.45
+) -> Image.Image:
+    """The image with a mask filled and outlined in a color.
+
+    The outline has a dark edge outside and a light one inside, so that it shows on any image.
+
+    Args:
+        image: RGB; left as it is.
+        mask: (h, w) bool, of any size; resampled to the image's.
+        opacity: Of the fill, in [0, 1].
+    """
+    painted = image.copy()
+    stencil = Image.fromarray(mask).convert("L")
+    if stencil.size != image.size:
+        soft = stencil.resize(image.size, Image.Resampling.BILINEAR)
+        stencil = soft.point([0] * 128 + [255] * 128)
+    found = stencil.getbbox()
+    if found is None:
+        return painted
+    width = max(1.0, max(image.size) / 300)
+    left, top = (max(0, start - round(4 * width)) for start in found[:2])
+    right, bottom = (end + round(4 * width) for end in found[2:])
+    box = (left, top, min(image.width, right), min(image.height, bottom))
+    stencil = stencil.crop(box)
+    # Blurred, the mask rises from 0 to 255 across its edge, so a band of levels is a line along it.
+    level = stencil.filter(ImageFilter.GaussianBlur(width))
+
+    def paint(color: Color, where: Image.Image, low: int, high: int, alpha: float) -> None:
+        band = level.point([round(255 * alpha * (low <= value < high)) for value in range(256)])
+        painted.paste(color, box, ImageChops.multiply(band, where))
+
+    paint(color, stencil, 0, 256, opacity)
+    paint((0, 0, 0), ImageChops.invert(stencil), 24, 256, 0.75)
+    paint(PAPER, stencil, 222, 249, 0.85)
+    paint(color, stencil, 0, 222, 1)
+    return painted
+
+
+def fade(image: Image.Image) -> Image.Image:
+    """The image in pale gray (RGB), a ground on which the colors of masks stand out."""
+    pale = [90 + round(0.6 * value) for value in range(256)]
+    return image.convert("L").point(pale).convert("RGB")
+
+
+def paint_heat(image: Image.Image, values: NDArray[np.floating]) -> Image.Image:
+    """Values in [0, 1], (h, w) of any size, over a dimmed gray image: bright where high."""
+    cells = Image.fromarray(np.asarray(values, np.float32))
+    heat = np.asarray(cells.resize(image.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    stops = np.linspace(0, 1, len(HEAT))
+    colors = np.stack([np.interp(heat, stops, HEAT[:, part]) for part in range(3)], axis=-1)
+    gray = np.asarray(image.convert("L"), np.float32)[..., None]
+    share = 0.45 + 0.45 * heat[..., None]
+    return Image.fromarray(((1 - share) * gray + share * colors).clip(0, 255).astype(np.uint8))
+
+
+# --- text --------------------------------------------------------------------------------------
+
+
+def text_image(
+    text: str, size: int, *, color: Color = INK, width: int | None = None, lines: int = 1
+) -> Image.Image:
+    """Text in any script on a transparent ground, cropped to its longest line.
+
+    Fonts are the packaged one, then those installed: the first that has the whole text, else the
+    first for each run. A character that no font has is written as its code point, "⟨U+4E2D⟩".
+
+    Args:
+        text: Runs of white space count as one space.
+        size: Font size in pixels.
+        color: Emoji keep their own.
+        width: Break lines at this many pixels.
+        lines: Most lines; longer text ends in "…".
+    """
+    shown = _break(" ".join(text.split()), size, width or sys.maxsize, lines)
+    height = line_height(size)
+    longest = max(_length(line, size) for line in shown)
+    image = Image.new("RGBA", (max(1, round(longest)), height * len(shown)), (*color, 0))
+    for number, line in enumerate(shown):
+        x = 0.0
+        for font, scale, piece in _fonts_of(line, size):
+            length, tall = font.getlength(piece), round(1.35 * font.size)
+            run = Image.new("RGBA", (round(length) + 1, tall), (*color, 0))
+            ImageDraw.Draw(run).text((0, font.size), piece, color, font, "ls", embedded_color=True)
+            if scale != 1:
+                run = run.resize((round(length * scale) + 1, round(1.35 * font.size * scale)))
+            image.alpha_composite(run, (round(x), height * number))
+            x += length * scale
+    return image
+
+
+def line_height(size: int) -> int:
+    """Pixels from line to line."""
+    return round(1.35 * size)
+
+
+def _break(text: str, size: int, width: int, most: int) -> list[str]:
+    """Lines of at most `width` pixels, broken at spaces, in long words and in Chinese."""
+    lines = [""]
+    for token in re.findall(r"[^\s\u2e80-\uffdc]{1,16} ?|\S ?", text):
+        if lines[-1] and _length((lines[-1] + token).rstrip(), size) > width:
+            lines.append("")
+        lines[-1] += token
+    if len(lines) > most:
+        lines[most - 1 :] = [lines[most - 1].rstrip()[:-1] + "…"]
+    return [line.rstrip() for line in lines]
+
+
+def _length(text: str, size: int) -> float:
+    """Width in pixels."""
+    return sum(font.getlength(piece) * scale for font, scale, piece in _fonts_of(text, size))
+
+
+def _fonts_of(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, float, str]]:
+    """The text in pieces, each with its font and the scale of the font's pixels."""
+    return [(*_font(path, size), piece) for path, piece in _runs(text)]
+
+
+@lru_cache(maxsize=4096)
+def _runs(text: str) -> tuple[tuple[Path, str], ...]:
+    """The text in pieces, each with a font that has all of it."""
+    if (whole := _font_of(text)) is not None:
+        return ((whole, text),)
+    runs: list[tuple[Path, str]] = []
+    for char in text:
+        path, shown = _font_of(char), char
+        if path is None:
+            path, shown = PACKAGED, f"⟨U+{ord(char):04X}⟩"
+        elif runs and unicodedata.category(char)[0] in "MC" and _has(runs[-1][0], char):
+            path = runs[-1][0]  # marks and joiners stay with their letter
+        if runs and runs[-1][0] == path:
+            shown = runs.pop()[1] + shown
+        runs.append((path, shown))
+    return tuple(runs)
+
+
+@lru_cache(maxsize=4096)
+def _font_of(text: str) -> Path | None:
+    """The first font that has every character of a text."""
+    return next((path for path in _fonts() if all(_has(path, char) for char in text)), None)
+
+
+@cache
+def _fonts() -> tuple[Path, ...]:
+    """The packaged font, then installed ones: upright and of normal weight first."""
+    home, windows = (Path(os.environ.get(name, "/nonexistent")) for name in ("HOME", "WINDIR"))
+    roots = ("usr/share/fonts", "usr/local/share/fonts", "Library/Fonts", "System/Library/Fonts")
+    own = (".fonts", ".local/share/fonts", "Library/Fonts")
+    folders = [*(Path("/", root) for root in roots), *(home / folder for folder in own)]
+    files = [file for f in (*folders, windows / "Fonts") for file in f.rglob("*.[to]t[fc]")]
+    odd = re.compile("bold|italic|oblique|light|thin|black|condensed|mono|serif")
+
+    def rank(path: Path) -> tuple[bool, bool, str]:
+        name = path.stem.lower()
+        return "unifont" in name or "lastresort" in name, bool(odd.search(name)), name
+
+    return (PACKAGED, *sorted(files, key=rank))
+
+
+@lru_cache(maxsize=512)
+def _font(path: Path, size: int, shaped: bool = True) -> tuple[ImageFont.FreeTypeFont, float]:
+    """A font, and the scale of its pixels: a bitmap font has but one size."""
+    engine = None if shaped else ImageFont.Layout.BASIC
+    for strike in (size, 109, 136, 160):
+        try:
+            return ImageFont.truetype(path, strike, layout_engine=engine), size / strike
+        except OSError:
+            continue
+    raise OSError(f"{path} is no font of a known size")
+
+
+@lru_cache(maxsize=65536)
+def _has(path: Path, char: str) -> bool:
+    """Whether a font draws a character as anything but its sign for a missing one."""
+    try:
+        missing = _glyph(path, "\uffff")
+    except OSError:
+        return False
+    category = unicodedata.category(char)
+    if char.isspace() or category == "Cf" or "\ufe00" <= char <= "\ufe0f":
+        return True  # needs no glyph
+    # Without libraqm, letters would not be joined, nor read from right to left.
+    complex_script = "\u0590" <= char <= "\u109f" or "\u1780" <= char <= "\u17ff"
+    if category in ("Cc", "Cs") or (complex_script and not features.check("raqm")):
+        return False
+    return _glyph(path, char) != missing
+
+
+@lru_cache(maxsize=4096)
+def _glyph(path: Path, char: str) -> int:
+    """The hash of a character's pixels."""
+    font, _ = _font(path, 24, shaped=False)
+    image = Image.new("RGBA", (round(2 * font.size), round(2 * font.size)))
+    ImageDraw.Draw(image).text((font.size / 2, 0), char, INK, font, embedded_color=True)
+    return hash(image.tobytes())
+
+
+# --- legends and panels ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """One mask of a legend, and the (x, y) of its number in the image, None for an empty mask."""
+
+    color: Color
+    phrase: str
+    score: str
+    place: tuple[int, int] | None
+
+
+def add_legend(image: Image.Image, entries: Sequence[LegendEntry]) -> Image.Image:
+    """The image above a legend, numbered from 1, in as many columns as fit.
+
+    With more than `TOLD_APART` entries, their numbers stand at the masks as well.
+    """
+    if not entries:
+        return image
+    size = max(13, round(math.sqrt(image.width * image.height) / 55))
+    gap = size // 2
+    rows = [_legend_row(number, entry, size) for number, entry in enumerate(entries, start=1)]
+    widest = max(row.width for row in rows) + 2 * gap
+    width = max(image.width, widest)
+    columns = width // widest
+    length = math.ceil(len(rows) / columns)
+    parts = [rows[first : first + length] for first in range(0, len(rows), length)]
+    height = max(sum(row.height + gap // 2 for row in part) for part in parts) + 2 * gap
+    sheet = Image.new("RGB", (width, image.height + height), PAPER)
+    sheet.paste(image)
+    for column, part in enumerate(parts):
+        top = image.height + gap
+        for row in part:
+            sheet.paste(row, (gap + width // columns * column, top))
+            top += row.height + gap // 2
+    for number, entry in enumerate(entries, start=1):
+        if entry.place is not None and len(entries) > TOLD_APART:
+            badge = _badge(number, entry.color, size - 2)
+            x = min(entry.place[0] - badge.width // 2, image.width - badge.width)
+            y = min(entry.place[1] - badge.height // 2, image.height - badge.height)
+            sheet.paste(badge, (max(0, x), max(0, y)))
+    return sheet
+
+
+def _legend_row(number: int, entry: LegendEntry, size: int) -> Image.Image:
+    badge = _badge(number, entry.color, size)
+    phrase = text_image(entry.phrase, size, width=18 * size, lines=3)
+    score = text_image(entry.score, size, color=DIM)
+    third = 2 * size + phrase.width + size // 2
+    row = Image.new("RGB", (third + score.width, phrase.height), PAPER)
+    row.paste(badge, ((2 * size - badge.width) // 2 - size // 5, 0))
+    row.paste(phrase, (2 * size, 0), phrase)
+    row.paste(score, (third, 0), score)
+    return row
+
+
+def _badge(number: int, color: Color, size: int) -> Image.Image:
+    """A number on a swatch of its color."""
+    light = np.dot((np.array(color) / 255) ** 2.2, (0.21, 0.72, 0.07))
+    ink = INK if light > 0.18 else PAPER
+    label = text_image(str(number), round(0.85 * size), color=ink)
+    badge = Image.new("RGB", (round(1.6 * size), round(1.25 * size)), color)
+    ImageDraw.Draw(badge).rectangle((0, 0, badge.width - 1, badge.height - 1), outline=INK)
+    place = ((badge.width - label.width) // 2, (badge.height - label.height) // 2)
+    badge.paste(label, place, label)
+    return badge
+
+
+def draw_panels(
+    panels: Sequence[tuple[Image.Image, str]],
+    columns: int,
+    side: int,
+    titles: Sequence[str] = (),
+    *,
+    lines: int = 2,
+) -> Image.Image:
+    """Images in a grid on white, row by row, each with a caption of at most `lines` lines below it.
+
+    Images are scaled to a longest side of `side` pixels. `titles` are headings of the columns.
+    """
+    size, gap = 14, 9
+    heads = [text_image(title, size, color=DIM) for title in titles]
+    cells = [
+        (scale_to(image, side), text_image(caption, size, width=side, lines=lines))
+        for image, caption in panels
+    ]
+    rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
+    tops = [gap + (line_height(size) + gap // 2 if heads else 0)]
+    for row in rows:
+        tops.append(tops[-1] + max(image.height + text.height for image, text in row) + 2 * gap)
+    extent = gap + (side + gap) * min(columns, len(panels)), tops[-1] - gap
+    sheet = Image.new("RGB", extent, PAPER)
+    for column, head in enumerate(heads):
+        sheet.paste(head, (gap + (side + gap) * column, gap), head)
+    for top, row in zip(tops, rows, strict=False):
+        for column, (image, text) in enumerate(row):
+            x = gap + (side + gap) * column
+            sheet.paste(image, (x, top))
+            sheet.paste(text, (x, top + image.height + gap // 2), text)
+    return sheet
+
+
+def scale_to(image: Image.Image, side: int) -> Image.Image:
+    """The image as RGB with its longest side `side` pixels long."""
+    scale = side / max(image.size)
+    extent = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.convert("RGB").resize(extent, Image.Resampling.LANCZOS)

@@ -1,0 +1,152 @@
+"""From a recipe in plain values to the two halves of the flow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from flmm_core.config import RunConfig
+from flmm_core.pipeline.head import Head
+from flmm_core.pipeline.mask_head import MaskHead
+from flmm_core.pipeline.observer import Observer
+from flmm_core.pipeline.refiners.base import ImageEncoder, Refiner
+from flmm_core.pipeline.text_prompts import TextPrompts
+from flmm_core.pipeline.types import VlmShape
+from flmm_core.plugins import load_backbones, load_class, load_refiners, parse_options
+from flmm_core.spec import DEFAULT_PROMPT, BackboneSpec, RefinerOptions
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a flow is built; kept in a head's `config.json`.
+
+    The fields are those of `Backbone.load`, `Observer`, `MaskHead` and `Refiner.load`.
+
+    Attributes:
+        channels: The attention channels that the mask head takes; empty means all.
+    """
+
+    backbone: str
+    model: str = "tiny"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str = DEFAULT_PROMPT
+    pool: Literal["mean", "max"] = "mean"
+    base_channels: int = 64
+    enlarge_to: int = 64
+    paper_rounding: bool = False
+    channels: tuple[int, ...] = ()
+    refiner: str = "sam"
+    refiner_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))  # a list in JSON
+
+
+def refiner_class(recipe: Recipe) -> tuple[type[Refiner], RefinerOptions]:
+    """The class of a recipe's refiner, and its options with their defaults.
+
+    Raises:
+        UsageError: The refiner is unknown.
+        ConfigError: An option is unknown or has a wrong value.
+    """
+    spec = load_refiners().get(recipe.refiner)
+    return load_class(spec), parse_options(spec, recipe.refiner_options)
+
+
+def load_refiner(
+    recipe: Recipe, weights: Path | None = None
+) -> tuple[ImageEncoder | None, Refiner]:
+    """Both halves of the refiner, on the CPU; raises as `refiner_class` and `Refiner.load`."""
+    refiner, options = refiner_class(recipe)
+    return refiner.load(options, weights=weights, paper_rounding=recipe.paper_rounding)
+
+
+def build_head(recipe: Recipe, vlm: VlmShape, refiner: Refiner) -> Head:
+    """A head with fresh weights, on the CPU.
+
+    They follow from torch's random state and the recipe alone, whether or not a VLM is loaded.
+    """
+    channels = len(recipe.channels) or vlm.attention_channels
+    mask_head = MaskHead(channels, recipe.base_channels, recipe.enlarge_to, recipe.paper_rounding)
+    text_prompts = None
+    if refiner.uses_text:
+        text_prompts = TextPrompts(vlm.layers, vlm.hidden_size, refiner.prompt_width)
+    return Head(mask_head, text_prompts, refiner).eval()
+
+
+def build_flow(
+    recipe: Recipe,
+    *,
+    spec: BackboneSpec | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    refiner_weights: Path | None = None,
+    one_by_one: bool = False,
+    **pass_through: Any,
+) -> tuple[Observer, Head]:
+    """Both halves of the flow, the head with fresh weights.
+
+    Args:
+        recipe: How they are built.
+        spec: The backbone's facts; by default looked up among the installed plugins.
+        dtype: Of the VLM's weights; see `Backbone.load`.
+        device: "auto" takes the first accelerator.
+        refiner_weights: See `Refiner.load`.
+        one_by_one: See `Observer`.
+        pass_through: For transformers' `from_pretrained` of the VLM.
+
+    Raises:
+        UsageError: The backbone, its model or the refiner is unknown.
+        ConfigError: An option is unknown or has a wrong value.
+        WeightsError: Weights are missing or do not fit.
+    """
+    spec = spec or load_backbones().get(recipe.backbone)
+    with torch.random.fork_rng(devices=[]):  # the head's fresh weights do not depend on the VLM
+        backbone = load_class(spec).load(
+            spec,
+            recipe.model,
+            dtype=dtype,
+            device=device,
+            prompt=recipe.prompt,
+            options=recipe.options,
+            **pass_through,
+        )
+    encoder, refiner = load_refiner(recipe, refiner_weights)
+    place = backbone.vlm.device
+    observer = Observer(
+        backbone,
+        None if encoder is None else encoder.to(place),
+        pool=recipe.pool,
+        channels=recipe.channels,
+        one_by_one=one_by_one,
+    )
+    return observer, build_head(recipe, observer.vlm, refiner).to(place)
+
+
+def recipe_of(config: RunConfig) -> Recipe:
+    """The recipe of a run."""
+    return Recipe(
+        backbone=config.backbone,
+        model=config.model,
+        options=config.options,
+        prompt=config.prompt,
+        refiner=config.refiner,
+        refiner_options=config.refiner_options,
+        **config.head.model_dump(),
+    )
+
+
+def build_from_config(config: RunConfig, spec: BackboneSpec) -> tuple[Observer, Head]:
+    """The frozen models of a run and a head with fresh weights."""
+    return build_flow(
+        recipe_of(config),
+        spec=spec,
+        dtype=config.dtype,
+        device=config.device,
+        refiner_weights=config.refiner_weights,
+        one_by_one=config.exact,
+    )

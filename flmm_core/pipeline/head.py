@@ -1,0 +1,79 @@
+"""The trained half of the flow: Features -> Grounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flmm_core.pipeline.fit import check_weights
+from flmm_core.pipeline.mask_head import MaskHead
+from flmm_core.pipeline.refiners.base import Refiner
+from flmm_core.pipeline.text_prompts import TextPrompts
+from flmm_core.pipeline.types import Features, Grounding
+
+
+class Head(nn.Module):
+    """All that is trained; its `state_dict()` is what a head's file holds."""
+
+    def __init__(
+        self, mask_head: MaskHead, text_prompts: TextPrompts | None, refiner: Refiner
+    ) -> None:
+        super().__init__()
+        if refiner.uses_text != (text_prompts is not None):
+            raise ValueError("text prompts are needed where the refiner reads text, and only there")
+        self.mask_head = mask_head
+        self.text_prompts = text_prompts
+        self.refiner = refiner
+
+    def forward(self, features: Sequence[Features]) -> tuple[Grounding, ...]:
+        """One `Grounding` per sample."""
+        maps = [sample.maps for sample in features]
+        coarse = self.mask_head(maps)
+        prompts = () if self.text_prompts is None else self.text_prompts(features)
+        images = [sample.image for sample in features]
+        logits = self.refiner(images, coarse, prompts, [sample.image_hw for sample in features])
+        return tuple(map(Grounding, coarse, logits, maps))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.mask_head.parameters()).device
+
+    @property
+    def trainable_parameters(self) -> int:
+        """How many numbers an optimizer changes."""
+        return sum(weight.numel() for weight in self.parameters() if weight.requires_grad)
+
+    def layer_weights(self) -> list[float] | None:
+        """L numbers, how the text prompts weigh the VLM's layers, for `Observer.observe`.
+
+        None if no hidden states are read. While the weights are being trained, observe without.
+        """
+        if self.text_prompts is None:
+            return None
+        weights: list[float] = self.text_prompts.layer_weights.detach().float().softmax(0).tolist()
+        return weights
+
+    def learning_groups(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
+        """The trained parameters by what has a learning rate of its own: "head", "refiner"."""
+        own = [*self.mask_head.parameters()]
+        own += [] if self.text_prompts is None else self.text_prompts.parameters()
+        for name, group in (("head", own), ("refiner", [*self.refiner.parameters()])):
+            if trained := [weight for weight in group if weight.requires_grad]:
+                yield name, trained
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Take a `state_dict()` of floats, insisting on all names and shapes.
+
+        Raises:
+            WeightsError: A tensor is missing, unexpected or of another shape; nothing is loaded.
+        """
+        check_weights(
+            self.state_dict(),
+            state,
+            asked="The weights do not fit this head.",
+            repair="Use the configuration that the head was trained with.",
+        )
+        self.load_state_dict(dict(state))

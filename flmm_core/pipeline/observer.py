@@ -1,0 +1,154 @@
+"""The frozen half of the flow: image + caption -> Features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flmm_core.pipeline.attention_maps import attention_maps
+from flmm_core.pipeline.backbone.base import Backbone
+from flmm_core.pipeline.backbone.recorder import Pool
+from flmm_core.pipeline.refiners.base import ImageEncoder
+from flmm_core.pipeline.types import (
+    BackboneBatch,
+    BackboneInputs,
+    EncodedImage,
+    Features,
+    VlmShape,
+)
+from flmm_core.segment import Segment
+
+
+@dataclass(frozen=True)
+class ObserverInputs:
+    """One sample on the CPU, ready for the VLM and for the image encoder, if there is one."""
+
+    backbone: BackboneInputs
+    image: Tensor | None
+
+
+@dataclass(frozen=True)
+class ObserverBatch:
+    """Samples that are observed together.
+
+    Attributes:
+        images: For the image encoder, each image once.
+        image_of: Per sample, the index of its image in `images`; empty without an encoder.
+    """
+
+    backbone: BackboneBatch
+    images: tuple[Tensor, ...]
+    image_of: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.backbone)
+
+    def pin_memory(self) -> ObserverBatch:
+        """The same with page-locked tensors, for a DataLoader."""
+        images = tuple(image.pin_memory() for image in self.images)
+        return replace(self, backbone=self.backbone.pin_memory(), images=images)
+
+
+@dataclass(frozen=True)
+class Observer:
+    """A frozen VLM and the refiner's frozen image encoder.
+
+    No `nn.Module`: its weights can reach neither an optimizer nor a checkpoint. Pickled, it leaves
+    them behind; what is left can `prepare` and `collate`, which DataLoader workers do.
+
+    Attributes:
+        backbone: The frozen VLM.
+        encoder: The refiner's image encoder; None if the refiner needs no image.
+        pool: How the attention of a phrase's tokens becomes one map, "mean" or "max".
+        channels: The attention channels that are kept, in this order; empty means all.
+        one_by_one: Observe sample by sample. The features of a sample then do not depend on its
+            companions, whose padding changes the last bits of sums.
+    """
+
+    backbone: Backbone
+    encoder: ImageEncoder | None = None
+    pool: Pool = "mean"
+    channels: tuple[int, ...] = ()
+    one_by_one: bool = False
+
+    @property
+    def vlm(self) -> VlmShape:
+        """The shape of the VLM."""
+        vlm = self.backbone
+        return VlmShape(vlm.num_layers, vlm.num_heads, vlm.hidden_size, tuple(vlm.view_names))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the VLM runs."""
+        device: torch.device = self.backbone.vlm.device
+        return device
+
+    def prepare(
+        self,
+        image: Image.Image,
+        segments: Sequence[Segment],
+        *,
+        prompt: str | None = None,
+        name: str = "",
+        like: ObserverInputs | None = None,
+    ) -> ObserverInputs:
+        """One sample, ready to be observed; needs no weights and runs in DataLoader workers.
+
+        Args: as for `Backbone.prepare`. The image of a sample `like` is encoded once for both.
+        """
+        known = None if like is None else like.backbone
+        inputs = self.backbone.prepare(image, segments, prompt=prompt, name=name, like=known)
+        if like is not None:
+            encoded = like.image
+        else:
+            encoded = None if self.encoder is None else self.encoder.prepare(image)
+        return ObserverInputs(inputs, encoded)
+
+    def collate(self, samples: Sequence[ObserverInputs]) -> ObserverBatch:
+        """One batch of at least one sample; those prepared `like` another share its image."""
+        images: list[Tensor] = []
+        image_of = []
+        for sample in samples:
+            if sample.image is not None:
+                known = (place for place, image in enumerate(images) if image is sample.image)
+                image_of.append(next(known, len(images)))
+                if image_of[-1] == len(images):
+                    images.append(sample.image)
+        backbone = self.backbone.collate([sample.backbone for sample in samples])
+        return ObserverBatch(backbone, tuple(images), tuple(image_of))
+
+    @torch.no_grad()
+    def observe(
+        self, batch: ObserverBatch, *, layer_weights: Sequence[float] | None = None
+    ) -> tuple[Features, ...]:
+        """One `Features` per sample; for `layer_weights` see `Backbone.trace`."""
+        images = self._encode(batch)
+        singles = [batch.backbone]
+        if self.one_by_one:
+            singles = [self.backbone.collate([sample]) for sample in batch.backbone.samples]
+        traces = [
+            trace
+            for single in singles
+            for trace in self.backbone.trace(single, pool=self.pool, layer_weights=layer_weights)
+        ]
+        features = []
+        for trace, image in zip(traces, images, strict=True):
+            maps = attention_maps(trace)
+            if self.channels:
+                maps = replace(maps, maps=maps.maps[:, list(self.channels)])  # (P, K, h, w)
+            features.append(Features(maps, trace.hidden, trace.row_phrase, image, trace.image_hw))
+        return tuple(features)
+
+    def _encode(self, batch: ObserverBatch) -> Sequence[EncodedImage | None]:
+        """Per sample, its encoded image."""
+        if self.encoder is None:
+            return (None,) * len(batch)
+        at_once = 1 if self.one_by_one else max(1, len(batch.images))
+        encoded: list[EncodedImage] = []
+        for start in range(0, len(batch.images), at_once):
+            encoded += self.encoder.encode(batch.images[start : start + at_once])
+        return [encoded[place] for place in batch.image_of]

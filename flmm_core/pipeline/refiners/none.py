@@ -1,0 +1,32 @@
+"""No refinement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from flmm_core.pipeline.refiners.base import Refiner, resize
+from flmm_core.pipeline.types import EncodedImage
+
+
+class NoRefiner(Refiner):
+    """Resizes the coarse logits to the image; nothing is trained."""
+
+    @classmethod
+    def load(
+        cls, options: Any, *, weights: Path | None = None, paper_rounding: bool = False
+    ) -> tuple[None, Self]:
+        return None, cls()
+
+    def forward(
+        self,
+        images: Sequence[EncodedImage | None],
+        coarse: Sequence[Tensor],
+        prompts: Sequence[Sequence[Tensor]],
+        image_hw: Sequence[tuple[int, int]],
+    ) -> tuple[Tensor, ...]:
+        """As `Refiner.forward`; reads only `coarse` and `image_hw`."""
+        return tuple(resize(logits, hw) for logits, hw in zip(coarse, image_hw, strict=True))

@@ -1,0 +1,99 @@
+"""From the settings of a run to a fresh head and the source of its features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flmm_core.config import RunConfig
+from flmm_core.errors import UsageError
+from flmm_core.feature_cache.key import frozen_facts
+from flmm_core.feature_cache.read import StoredFeatures
+from flmm_core.feature_cache.store import Store
+from flmm_core.loader.dataset import FeatureSource, ObservedFeatures
+from flmm_core.pipeline.backbone.weights import choose_device
+from flmm_core.pipeline.build import build_from_config, build_head, load_refiner, recipe_of
+from flmm_core.pipeline.head import Head
+from flmm_core.pipeline.head_folder import HeadInfo
+from flmm_core.progress import Progress
+from flmm_core.spec import BackboneSpec
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A fresh head and its features.
+
+    Attributes:
+        info: Written with the head's checkpoints.
+        source: The features to train on.
+        vlm_digest: SHA-256 of the VLM weights behind these features.
+        observed: Loads the frozen models if necessary; returns features of any sample and the
+            digest of the VLM weights now.
+    """
+
+    head: Head
+    info: HeadInfo
+    source: FeatureSource
+    vlm_digest: str
+    observed: Callable[[], tuple[FeatureSource, str]]
+
+
+def open_observed(config: RunConfig, spec: BackboneSpec, progress: Progress) -> Setup:
+    """Load the frozen models; they run on every batch."""
+    progress.say(f"Loading {config.backbone}, model {config.model}")
+    observer, head = build_from_config(config, spec)
+    source = ObservedFeatures(observer)
+    return Setup(
+        head=head,
+        info=HeadInfo(recipe_of(config), observer.vlm, _facts(config)),
+        source=source,
+        vlm_digest=observer.backbone.weights_digest(),
+        observed=lambda: (source, observer.backbone.weights_digest()),
+    )
+
+
+def open_cached(config: RunConfig, spec: BackboneSpec, progress: Progress) -> Setup:
+    """Read features from a cache; the frozen models are loaded only to evaluate the head.
+
+    The fresh weights of the head are those of a run without the cache.
+
+    Raises:
+        UsageError: There is no cache, or it was built for other settings.
+    """
+    assert config.cache is not None
+    progress.say(f"Opening the cache {config.cache}")
+    store = Store(config.cache)
+    manifest, recipe = store.manifest, recipe_of(config)
+    encoder, refiner = load_refiner(recipe, config.refiner_weights)
+    needed = {"hidden states": True} if refiner.uses_text else {}
+    store.check_made_for(frozen_facts(config, spec) | needed)
+    if config.exact and not manifest.packing.is_exact:
+        raise UsageError(
+            f"The cache in '{config.cache}' is not exact.",
+            found=f"Its maps are stored as {manifest.maps}.",
+            repair="Omit --exact, or build a cache with --maps float32.",
+        )
+    recipe = replace(recipe, channels=manifest.channels)
+    head = build_head(recipe, manifest.vlm, refiner).to(choose_device(config.device))
+    source = StoredFeatures(store, head.device, images=encoder is not None)
+
+    def observed() -> tuple[FeatureSource, str]:
+        progress.say(f"Loading {config.backbone}, model {config.model}, to evaluate the head")
+        observer, _ = build_from_config(config, spec)
+        store.check_weights(found := observer.backbone.weights_digest())
+        return ObservedFeatures(replace(observer, channels=manifest.channels)), found
+
+    chosen = {"channels": manifest.measure} if manifest.measure else {}
+    facts = {**_facts(config), "cache": {"maps": manifest.maps, **chosen}}
+    return Setup(
+        head=head,
+        info=HeadInfo(recipe, manifest.vlm, facts),
+        source=source,
+        vlm_digest=manifest.sha256,
+        observed=observed,
+    )
+
+
+def _facts(config: RunConfig) -> dict[str, Any]:
+    return {"steps": 0, "protocol": config.protocol, "data": config.data}

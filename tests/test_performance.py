@@ -1,0 +1,192 @@
+"""The measurements: every one runs at its tiny size, and what they compare computes the same."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from performance import (
+    alternate,
+    cache,
+    loading,
+    models,
+    recording,
+    refining,
+    sentences,
+    tables,
+    training,
+)
+from performance.__main__ import MEASUREMENTS, ON_GPU, main
+from performance.alternate import ORIGINAL, OURS, Case, Comparison, Runs
+
+Patch = pytest.MonkeyPatch
+Capture = pytest.CaptureFixture[str]
+PAGE = (Path(__file__).parents[1] / "docs" / "performance.md").read_text()
+
+
+def in_process(case: Case, repeats: int) -> Comparison:
+    """As `alternate.compare`, without processes, so without times and memory worth reading."""
+    runs = {}
+    for way in case.ways:
+        workload = replace(case, images=min(2, case.images)).build()
+        workload.prepare(way)
+        runs[way] = Runs((0.5,), 1 << 20, workload.facts(workload.run(way)))
+    return Comparison(case, runs)
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+def test_every_workload_runs_in_every_way(
+    name: str, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(alternate, "compare", in_process)
+    assert main([name, "--size", "tiny", "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    assert {"torch", "machine", "cpus"} <= found["environment"].keys()
+    for row in found[name]:
+        assert list(row["runs"]) == row["case"]["ways"]
+        if name == "training":
+            ours, original = (row["runs"][way]["facts"]["loss"] for way in (OURS, ORIGINAL))
+            assert ours == pytest.approx(original, abs=1e-4)
+        if name == "recording":
+            assert row["runs"][OURS]["facts"]["result_bytes"] > 0
+    printed = capsys.readouterr().out
+    assert printed.count("| 1.00 |") >= 1
+    assert "nan" not in printed
+
+
+@pytest.mark.parametrize(
+    ("measure", "columns"),
+    [(cache.measure, cache.COLUMNS), (loading.measure, loading.RATES)],
+    ids=["cache", "loading"],
+)
+def test_epochs_and_loading_are_measured(measure: Any, columns: str) -> None:
+    rows, text = measure("tiny", 1, 0.0)
+    assert text.startswith(f"{columns}\n")
+    if measure is cache.measure:
+        (epochs,) = rows
+        assert min(*epochs.without, *epochs.cached, epochs.building, epochs.bytes) > 0
+    else:
+        loaded, shuffled, buckets = rows
+        assert loaded.read[0].images_per_second > loaded.whole[0].images_per_second > 0
+        assert buckets.grids < shuffled.grids
+        assert 0 < buckets.share < shuffled.share
+
+
+@pytest.mark.parametrize("family", ["qwen", "deepseek_vl", "llava_next"])
+def test_the_original_way_and_ours_record_the_same(family: str) -> None:
+    case = next(case for case in recording.cases("tiny") if case.model == family)
+    workload, traces = case.build(), {}
+    for way in (OURS, ORIGINAL):
+        workload.prepare(way)
+        traces[way] = workload.run(way)
+    for name in ("attention", "hidden"):
+        ours, original = (getattr(traces[way], name) for way in (OURS, ORIGINAL))
+        torch.testing.assert_close(ours, original, atol=1e-4, rtol=1e-4)
+
+
+def test_masks_are_the_same_in_every_way() -> None:
+    (case,) = refining.cases("tiny")
+    workload = case.build()
+    ours = workload.run(OURS)
+    for way in case.ways:
+        workload.prepare(way)
+        torch.testing.assert_close(workload.run(way), ours, atol=1e-4, rtol=1e-4)
+
+
+def test_sentences_share_their_prompt_or_not() -> None:
+    (case,) = sentences.cases("tiny")
+    batches = case.build().batches  # type: ignore[attr-defined]
+    assert [len(batches[way]) for way in case.ways] == [1, 3, 3, 1, 3]
+    assert batches[sentences.SEVERAL].backbone.captions is not None
+    assert batches[sentences.APART].backbone.captions is None
+    assert len(batches[sentences.APART].images) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    # the 3B model ties its output head, which random weights here do not
+    [("qwen2.5-vl-3b", 4.07), ("qwen2.5-vl-7b", 8.29), ("llava-next-7b", 7.06)],
+)
+def test_real_sizes_are_the_published_ones(name: str, billions: float) -> None:
+    config, _ = models.parts(models.REAL[name])
+    with torch.device("meta"):
+        vlm = transformers.AutoModelForImageTextToText.from_config(copy.deepcopy(config))
+    assert sum(value.numel() for value in vlm.parameters()) / 1e9 == pytest.approx(billions, 0.01)
+
+
+def test_real_sizes_run_in_bfloat16_on_a_gpu() -> None:
+    for module in (recording, training, refining, sentences):
+        for case in module.cases("real"):
+            assert (case.dtype, case.device) == ("bfloat16", "cuda")
+            assert Case.from_json(case.to_json()) == case
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="refused only without a GPU")
+def test_real_sizes_are_refused_without_a_gpu(capsys: Capture) -> None:
+    assert main(["gpu"]) == 3
+    assert capsys.readouterr().err.startswith("Published sizes need a GPU.\n")
+
+
+def test_no_case_starts_out_of_time(monkeypatch: Patch, capsys: Capture) -> None:
+    monkeypatch.setattr(alternate, "compare", in_process)
+    assert alternate.compare_all(refining.cases("tiny"), 1, until=0.0) == []
+    assert "Skipped, out of time: performance.refining" in capsys.readouterr().err
+
+
+def test_a_failed_way_has_no_figures() -> None:
+    failed = Runs((1.0,), 5).add({"failed": "out of memory"})
+    row = Comparison(Case("", ("a", "b")), {"a": Runs((2.0, 1.0, 9.0), 7), "b": failed})
+    assert row.median("a") == 2
+    assert tables.seconds(row.median("b")) == tables.ratio(row.ratio("b", "a")) == "–"
+    assert tables.mib(row.peak("b")) == "–"
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_ways_run_in_processes_of_their_own() -> None:
+    case = Case("performance.refining:Refining", (OURS, ORIGINAL), phrases=2)
+    row = alternate.compare(case, repeats=2)
+    for runs in row.runs.values():
+        assert len(runs.seconds) == 2
+        assert runs.median > 0
+        assert runs.peak_bytes > 0
+        assert runs.facts == {"masks": 2}
+
+
+# --- docs/performance.md ---------------------------------------------------------------------
+
+
+def test_the_commands_of_the_page_exist(monkeypatch: Patch, tmp_path: Path) -> None:
+    for name in MEASUREMENTS:
+        monkeypatch.setattr(f"performance.{name}.measure", lambda *given: ([], ""))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    commands = re.findall(r"^python -m performance (.*?)(?:\s+#.*)?$", PAGE, re.M)
+    assert {*MEASUREMENTS, "gpu"} <= set(commands)
+    for words in map(shlex.split, commands):
+        assert main([*words, "--output", str(tmp_path)]) == (3 if words == ["gpu"] else 0)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        recording.TIMES,
+        recording.MEMORY,
+        training.COLUMNS,
+        refining.COLUMNS,
+        sentences.COLUMNS,
+        cache.COLUMNS,
+        loading.RATES,
+        loading.PADDING,
+    ],
+)
+def test_the_tables_of_the_page_have_the_columns_that_are_printed(columns: str) -> None:
+    assert f"{columns}\n" in PAGE
