@@ -198,7 +198,7 @@ def test_the_worst_are_the_surest_failures_and_no_phrase_is_shown_twice(tmp_path
     assert list(best[0].panels) == ["image", "truth", "prediction"]
 
 
-def test_a_image_that_is_gone_is_noted(tmp_path: Path) -> None:
+def test_an_image_that_is_gone_is_noted(tmp_path: Path) -> None:
     items = list(random_rows(0, 0.5, 4))
     items = [item.model_copy(update={"truth_segmentation": None}) for item in items]
     cell = load_measurement(write_measurement(tmp_path, measurement_facts("a", "b"), items))

@@ -10,51 +10,10 @@ import pytest
 from PIL import Image
 
 from flmm_core.data import rle
-from flmm_core.data.findings import Findings
 from flmm_core.data.formats import FORMATS
-from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError
-from flmm_core.segment import Segment
 from tests.data.conftest import read
-
-
-@pytest.fixture
-def record() -> dict[str, Any]:
-    return {
-        "file_name": "a.png",
-        "width": 8,
-        "height": 6,
-        "objects": {
-            "phrases": [["a box", "the grey box"], ["a stripe"]],
-            "segmentation": [
-                [[0, 0, 4, 0, 4, 3, 0, 3]],
-                {"size": [6, 8], "counts": [6, 6, 36]},
-            ],
-        },
-    }
-
-
-class File:
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "metadata.jsonl"
-        Image.new("RGB", (8, 6)).save(folder / "a.png")
-        Image.new("RGB", (8, 6)).save(folder / "b.png")
-
-    def write(self, *lines: Any) -> Path:
-        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-        self.path.write_text("".join(f"{text}\n" for text in texts))
-        return self.path
-
-    def fails(self, *lines: Any) -> str:
-        with pytest.raises(DataError) as caught:
-            read(f"jsonl:{self.write(*lines)}")
-        assert caught.value.exit_code == 3
-        return str(caught.value)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> File:
-    return File(tmp_path)
+from tests.data.formats.conftest import File
 
 
 def test_a_users_file_is_read(file: File, record: dict[str, Any]) -> None:
@@ -115,7 +74,7 @@ def test_every_line_that_is_written_has_the_same_types(tmp_path: Path, drawn_ima
     }
 
 
-def test_a_image_in_two_splits_is_written_to_both(tmp_path: Path, drawn_images: Any) -> None:
+def test_an_image_in_two_splits_is_written_to_both(tmp_path: Path, drawn_images: Any) -> None:
     square, ring = drawn_images[0].objects
     twice = drawn_images[0]._replace(objects=[square, replace(ring, split="val")])
     root = FORMATS["jsonl"].write(tmp_path, [twice])
@@ -197,7 +156,7 @@ def test_a_missing_image(file: File, record: dict[str, Any]) -> None:
     )
 
 
-def test_a_image_on_two_lines(file: File, record: dict[str, Any]) -> None:
+def test_an_image_on_two_lines(file: File, record: dict[str, Any]) -> None:
     assert file.fails(record, record) == (
         f"The image a.png occurs twice in {file.path}.\n"
         "On lines 1 and 2.\n"
@@ -292,118 +251,3 @@ def test_sizes_that_are_wrong(file: File, record: dict[str, Any], width: Any, me
 def test_lines_that_are_no_records(file: File) -> None:
     assert file.fails("[1]") == f"Line 1 of {file.path} is not a mapping.\nIt is [1]."
     assert file.fails("") == f"The file {file.path} has no images.\nIt has no lines."
-
-
-# --- tags, pixels to ignore, captions ----------------------------------------------------------
-
-
-@pytest.fixture
-def rich(record: dict[str, Any]) -> dict[str, Any]:
-    record["objects"] |= {
-        "tags": [["plural", "thing"], []],
-        "ignore": [None, {"size": [6, 8], "counts": [0, 6, 42]}],
-    }
-    record["captions"] = [
-        [{"text": "There is ", "object": -1}, {"text": "a stripe", "object": 1}],
-        [
-            {"text": "A stripe", "object": 1},
-            {"text": " and ", "object": -1},
-            {"text": "a box", "object": 0},
-        ],
-    ]
-    return record
-
-
-def test_tags_ignored_pixels_and_captions_are_read(file: File, rich: dict[str, Any]) -> None:
-    first, second = read(f"jsonl:{file.write(rich)}")
-    (stripe,) = first.objects
-    assert first.caption == (Segment("There is "), Segment("a stripe", 0))
-    assert second.caption == (Segment("A stripe", 0), Segment(" and "), Segment("a box", 1))
-    assert [thing.name for thing in second.objects] == ["1", "0"]
-    assert stripe.tags == frozenset()
-    assert second.objects[1].tags == {"plural", "thing"}
-    assert stripe.ignore is not None
-    assert rle.bbox(stripe.ignore) == (0, 0, 1, 6)
-    samples = open_source(f"jsonl:{file.path}")
-    assert [sample.caption for sample in samples] == ["There is a stripe", "A stripe and a box"]
-    assert [sample.name for sample in samples] == ["jsonl/a.png#0", "jsonl/a.png#1"]
-
-
-def test_columns_that_another_tool_filled_with_null_are_none(
-    file: File, record: dict[str, Any]
-) -> None:
-    plain = read(f"jsonl:{file.write(record)}")
-    record["captions"] = None
-    record["objects"] |= {"tags": None, "ignore": None, "category": None}
-    assert read(f"jsonl:{file.write(record)}") == plain
-
-
-def test_an_object_that_no_caption_names_is_left_out_and_told(
-    file: File, rich: dict[str, Any]
-) -> None:
-    del rich["captions"][1]
-    findings = Findings()
-    (image,) = read(f"jsonl:{file.write(rich)}", findings)
-    assert len(image.objects) == 1
-    assert [(s.name, s.reason) for s in findings.skipped] == [
-        (f"object 0 on line 1 of {file.path}", "no caption names it")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("piece", "message"),
-    [
-        (
-            {"text": "x", "object": 2},
-            (
-                "Piece 1 of caption 0 on line 1 of {path} names the object 2.\n"
-                "The line has 2 objects; -1 names none."
-            ),
-        ),
-        (
-            {"text": " ", "object": 1},
-            "Piece 1 of caption 0 on line 1 of {path} names an object without words.",
-        ),
-        (
-            {"text": "x", "object": -1},
-            "Caption 0 on line 1 of {path} names no object.\nRemove it.",
-        ),
-        (
-            {"object": 1},
-            (
-                "Piece 1 of caption 0 on line 1 of {path} has no 'text'.\nIts keys: object.\n"
-                "Add the key, or get an unchanged copy of the file."
-            ),
-        ),
-    ],
-)
-def test_captions_that_are_wrong(
-    file: File, rich: dict[str, Any], piece: dict[str, Any], message: str
-) -> None:
-    rich["captions"][0][1] = piece
-    assert file.fails(rich) == message.format(path=file.path)
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "message"),
-    [
-        (
-            "tags",
-            ["thing", []],
-            "Object 0 on line 1 of {path} has 'thing' for 'tags'.\nExpected a list of strings.",
-        ),
-        (
-            "ignore",
-            [None, 3],
-            (
-                "The mask of the ignored pixels of object 1 on line 1 of {path} is neither a list "
-                "of polygons nor an RLE.\nIt is 3."
-            ),
-        ),
-    ],
-)
-def test_further_columns_that_are_wrong(
-    file: File, rich: dict[str, Any], column: str, value: Any, message: str
-) -> None:
-    rich["objects"][column] = value
-    assert file.fails(rich) == message.format(path=file.path)

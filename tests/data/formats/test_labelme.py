@@ -93,7 +93,7 @@ def test_older_files_and_those_of_windows(files: Files) -> None:
     assert len(read(f"labelme:{files.save()}")[0].objects) == 2
 
 
-def test_a_image_without_shapes_is_left_out(files: Files) -> None:
+def test_an_image_without_shapes_is_left_out(files: Files) -> None:
     files.record["shapes"] = []
     findings = Findings()
     assert read(f"labelme:{files.save()}", findings) == ()

@@ -189,7 +189,7 @@ def test_a_narrative_about_no_image(files: Files) -> None:
     )
 
 
-def test_a_image_that_stands_twice(files: Files) -> None:
+def test_an_image_that_stands_twice(files: Files) -> None:
     files.panoptic["annotations"] *= 2
     assert files.fails() == (
         f"The annotation image_id 139 occurs twice in {files.panoptic_path}.\n"
