@@ -1,8 +1,10 @@
 """The flow, and nothing else.
 
-    image + caption -> backbone.py -> attention_maps.py -> mask_head.py -> refiner.py -> masks
-                       frozen VLM     gather by view       U-Net           SAM
-                            `-------- text_prompts.py: hidden states of the phrase --'
+    image + caption -> backbone/ -> attention_maps.py -> mask_head.py -> refiners/ -> masks
+                       frozen VLM    gather by view       U-Net          SAM
+                            `------- text_prompts.py: hidden states of the phrase --'
+
+observer.py is the frozen half, head.py the trained half, grounder.py joins them.
 
 Shape letters, here and in every docstring:
 
