@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import signal
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from flmm_core.errors import DataError, RunError
 from flmm_core.feature_cache import build as building
 from flmm_core.feature_cache.build import Forecast
 from flmm_core.feature_cache.store import MANIFEST, Store, clear, shards
-from flmm_core.progress import Progress
 from tests.cached import Runs, weights
+from tests.stopping import StopAt
 
 DiskUsage = namedtuple("DiskUsage", "total used free")
 
@@ -83,34 +82,9 @@ def test_a_disk_that_runs_full_keeps_what_is_built(
 # --- stops -------------------------------------------------------------------------------------
 
 
-class StopAt(Progress):
-    """Sends Ctrl-C while a sample is counted."""
-
-    def __init__(self, sample: int) -> None:
-        self.sample = sample
-
-    def stage(self, name: str, total: int, done: int = 0) -> Any:
-        outer = self
-
-        class Counting:
-            count = 0
-
-            def __enter__(self) -> Counting:
-                return self
-
-            def __exit__(self, *error: object) -> None: ...
-
-            def advance(self, count: int = 1, **figures: float) -> None:
-                self.count += count
-                if name == "Building" and self.count == outer.sample:
-                    signal.raise_signal(signal.SIGINT)
-
-        return Counting()
-
-
 def test_ctrl_c_keeps_what_is_built_and_the_same_command_goes_on(runs: Runs) -> None:
     with pytest.raises(KeyboardInterrupt, match="3 of 6 samples are saved"):
-        runs.build(progress=StopAt(2))
+        runs.build(progress=StopAt("Building", 2))
     assert len(Store(runs.cache).samples) == 3
     assert runs.build().samples == 3
     without = runs.train("without", exact=True)

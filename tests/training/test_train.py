@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError, RunError
 from flmm_core.evaluation.evaluate import evaluate, evaluate_run
 from flmm_core.plugins import load_backbones
-from flmm_core.progress import LineProgress, Progress, Stage
+from flmm_core.progress import LineProgress, Progress
 from flmm_core.training.loop import train
 from recipes.twins import qwen_parts
 from tests.flows import method_of
+from tests.stopping import StopAt
 
 Train = Callable[..., Path]
 
@@ -120,36 +120,11 @@ def test_one_seed_one_head_and_another_seed_another(run: Train) -> None:
     assert not same(head_of(first), head_of(other))
 
 
-class StopAt(Progress):
-    """Sends Ctrl-C while a step is counted."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def stage(self, name: str, total: int, done: int = 0) -> Any:
-        outer = self
-
-        class Counting(Stage):
-            count = 0
-
-            def __enter__(self) -> Counting:
-                return self
-
-            def __exit__(self, *error: object) -> None: ...
-
-            def advance(self, count: int = 1, **figures: float) -> None:
-                self.count += count
-                if name == "Training" and self.count == outer.step:
-                    signal.raise_signal(signal.SIGINT)
-
-        return Counting()
-
-
 @pytest.mark.parametrize("bucket", [False, True])
 def test_ctrl_c_saves_the_step_and_a_resumed_run_is_bit_identical(run: Train, bucket: bool) -> None:
     whole = run("whole", bucket=bucket)
     with pytest.raises(KeyboardInterrupt, match=r"Step 3 of 4 is saved\."):
-        run("cut", bucket=bucket, progress=StopAt(3))
+        run("cut", bucket=bucket, progress=StopAt("Training", 3))
     resumed = run("cut", bucket=bucket, resume=True)
     assert (resumed / "last").resolve().name == "step-4"
     assert same(head_of(whole), head_of(resumed))
