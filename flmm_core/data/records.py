@@ -11,12 +11,10 @@ from typing import Any, TypeVar
 
 from flmm_core.data.findings import Findings
 from flmm_core.errors import DataError
+from flmm_core.images import MAX_PIXELS
 
 T = TypeVar("T")
 Record = Mapping[Any, Any]
-
-MAX_PIXELS = 100_000_000
-"""The largest image that is read."""
 
 KIND_NAMES = {int: "an integer", str: "a string", list: "a list", dict: "a mapping"}
 RELEASE = "Get an unchanged copy of the file."

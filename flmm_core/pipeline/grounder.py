@@ -13,6 +13,7 @@ from PIL import Image
 
 from flmm_core.errors import UsageError
 from flmm_core.files import whole_folder
+from flmm_core.images import to_image
 from flmm_core.pipeline import head_folder
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.build import build_flow
@@ -101,7 +102,7 @@ class Grounder:
     @torch.no_grad()
     def ground(
         self,
-        image: Image.Image,
+        image: object,
         phrases: Sequence[str],
         prompt: str | None = None,
         *,
@@ -111,7 +112,9 @@ class Grounder:
         """Masks of phrases in an image.
 
         Args:
-            image: Of any size.
+            image: A path, a PIL image, or an array (H, W, 3) of uint8, of any size. It is read as
+                the command line reads a file, turned as its EXIF orientation says; see
+                `flmm_core.images.to_image`.
             phrases: What to look for, for example `["red ring", "the star"]`.
             prompt: The user's text beside the image; by default what the head was trained with.
             together: Read all phrases in one caption, each seeing those before it, instead of
@@ -120,8 +123,9 @@ class Grounder:
 
         Raises:
             UsageError: A phrase is empty, or there is no image.
+            DataError: The image cannot be read.
         """
-        phrases = _checked_phrases(image, phrases)
+        image, phrases = to_image(image), _checked_phrases(phrases)
         captions = [[Segment(phrase, 0), Segment(".")] for phrase in phrases]
         if together and phrases:
             pairs = [(Segment(phrase, i), Segment(".")) for i, phrase in enumerate(phrases)]
@@ -146,13 +150,7 @@ class Grounder:
             yield from self.head(features)
 
 
-def _checked_phrases(image: Image.Image, phrases: Sequence[str]) -> list[str]:
-    if not isinstance(image, Image.Image):
-        raise UsageError(
-            "There is no image to ground in.",
-            found=f"Found {type(image).__name__}; a PIL image was expected.",
-            repair="Read it with flmm_core.data.images.read_image.",
-        )
+def _checked_phrases(phrases: Sequence[str]) -> list[str]:
     listed = [phrases] if isinstance(phrases, str) else list(phrases)
     for number, phrase in enumerate(listed):
         if not isinstance(phrase, str) or not phrase.strip():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
+from flmm_core.data.images import read_image
 from flmm_core.errors import UsageError
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.observer import Observer
@@ -108,7 +112,21 @@ def test_an_empty_phrase_is_refused(grounder: Grounder, phrases: Any) -> None:
         grounder.ground(picture(48, 24), phrases)
 
 
-def test_a_missing_image_is_refused(grounder: Grounder) -> None:
-    missing: Any = "ring.png"
+@pytest.mark.parametrize("missing", [None, b"ring.png", [1, 2]])
+def test_what_is_no_image_is_refused(grounder: Grounder, missing: Any) -> None:
     with pytest.raises(UsageError, match="There is no image to ground in"):
         grounder.ground(missing, ["it"])
+
+
+def test_a_file_is_read_the_same_however_it_is_given(grounder: Grounder, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    path = tmp_path / "photo.png"
+    picture(48, 24).save(path, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    wanted = grounder.ground(upright, ["it"])
+    assert wanted.logits.shape == (1, 48, 24)
+    for given in (path, str(path), Image.open(path), read_image(path), torch.tensor(upright)):
+        result = grounder.ground(given, ["it"])
+        assert np.array_equal(np.asarray(result.image), upright)
+        assert torch.equal(result.logits, wanted.logits)

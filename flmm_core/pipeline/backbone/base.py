@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flmm_core.images import to_image
 from flmm_core.pipeline.backbone import tokens, weights
 from flmm_core.pipeline.backbone.batch import Side, collate, place_rows, stack_padded
 from flmm_core.pipeline.backbone.recorder import AttentionRecorder, Pool
@@ -311,7 +312,7 @@ class Backbone(ABC):
     @torch.no_grad()
     def generate(
         self,
-        image: Image.Image,
+        image: object,
         prompt: str | None = None,
         *,
         max_new_tokens: int = 64,
@@ -320,12 +321,12 @@ class Backbone(ABC):
         """The VLM's answer about an image, greedy unless `sampling` says otherwise.
 
         Args:
-            image: Of any size.
+            image: A path, a PIL image or an array, as for `Grounder.ground`.
             prompt: The question; None is the backbone's own `prompt`.
             max_new_tokens: Of the answer.
             sampling: For transformers' `generate`, for example `do_sample=True, top_p=0.9`.
         """
-        prefix = self._prefix(image, prompt, "")
+        prefix = self._prefix(to_image(image), prompt, "")
         sequence = {key: value[None] for key, value in prefix.tokens.items()}  # (1, S)
         greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1}
         if not sampling.get("do_sample"):  # greedy decoding warns about a model's own settings
