@@ -6,9 +6,10 @@
                                                 {"label": "ignore", "points": ...}]}
 
 One target per image, the union of its polygons. Polygons are painted from the largest to the
-smallest, so a small "ignore" region within the target is not part of it; shapes labeled "flag" are
-skipped. Points are truncated to whole pixels and polygons filled with their outline, as the
-publishers do. Most files are UTF-8, some are cp1252.
+smallest, of equal ones the last in the file first, so a small "ignore" region within the target is
+not part of it; shapes labeled "flag" are skipped. Points are truncated to whole pixels, and the
+polygons filled as OpenCV fills them, with the publishers' pixels. Most files are UTF-8, some are
+cp1252.
 
 Splits: train, val, test. Pixels in "ignore" are not scored. Published scores take the first text of
 each image, as "flmm-paper" does. Slices: "long query" (a sentence), "short query" (a phrase).
@@ -27,7 +28,8 @@ from flmm_core.data import rle
 from flmm_core.data.findings import Findings
 from flmm_core.data.formats import Source
 from flmm_core.data.formats.shared.new_image import NewImage, checked
-from flmm_core.data.formats.shared.polygons import check_points, fill, rectangles
+from flmm_core.data.formats.shared.opencv_fill import fill_poly
+from flmm_core.data.formats.shared.polygons import check_points, rectangles
 from flmm_core.data.images import image_size_of
 from flmm_core.data.records import expect, field, find_file, read_json, texts, unfit
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask
@@ -107,11 +109,11 @@ def _paint(
                 found="Known: target, ignore, flag.",
             )
         points = check_points(field(shape, "points", list, where), 3, where)
-        whole = [(float(int(x)), float(int(y))) for x, y in points]
-        painted.append(("ignore" in label, fill(whole, height, width)))
+        whole = [(int(x), int(y)) for x, y in points]
+        painted.append(("ignore" in label, fill_poly(whole, height, width)))
     target = np.zeros((height, width), dtype=np.bool_)
     ignored = target.copy()
-    for is_ignored, region in sorted(painted, key=lambda pair: -int(pair[1].sum())):
+    for is_ignored, region in sorted(painted, key=lambda pair: int(pair[1].sum()))[::-1]:
         target[region] = not is_ignored
         ignored[region] = is_ignored
     return target, ignored
