@@ -26,7 +26,8 @@ def to_rle(segmentation: Any, height: int, width: int, *, source: str = "a segme
 
     Args:
         segmentation: Polygons [[x0, y0, x1, y1, ...], ...] in pixels, their union is the mask;
-            or an RLE {"size": [H, W], "counts": ...} with counts as numbers, str or bytes.
+            or an RLE {"size": [H, W], "counts": ...} with counts as numbers, str or bytes; or a
+            list of such RLEs, their union is the mask.
         height: Of the image.
         width: Of the image.
         source: The annotation and its file, for the DataError if the segmentation is broken or
@@ -35,6 +36,8 @@ def to_rle(segmentation: Any, height: int, width: int, *, source: str = "a segme
     if isinstance(segmentation, Mapping):
         return _from_rle(segmentation, height, width, source)
     if isinstance(segmentation, Sequence) and not isinstance(segmentation, (str, bytes)):
+        if segmentation and all(isinstance(part, Mapping) for part in segmentation):
+            return merge([_from_rle(part, height, width, source) for part in segmentation])
         return _from_polygons(segmentation, height, width, source)
     raise DataError(
         f"The mask of {source} is neither a list of polygons nor an RLE.",

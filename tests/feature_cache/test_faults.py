@@ -187,7 +187,7 @@ def test_samples_that_are_not_in_the_cache_are_named(
 
     changed = tmp_path / "changed"
     shutil.copytree(drawn, changed)
-    picture = next((changed / "images").iterdir())
+    picture = next(changed.rglob("*.png"))
     read_image(picture).rotate(180).save(picture)
     with pytest.raises(DataError, match="lacks samples of this run"):
         runs.train("other", cache=runs.cache, data=[f"refcoco:{changed}@train"])

@@ -161,7 +161,7 @@ def test_validation_data_make_a_head_say_how_sure_it_is(
     assert again == summary["calibration"]
     copy = Grounder.from_pretrained(grounder.save_pretrained(tmp_path / "copy"))
     assert copy.confidence == grounder.confidence
-    out = copy.ground(read_image(next((drawn / "images").iterdir())), ["red ring", "the star"])
+    out = copy.ground(read_image(next(drawn.rglob("*.png"))), ["red ring", "the star"])
     assert ((out.probabilities > 0) & (out.probabilities < 1)).all()
 
 
@@ -206,7 +206,7 @@ def test_training_without_a_refiner(run: Train) -> None:
 
 def test_a_saved_head_gives_the_same_masks(run: Train, drawn: Path, tmp_path: Path) -> None:
     folder = run()
-    picture = read_image(next((drawn / "images").iterdir()))
+    picture = read_image(next(drawn.rglob("*.png")))
     first = Grounder.from_pretrained(folder)
     second = Grounder.from_pretrained(first.save_pretrained(tmp_path / "copy"))
     one, two = (g.ground(picture, ["red ring", "the star"]) for g in (first, second))
@@ -242,7 +242,7 @@ def test_a_broken_image_is_named_from_a_worker_too(run: Train, drawn: Path, tmp_
 
     broken = tmp_path / "broken"
     shutil.copytree(drawn, broken)
-    picture = sorted((broken / "images").iterdir())[2]
+    picture = sorted(broken.rglob("*.png"))[2]
     picture.write_bytes(picture.read_bytes()[:400])
     method = method_of(Grounder.from_pretrained(run()))
     for workers in (0, 2):

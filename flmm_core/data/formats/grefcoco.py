@@ -60,7 +60,7 @@ def write(folder: Path, images: Iterable[NewImage]) -> None:
     instances = NewInstances()
     refs: list[dict[str, Any]] = []
     for new, image_hw in checked(images):
-        instances.add_image(new, image_hw, folder / "images")
+        instances.add_image(new, image_hw, folder / "images/train2014")
         written: dict[bytes, tuple[int, int]] = {}  # (annotation, category) of each target
         for thing in new.objects:
             masks = targets(thing)

@@ -60,7 +60,7 @@ def write(folder: Path, images: Iterable[NewImage]) -> None:
     instances = NewInstances()
     refs: list[dict[str, Any]] = []
     for new, image_hw in checked(images):
-        instances.add_image(new, image_hw, folder / "images")
+        instances.add_image(new, image_hw, folder / "images/mscoco/images/train2014")
         for thing in new.objects:
             ann_id = instances.add(thing.read_mask(), thing.category)
             category_id = instances.category_id(thing.category)

@@ -8,6 +8,7 @@ from typing import Any
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
 from flmm_core.data.formats.shared.new_image import NewImage
+from flmm_core.data.formats.shared.outlines import outlines
 from flmm_core.data.records import Record, expect, field, image_size, read_json, records_by_id
 from flmm_core.data.sample import Mask
 from flmm_core.errors import DataError
@@ -125,7 +126,11 @@ class NewInstances(NewCocoFile):
         return {"info": {"description": "COCO format"}, **super().content()}
 
     def add(self, mask: Mask, category: str, **more: Any) -> int:
-        """The id of a new annotation of the last image; `more` are further keys of it."""
+        """The id of a new annotation of the last image; `more` are further keys of it.
+
+        Many readers know only a list for `segmentation`: of polygons, or of RLEs. An empty mask,
+        which no polygon can be, is a list of one RLE.
+        """
         ann_id = len(self.annotations) + 1
         self.annotations.append(
             {
@@ -135,7 +140,7 @@ class NewInstances(NewCocoFile):
                 "iscrowd": 0,
                 "area": rle.area(mask),
                 "bbox": list(rle.bbox(mask)),
-                "segmentation": rle.to_json(mask),
+                "segmentation": outlines(rle.decode(mask)) or [rle.to_json(mask)],
                 **more,
             }
         )
