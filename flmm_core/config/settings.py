@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from flmm_core.config.skip_limit import SkipLimit
 from flmm_core.config.yaml_files import dump_yaml
 from flmm_core.spec import DEFAULT_PROMPT
 
@@ -30,6 +31,7 @@ def _workers(given: Any) -> Any:
 
 
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
+MaxSkipped = Annotated[str, BeforeValidator(lambda given: SkipLimit.parse(given).text)]
 
 
 class Section(BaseModel):

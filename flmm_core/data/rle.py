@@ -24,6 +24,8 @@ POLYGON_SLACK = 1.0
 def to_rle(segmentation: Any, height: int, width: int, *, source: str = "a segmentation") -> Mask:
     """Any COCO segmentation as a compressed RLE, checked against the size of its image.
 
+    Polygons of fewer than three points cover no pixel, nor does an empty list.
+
     Args:
         segmentation: Polygons [[x0, y0, x1, y1, ...], ...] in pixels, their union is the mask;
             or an RLE {"size": [H, W], "counts": ...} with counts as numbers, str or bytes; or a
@@ -105,16 +107,10 @@ def bbox(rle: Mask) -> tuple[int, int, int, int]:
 
 
 def _from_polygons(polygons: Sequence[Any], height: int, width: int, source: str) -> Mask:
-    if not polygons:
-        raise DataError(
-            f"The mask of {source} is empty: it has no polygon.",
-            repair="Remove the annotation, or give it polygons or an RLE.",
-        )
     slack = POLYGON_SLACK
     for number, polygon in enumerate(polygons):
         if (
             not isinstance(polygon, Sequence)
-            or len(polygon) < 6
             or len(polygon) % 2
             or not all(is_finite_number(n) for n in polygon)
         ):
@@ -122,8 +118,10 @@ def _from_polygons(polygons: Sequence[Any], height: int, width: int, source: str
                 f"Polygon {number} of {source} is not a list of points.",
                 found=f"It is {brief(polygon)}.",
                 repair="COCO polygons are lists within a list, [[x0, y0, x1, y1, x2, y2], ...], "
-                "of finite numbers, each with three points or more.",
+                "of finite numbers.",
             )
+        if not polygon:
+            continue
         xs, ys = polygon[0::2], polygon[1::2]
         left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
         if min(left, top) < -slack or right > width + slack or bottom > height + slack:
@@ -132,7 +130,10 @@ def _from_polygons(polygons: Sequence[Any], height: int, width: int, source: str
                 f"Polygon {number} spans x {left:g} to {right:g} and y {top:g} to {bottom:g}; "
                 f"the image is {height} x {width} (height x width).",
             )
-    parts = coco.frPyObjects([[float(n) for n in polygon] for polygon in polygons], height, width)
+    areas = [[float(n) for n in polygon] for polygon in polygons if len(polygon) >= 6]
+    if not areas:
+        return empty(height, width)
+    parts = coco.frPyObjects(areas, height, width)
     return {"size": [height, width], "counts": bytes(coco.merge(parts)["counts"])}
 
 

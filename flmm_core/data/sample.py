@@ -7,7 +7,8 @@ An `AnnotatedImage` is one record of a file; a `Sample` is what the model gets, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -104,6 +105,8 @@ class GroundedObject:
         split: The split that it belongs to.
         name: Its id or index in the file.
         parts: For writers: the masks of the single objects that make up `mask`, if several.
+        absent: The data says that nothing in the image is meant; an empty mask without it is no
+            such statement (see `Findings`).
     """
 
     mask: Mask | StoredMask
@@ -115,6 +118,7 @@ class GroundedObject:
     tags: frozenset[str] = frozenset()
     ignore: Mask | None = None
     parts: tuple[Mask, ...] = ()
+    absent: bool = False
 
     def read_mask(self) -> Mask:
         """The mask; DataError if it is in a file that is broken."""
@@ -141,3 +145,13 @@ class AnnotatedImage:
     objects: tuple[GroundedObject, ...]
     caption: tuple[Segment, ...] = ()
     name: str = ""
+
+    def only(self, indices: Collection[int]) -> AnnotatedImage:
+        """The image with some of its objects; those that remain in the caption are plain words."""
+        places = {index: place for place, index in enumerate(indices)}
+        caption = tuple(
+            Segment(piece.text, None if piece.phrase is None else places.get(piece.phrase))
+            for piece in self.caption
+        )
+        objects = tuple(self.objects[index] for index in indices)
+        return replace(self, objects=objects, caption=caption)

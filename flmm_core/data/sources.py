@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from flmm_core.data.findings import Findings
+from flmm_core.data.findings import Findings, Skipped
 from flmm_core.data.formats import FORMATS, Source
 from flmm_core.data.protocols import ImageSamples, LazySamples, check_protocol
 from flmm_core.data.sample import AnnotatedImage, Sample
-from flmm_core.errors import UsageError, did_you_mean
+from flmm_core.errors import DataError, UsageError, did_you_mean
 
 # A path may hold ":" and "@"; what follows its last "@" is the split unless a slash is in it.
 _GRAMMAR = re.compile(r"(?P<name>[^:@]+)(:(?P<path>.*?))?(@(?P<split>[^@/\\]*))?", re.DOTALL)
@@ -87,19 +87,32 @@ def read_source(
     text: str, findings: Findings | None = None
 ) -> tuple[Source, Sequence[AnnotatedImage]]:
     """A source and its images, before a protocol is applied; errors as of `open_source`."""
-    source = parse_source(text)
-    return source, FORMATS[source.format].read(source, findings or Findings())
+    source, findings = parse_source(text), findings or Findings()
+    images = FORMATS[source.format].read(source, findings)
+    with findings.part():
+        if not images and not findings.faults:
+            raise _nothing_left(text, findings.skipped)
+    return source, images
+
+
+def _nothing_left(text: str, skipped: Sequence[Skipped]) -> DataError:
+    first = f", the first {skipped[0].name}: {skipped[0].reason}" if skipped else ""
+    return DataError(
+        f"The data source '{text}' is empty.",
+        found=f"No image has an object with a phrase; {len(skipped) or 'none'} left out{first}.",
+        repair="Annotate an image, or name another source or split.",
+    )
 
 
 def open_source(text: str, protocol: str = "standard") -> ImageSamples:
     """The samples of one source, made on demand; picklable.
 
     Annotations are read and checked at once; images are not read yet and masks stay compressed.
-    Items that cannot be scored are in `skipped` and logged.
+    Items that are left out are in `skipped` and logged.
 
     Raises:
         UsageError: The protocol is unknown, or see `parse_source`.
-        DataError: A file is missing or broken.
+        DataError: A file is missing or broken, or nothing in it can be used.
     """
     check_protocol(protocol)
     findings = Findings()

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 3
-"""Goes up when the same seed no longer gives the same image or words."""
+VERSION = 4
+"""Goes up when the same seed no longer gives the same image, words or files."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),

@@ -102,7 +102,7 @@ def _with_extras(
     if "absent" in extras:
         nothing, words = rle.empty(*covered.shape), f"the {missing[0]} {missing[1]}"
         absent = replace(first, mask=nothing, sentences=(words,), category=missing[1])
-        more.append(replace(absent, slice="absent"))
+        more.append(replace(absent, slice="absent", absent=True))
     if "background" in extras:
         rest, words = rle.encode(~covered), "the background"
         ground = replace(first, mask=rest, sentences=(words,), category="background")

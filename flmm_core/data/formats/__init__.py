@@ -64,8 +64,10 @@ class DataFormat:
         return import_module(self.module or f"{__name__}.{self.name}")
 
     def read(self, source: Source, findings: Findings) -> Sequence[AnnotatedImage]:
-        images: Sequence[AnnotatedImage] = self.code.read(source, findings)
-        return images
+        """The images of a source, without objects that mark no pixel and are not said absent."""
+        from flmm_core.data.formats.shared.degenerate import without_degenerate
+
+        return without_degenerate(self.code.read(source, findings), findings)
 
     def write(self, folder: Path, images: Iterable[NewImage]) -> Path:
         """Write images to a folder; those without a split go to "train"."""

@@ -8,7 +8,7 @@ ROOT/annotations/instances_SPLIT.json (COCO itself).
 
 An annotation with "phrases" (a list of strings) or "caption" (a string) is one object. All other
 annotations of an image are joined by category, whose name is their phrase, crowds included. Images
-without annotations are skipped.
+without annotations are skipped. Annotations without a mask (only a box) are left out.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
         with findings.part():
             where = instances.name(ann_id)
             image_id = instances.image_of(ann_id, where)
+            named.setdefault(image_id, [])
             mask, category = instances.mask(ann_id), instances.category(ann_id)
             sentences = _sentences(annotation, where)
-            named.setdefault(image_id, [])
             if sentences:
                 named[image_id].append(
                     GroundedObject(mask, sentences, category, split=split, name=str(ann_id))
@@ -62,7 +62,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
             for category, masks in joined.get(image_id, {}).items()
         ]
         if not things:
-            continue  # all its annotations are faulty
+            continue  # none of its annotations can be used
         with findings.part():
             name = instances.file_name(image_id)
             file = find_file(
@@ -74,7 +74,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
             images.append(AnnotatedImage(name, file, instances.size(image_id), tuple(things)))
     for image_id in instances.images:
         if image_id not in named:
-            findings.skip(f"image {image_id} in {path}", "it has no annotation")
+            findings.skip(f"image {image_id} in {path}", "it has no annotation", counts=False)
     return tuple(images)
 
 

@@ -7,9 +7,10 @@ One image per line; the properties of its objects are lists of equal length:
                  "segmentation": [{"size": [96, 128], "counts": "..."}, ...],
                  "category": ["ring", "star"], "slice": ["plain", "plain"]}}
 
-`file_name` is relative to the file; `segmentation` is any COCO segmentation, empty if the phrases
-refer to nothing in the image. Optional: `category`, `slice`, `tags` (lists of strings), `ignore`
-(segmentations or null), and captions in pieces that refer to objects by index, or to none by -1:
+`file_name` is relative to the file; `segmentation` is any COCO segmentation, an RLE without a pixel
+if the phrases refer to nothing in the image. Optional: `category`, `slice`, `tags` (lists of
+strings), `ignore` (segmentations or null), and captions in pieces that refer to objects by index,
+or to none by -1:
 
     "captions": [[{"text": "There is ", "object": -1}, {"text": "a star", "object": 1}]]
 
@@ -128,7 +129,7 @@ def _images(
             images.append(image)
             unnamed -= {int(thing.name) for thing in image.objects}
     for index in sorted(unnamed):
-        findings.skip(f"object {index} on {where}", "no caption names it")
+        findings.skip(f"object {index} on {where}", "no caption names it", counts=False)
     return images
 
 
@@ -162,14 +163,16 @@ def _object(row: Record, name: str, image_hw: tuple[int, int], where: str) -> Gr
     ignore = row["ignore"]
     if ignore is not None:
         ignore = rle.to_rle(ignore, *image_hw, source=f"the ignored pixels of {where}")
+    mask = rle.to_rle(row["segmentation"], *image_hw, source=where)
     return GroundedObject(
-        mask=rle.to_rle(row["segmentation"], *image_hw, source=where),
-        sentences=texts(row["phrases"], "phrases", where),
+        mask=mask,
+        sentences=() if row["phrases"] == [] else texts(row["phrases"], "phrases", where),
         category=field(row, "category", str, where),
         slice=field(row, "slice", str, where),
         name=name,
         tags=frozenset(tags),
         ignore=ignore,
+        absent=isinstance(row["segmentation"], dict) and not rle.area(mask),
     )
 
 

@@ -5,7 +5,7 @@
                                             "points": [[x, y], ...]}]}
 
 With a split the files lie in ROOT/SPLIT. Shapes: polygon, rectangle, circle, and mask (a PNG in
-base64 whose corners are the two points); others have no area.
+base64 whose corners are the two points); points and lines have no area and are left out.
 
 A label is a phrase; all shapes of one label in an image are joined. The label "__ignore__" marks
 pixels that are not scored. Images without shapes are skipped.
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flmm_core.data import rle
-from flmm_core.data.findings import Findings
+from flmm_core.data.findings import DegenerateError, Findings
 from flmm_core.data.formats import Source
+from flmm_core.data.formats.shared.degenerate import NO_PIXEL
 from flmm_core.data.formats.shared.new_image import NewImage, checked
 from flmm_core.data.formats.shared.polygons import check_points, fill
 from flmm_core.data.records import (
@@ -44,6 +45,7 @@ from flmm_core.files import write_json
 
 IGNORE = "__ignore__"
 LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}
+WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 
 def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
@@ -62,15 +64,13 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
     images: list[AnnotatedImage] = []
     for file in files:
         with findings.part():
-            image = _image(file, split, findings)
-            if image.objects:
+            if image := _image(file, split, findings):
                 images.append(image)
-            else:
-                findings.skip(str(file), "it has no shape")
     return tuple(images)
 
 
-def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage:
+def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage | None:
+    """The image of a file; None if no shape of it can be used."""
     where = f"the file {file}"
     record = expect(read_json(file), dict, where)
     # LabelMe on Windows writes backslashes.
@@ -84,9 +84,14 @@ def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage:
     )
     height, width = image_size(record, where, ("imageHeight", "imageWidth"))
     regions: dict[str, NDArray[np.bool_]] = {}
-    for number, shape in enumerate(field(record, "shapes", list, where)):
+    shapes = field(record, "shapes", list, where)
+    if not shapes:
+        findings.skip(str(file), "it has no shape", counts=False)
+    for number, shape in enumerate(shapes):
         with findings.part():
             label, region = _shape(shape, height, width, f"shape {number} of {file}")
+            if not region.any():
+                raise DegenerateError(f"shape {number} of {file}", NO_PIXEL)
             regions[label] = regions[label] | region if label in regions else region
     ignored = regions.pop(IGNORE, np.zeros((height, width), dtype=np.bool_))
     objects = [
@@ -99,7 +104,7 @@ def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage:
         )
         for index, (label, region) in enumerate(regions.items())
     ]
-    return AnnotatedImage(name, path, (height, width), tuple(objects))
+    return AnnotatedImage(name, path, (height, width), tuple(objects)) if objects else None
 
 
 def _shape(shape: Any, height: int, width: int, where: str) -> tuple[str, NDArray[np.bool_]]:
@@ -107,6 +112,8 @@ def _shape(shape: Any, height: int, width: int, where: str) -> tuple[str, NDArra
     if not label:
         raise DataError(f"{sentence(where)} has an empty label.")
     kind = shape.get("shape_type") or "polygon"
+    if kind in WITHOUT_AREA:
+        raise DegenerateError(where, f"a {kind} has no area")
     if not isinstance(kind, str) or kind not in LEAST_POINTS:
         raise DataError(
             f"{sentence(where)} is a {brief(kind)}, which has no area.",

@@ -75,7 +75,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
             if image.objects:
                 images.append(replace(image, name=str(number)))
             else:
-                findings.skip(where, "none of its phrases has a segment")
+                findings.skip(where, "none of its phrases has a segment", counts=False)
     return tuple(images)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flmm_core.data import rle
-from flmm_core.data.findings import Findings
+from flmm_core.data.findings import DegenerateError, Findings
 from flmm_core.data.formats import Source
 from flmm_core.data.formats.shared.new_image import NewImage, checked
 from flmm_core.data.formats.shared.opencv_fill import fill_poly
@@ -46,7 +46,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
     images: list[AnnotatedImage] = []
     for file in sorted(_find_split(source.path, source.split).glob("*.json")):
         with findings.part():
-            images.append(_image(file, source.split))
+            images.append(_image(file, source.split, findings))
     return tuple(images)
 
 
@@ -68,7 +68,7 @@ def _find_split(path: Path, split: str) -> Path:
     )
 
 
-def _image(file: Path, split: str) -> AnnotatedImage:
+def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage:
     where = f"the file {file}"
     record = expect(read_json(file, ENCODINGS), dict, where)
     path = find_file(
@@ -81,7 +81,8 @@ def _image(file: Path, split: str) -> AnnotatedImage:
     if is_sentence not in (True, False):
         raise unfit(where, "is_sentence", is_sentence, "true or false")
     height, width = image_size_of(path)
-    target, ignored = _paint(field(record, "shapes", list, where), height, width, file)
+    shapes = field(record, "shapes", list, where)
+    target, ignored = _paint(shapes, height, width, file, findings)
     thing = GroundedObject(
         mask=rle.encode(target),
         sentences=texts(field(record, "text", list, where), "text", where),
@@ -94,7 +95,7 @@ def _image(file: Path, split: str) -> AnnotatedImage:
 
 
 def _paint(
-    shapes: list[Any], height: int, width: int, file: Path
+    shapes: list[Any], height: int, width: int, file: Path, findings: Findings
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """(target, ignored), each (H, W) bool; they do not overlap."""
     painted: list[tuple[bool, NDArray[np.bool_]]] = []
@@ -108,7 +109,11 @@ def _paint(
                 f"Shape {number} of {file} has the label '{shape['label']}'.",
                 found="Known: target, ignore, flag.",
             )
-        points = check_points(field(shape, "points", list, where), 3, where)
+        try:
+            points = check_points(field(shape, "points", list, where), 3, where)
+        except DegenerateError as error:  # the other shapes can be used
+            findings.skip(error.name, error.reason)
+            continue
         whole = [(int(x), int(y)) for x, y in points]
         painted.append(("ignore" in label, fill_poly(whole, height, width)))
     target = np.zeros((height, width), dtype=np.bool_)

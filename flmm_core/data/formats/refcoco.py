@@ -6,8 +6,8 @@
     ROOT/train2014/COCO_train2014_*.jpg, or ROOT/images/..., or as `file_name` says
 
 Splits: "train", "val", ...; with a prefix ("google-val") from that maker's refs. Sentences are
-read in their cleaned form (`sent`). An extra key "slice" in a ref, which others ignore, is the part
-of the data set that scores are reported by.
+read in their cleaned form (`sent`). Two extra keys of a ref, which others ignore: "slice" is the
+part of the data set that scores are reported by; "no_target" says that nothing is meant.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
 
 
 def _meaning(ref: Record, where: str) -> tuple[list[int], str]:
-    return [field(ref, "ann_id", int, where)], str(ref.get("slice", ""))
+    absent = ref.get("no_target") is True
+    return [] if absent else [field(ref, "ann_id", int, where)], str(ref.get("slice", ""))
 
 
 def write(folder: Path, images: Iterable[NewImage]) -> None:
@@ -65,6 +66,8 @@ def write(folder: Path, images: Iterable[NewImage]) -> None:
             ann_id = instances.add(thing.read_mask(), thing.category)
             category_id = instances.category_id(thing.category)
             add_ref(refs, thing, instances.images[-1], ann_id, category_id)
+            if thing.absent:
+                refs[-1]["no_target"] = True
     target = folder / "refcoco"
     write_bytes(target / "refs(unc).p", pickle.dumps(refs, protocol=2))
     write_json(target / "instances.json", instances.content(), compact=True)

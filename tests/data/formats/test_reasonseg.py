@@ -100,13 +100,6 @@ def test_shapes_that_mean_nothing_and_short_queries(files: Files) -> None:
             "Shape 0 of {file} has the label 'targett'.\nKnown: target, ignore, flag.",
         ),
         (
-            {"shapes": [shape("target", 0, 0, 1, 1) | {"points": [[1, 2], [3, 4]]}]},
-            (
-                "The points of shape 0 of {file} are [[1, 2], [3, 4]].\n"
-                "Expected a list of 3 or more points [x, y], finite numbers in pixels."
-            ),
-        ),
-        (
             {"shapes": [shape("target", 0, 0, 1, 1) | {"points": [[1, "2"]]}]},
             (
                 "The points of shape 0 of {file} are [[1, '2']].\n"

@@ -49,9 +49,11 @@ def test_every_fault_of_a_refcoco_folder(tmp_path: Path) -> None:
         f"The ref id 9 occurs twice in {made.refs_path}.",
         f"The annotation id 103 occurs twice in {made.instances_path}.",
         f"Polygon 0 of annotation 101 in {made.instances_path} is not a list of points.",
-        f"Ref 1 of {made.refs_path} has no sentence.",
         f"The ann_id 555 of ref 2 of {made.refs_path} is unknown.",
         f"The image COCO_train2014_000000000025.jpg of {made.instances_path} is missing.",
+    ]
+    assert [(one.name, one.reason) for one in report.skipped] == [
+        (f"ref 1 of {made.refs_path}", "it has no sentence")
     ]
     assert (report.images, report.objects) == (1, 1)
 

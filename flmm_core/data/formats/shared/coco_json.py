@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from flmm_core.data import rle
-from flmm_core.data.findings import Findings
+from flmm_core.data.findings import DegenerateError, Findings
+from flmm_core.data.formats.shared.degenerate import NO_PIXEL
 from flmm_core.data.formats.shared.new_image import NewImage
 from flmm_core.data.formats.shared.outlines import outlines
 from flmm_core.data.records import Record, expect, field, image_size, read_json, records_by_id
@@ -66,10 +67,17 @@ class Instances(CocoFile):
         return image_id
 
     def mask(self, ann_id: int) -> Mask:
-        annotation = self.annotations[ann_id]
-        segmentation = field(annotation, "segmentation", object, self.name(ann_id))
+        """The mask of an annotation, which has a pixel; DegenerateError otherwise."""
+        annotation, where = self.annotations[ann_id], self.name(ann_id)
         height, width = self.size(annotation["image_id"])
-        return rle.to_rle(segmentation, height, width, source=self.name(ann_id))
+        segmentation = annotation.get("segmentation")
+        if segmentation is None or segmentation == []:
+            box = "only a box" if annotation.get("bbox") else "no mask"
+            raise DegenerateError(where, f"it has {box}")
+        mask = rle.to_rle(segmentation, height, width, source=where)
+        if not rle.area(mask):
+            raise DegenerateError(where, NO_PIXEL)
+        return mask
 
     def category(self, ann_id: int) -> str:
         """The name of an annotation's category, or "" if it has none."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from flmm_core.data.findings import DegenerateError
 from flmm_core.data.records import brief, is_finite_number
 from flmm_core.errors import DataError
 
@@ -18,12 +19,19 @@ Points = list[tuple[float, float]]
 
 
 def check_points(value: Any, least: int, where: str) -> Points:
-    """A list of at least `least` points (x, y) in pixels; DataError for anything else."""
-    if not isinstance(value, list) or len(value) < least or not all(map(_is_point, value)):
+    """A list of at least `least` points (x, y) in pixels.
+
+    Raises:
+        DegenerateError: There are fewer.
+        DataError: It is anything else.
+    """
+    if not isinstance(value, list) or not all(map(_is_point, value)):
         raise DataError(
             f"The points of {where} are {brief(value)}.",
             found=f"Expected a list of {least} or more points [x, y], finite numbers in pixels.",
         )
+    if len(value) < least:
+        raise DegenerateError(where, f"it needs {least} points and has {len(value) or 'none'}")
     return [(float(x), float(y)) for x, y in value]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flmm_core.data import rle
-from flmm_core.data.findings import Findings
+from flmm_core.data.findings import DegenerateError, Findings
 from flmm_core.data.formats.shared.coco_json import Instances, coco_names
+from flmm_core.data.formats.shared.degenerate import NO_SENTENCE
 from flmm_core.data.records import (
     Record,
     expect,
@@ -112,7 +113,10 @@ def _object(
                 repair="Use refs and instances of one release.",
             )
     instances.look_up("image_id", image_id, where)
-    masks = [instances.mask(ann_id) for ann_id in targets]
+    try:
+        masks = [instances.mask(ann_id) for ann_id in targets]
+    except DegenerateError as error:
+        raise DegenerateError(where, f"of its {error.name}: {error.reason}") from error
     return GroundedObject(
         mask=rle.merge(masks) if masks else rle.empty(*instances.size(image_id)),
         sentences=_sentences(ref, where),
@@ -120,6 +124,7 @@ def _object(
         slice=slice_name,
         split=ref["split"],
         name=str(ref["ref_id"]),
+        absent=not masks,
     )
 
 
@@ -129,9 +134,9 @@ def _sentences(ref: Record, where: str) -> tuple[str, ...]:
         text = field(said, "sent", str, f"a sentence of {where}").strip()
         # A few sentences are empty after cleaning; their raw form still has words.
         sentences.append(text or str(said.get("raw", "")).strip())
-    if not sentences or not all(sentences):
-        raise DataError(f"{sentence(where)} has {'an empty' if sentences else 'no'} sentence.")
-    return tuple(sentences)
+    if not any(sentences):
+        raise DegenerateError(where, NO_SENTENCE)
+    return tuple(filter(None, sentences))
 
 
 def _find_images(
