@@ -14,12 +14,15 @@ or to none by -1:
 
     "captions": [[{"text": "There is ", "object": -1}, {"text": "a star", "object": 1}]]
 
-Splits are folders: ROOT/train/metadata.jsonl, ROOT/val/metadata.jsonl, ...
+Splits are folders: ROOT/train/metadata.jsonl, ROOT/val/metadata.jsonl, ... They are named in
+ROOT/README.md for `datasets.load_dataset(ROOT)`, which by itself knows no splits but train,
+validation and test.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -44,11 +47,33 @@ from flmm_core.data.records import (
 )
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Segment
 from flmm_core.errors import DataError, did_you_mean
-from flmm_core.files import open_whole
+from flmm_core.files import open_whole, write_text
 
 FILE_NAME = "metadata.jsonl"
 OPTIONAL: dict[str, Any] = {"category": "", "slice": "", "tags": [], "ignore": None}
 """Optional lists in `objects`, and the default of their entries."""
+
+_SPLIT_WORD = re.compile(
+    r"(?<![^-._ 0-9/])(?:train(?:ing)?|valid(?:ation)?|val|dev|test(?:ing)?|eval(?:uation)?)"
+    r"(?=[-._ 0-9/])"
+)
+"""By these words in names `datasets` guesses the split of a file, which its folder says here."""
+
+_CARD = """---
+configs:
+- config_name: default
+  data_files:
+{splits}
+---
+
+# Images with masks and phrases
+
+`datasets.load_dataset` reads this folder: a column `image`, and `objects` with `phrases` and
+`segmentation` (COCO RLE).
+
+{mark}
+"""
+_MARK = "<!-- Splits listed by flmm. Without this line it leaves the file as it is. -->"
 
 
 def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
@@ -200,6 +225,12 @@ def _captioned(whole: AnnotatedImage, pieces: Any, name: str, where: str) -> Ann
 
 
 def write(folder: Path, images: Iterable[NewImage]) -> None:
+    """Write ROOT/SPLIT/metadata.jsonl, ROOT/SPLIT/images and ROOT/README.md."""
+    write_splits(folder, images)
+    write_card(folder)
+
+
+def write_splits(folder: Path, images: Iterable[NewImage]) -> None:
     """Write ROOT/SPLIT/metadata.jsonl and ROOT/SPLIT/images.
 
     An image with objects of several splits is written to each of them. All segmentations are
@@ -208,9 +239,12 @@ def write(folder: Path, images: Iterable[NewImage]) -> None:
     with ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
         for new, (height, width) in checked(images):
-            file_name = f"images/{new.file_name}"
+            file_name = f"images/{image_name(new.file_name)}"
             for split, kept in new.by_split().items():
-                new.save(folder / split / file_name)
+                path = folder / split / file_name
+                if path.exists():
+                    raise ValueError(f"{new.file_name}: another image is written to {file_name}")
+                new.save(path)
                 line = {
                     "file_name": file_name,
                     "width": width,
@@ -222,6 +256,25 @@ def write(folder: Path, images: Iterable[NewImage]) -> None:
                 if split not in files:
                     files[split] = stack.enter_context(open_whole(folder / split / FILE_NAME))
                 files[split].write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
+
+
+def image_name(file_name: str) -> str:
+    """A file name in which `datasets` sees no split: "COCO_train2014_1.jpg" with a capital T."""
+    return _SPLIT_WORD.sub(lambda word: word[0].capitalize(), file_name)
+
+
+def write_card(folder: Path) -> None:
+    """Write ROOT/README.md with the splits that are there, unless somebody else wrote one."""
+    path = folder / "README.md"
+    if path.exists() and _MARK.encode() not in path.read_bytes():
+        return
+    splits = sorted(file.parent.name for file in folder.glob(f"*/{FILE_NAME}"))
+    listed = "\n".join(
+        f"  - split: {json.dumps(re.sub(r'[^0-9A-Za-z_]', '_', name))}\n"
+        f"    path: {json.dumps(f'{name}/**', ensure_ascii=False)}"
+        for name in splits
+    )
+    write_text(path, _CARD.format(splits=listed, mark=_MARK))
 
 
 def _new_columns(things: Sequence[GroundedObject]) -> dict[str, list[Any]]:

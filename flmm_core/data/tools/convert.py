@@ -46,7 +46,8 @@ def convert_source(
         groups.setdefault(image.path, []).append(image)
     folder.mkdir(parents=True, exist_ok=True)
     with whole_folder(folder) as aside:
-        jsonl.write(aside, _new_images(track(list(groups.values())), split, link))
+        jsonl.write_splits(aside, _new_images(track(list(groups.values())), split, link))
+    jsonl.write_card(folder)
     return target, tuple(findings.skipped)
 
 
@@ -81,8 +82,8 @@ def _free_name(image: AnnotatedImage, names: set[str]) -> str:
     if kept[0] == "images" and len(kept) > 1:  # where the writer puts them anyway
         kept = kept[1:]
     stem, ending = PurePosixPath(*kept).with_suffix("").as_posix(), image.path.suffix
-    name, number = f"{stem}{ending}", 2
+    name, number = jsonl.image_name(f"{stem}{ending}"), 2
     while name in names:
-        name, number = f"{stem}-{number}{ending}", number + 1
+        name, number = jsonl.image_name(f"{stem}-{number}{ending}"), number + 1
     names.add(name)
     return name

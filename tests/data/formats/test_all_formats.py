@@ -15,6 +15,7 @@ import pytest
 from flmm_core.data import rle
 from flmm_core.data.drawn.writing import draw_images
 from flmm_core.data.formats import FORMATS, writable_formats
+from flmm_core.data.formats.jsonl import image_name
 from flmm_core.data.formats.shared.new_image import NewImage
 from flmm_core.data.images import read_image
 from flmm_core.data.protocols import PROTOCOLS
@@ -125,8 +126,9 @@ def test_images_of_one_name_stay_apart_and_none_leaves_the_folder(tmp_path: Path
     for number, scene in enumerate(scenes):
         place = folder.parent / f"{number}"
         place.mkdir()
-        (folder / "images" / scene.file_name).rename(place / "a.png")
-        lines = lines.replace(f"images/{scene.file_name}", f"../{number}/a.png")
+        name = image_name(scene.file_name)
+        (folder / "images" / name).rename(place / "a.png")
+        lines = lines.replace(f"images/{name}", f"../{number}/a.png")
     (folder / "metadata.jsonl").write_text(lines.replace("../1/a", "../0/../1/a"))
     target, _ = convert_source(f"jsonl:{tmp_path / 'in'}@train", tmp_path / "out")
     names = [p.relative_to(target).as_posix() for p in target.rglob("*.png")]
