@@ -7,10 +7,11 @@ unchanged; what a killed process left behind is removed by `sweep`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,9 @@ from uuid import uuid4
 
 PARTIAL = ".partial"
 """The ending of every unfinished file or folder."""
+
+SEAL = "sha256"
+"""The key under which a sealed JSON object holds the digest of the rest of itself."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -35,6 +39,12 @@ def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
     """Write a JSON file: indented for people, or `compact` on one line."""
     text = json.dumps(content, indent=None if compact else 2, ensure_ascii=False)
     write_text(path, text if compact else f"{text}\n")
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with a digest of itself as its last key: damage to it can be noticed."""
+    rest = {key: value for key, value in content.items() if key != SEAL}
+    return {**rest, SEAL: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 @contextmanager

@@ -75,6 +75,7 @@ class BenchmarkRun:
         device: "auto" takes the first accelerator; with several processes, one for each.
         refiner_weights: The refiner's own weights file, where training needed one.
         workers: DataLoader workers per process.
+        force: Accept another VLM than a head was trained behind.
     """
 
     plan: Plan
@@ -85,6 +86,7 @@ class BenchmarkRun:
     device: str = "auto"
     refiner_weights: Path | None = None
     workers: Workers = "auto"
+    force: bool = False
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -206,7 +208,10 @@ class BenchmarkRun:
             observer, head = build_from_config(config, spec)
             return Grounder(observer, head, HeadInfo(recipe_of(config), observer.vlm))
         return Grounder.from_pretrained(
-            system.head, device=self.device, refiner_weights=self.refiner_weights
+            system.head,
+            device=self.device,
+            refiner_weights=self.refiner_weights,
+            force=self.force,
         )
 
     # --- measurements -------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from flmm_core.errors import UsageError
 if TYPE_CHECKING:
     from flmm_core.report.table import BenchmarkReport
 
-PER_RUN = ("device", "refiner_weights", "workers")
+PER_RUN = ("device", "refiner_weights", "workers", "force")
 """Settings that may change when a benchmark is resumed."""
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1),
     help='Answer "not there" below this probability.',
 )
-@config_options("device")
+@config_options("device", "force")
 @config_options("model", "refiner_weights", unset="as in training")
 def command(
     path: Path,

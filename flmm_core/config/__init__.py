@@ -1,6 +1,8 @@
 """The settings of a run. YAML stops here: all else takes plain numbers and built parts."""
 
 from flmm_core.config.resolve import load_config as load_config
+from flmm_core.config.settings import BaseChannels as BaseChannels
+from flmm_core.config.settings import EnlargeTo as EnlargeTo
 from flmm_core.config.settings import HeadConfig as HeadConfig
 from flmm_core.config.settings import ProtocolName as ProtocolName
 from flmm_core.config.settings import RunConfig as RunConfig

@@ -22,6 +22,9 @@ Names = Annotated[
     list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)
 ]
 
+BaseChannels = Annotated[int, Field(ge=1, le=4096)]
+EnlargeTo = Annotated[int, Field(ge=8, le=4096)]
+
 
 def _workers(given: Any) -> Any:
     number = isinstance(given, int) and not isinstance(given, bool) and given >= 0
@@ -43,9 +46,9 @@ class Section(BaseModel):
 class HeadConfig(Section):
     """The mask head."""
 
-    base_channels: int = Field(64, ge=1, description="Channels of the U-Net's first stage.")
-    enlarge_to: int = Field(
-        64, ge=8, description="Upsample smaller attention maps to this longest side, in cells."
+    base_channels: BaseChannels = Field(64, description="Channels of the U-Net's first stage.")
+    enlarge_to: EnlargeTo = Field(
+        64, description="Upsample smaller attention maps to this longest side, in cells."
     )
     pool: Literal["mean", "max"] = Field(
         "mean", description="How attention is pooled over the tokens of a phrase."
@@ -123,6 +126,9 @@ class RunConfig(Section):
         description="Run folder. Default: runs/BACKBONE-TIME.",
     )
     resume: bool = Field(False, description="Resume the run in the output folder.")
+    force: bool = Field(
+        False, description="Go on behind another model than the head's, after a warning."
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Random seed.")
     steps: int = Field(1000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(8, ge=1, description="Samples per step.")
@@ -154,8 +160,8 @@ class RunConfig(Section):
     pictures: int = Field(8, ge=0, description="Example images to draw at the end of the run.")
 
     def to_yaml(self) -> str:
-        """The whole configuration, readable by `--config`, except for `resume`."""
-        return dump_yaml(self.model_dump(mode="json", exclude={"resume"}))
+        """The whole configuration, readable by `--config`, except for `resume` and `force`."""
+        return dump_yaml(self.model_dump(mode="json", exclude={"resume", "force"}))
 
 
 class Setting(NamedTuple):

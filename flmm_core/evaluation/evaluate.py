@@ -157,6 +157,7 @@ def evaluate_run(
     device: str = "auto",
     model: str | None = None,
     refiner_weights: Path | None = None,
+    force: bool = False,
     batch_size: int = 16,
     workers: Workers = "auto",
     limit: int | None = None,
@@ -175,6 +176,7 @@ def evaluate_run(
         device: "auto" selects the first accelerator.
         model: Where the VLM is, by default as in training.
         refiner_weights: Weights file of the refiner, if training needed one.
+        force: Accept another VLM than the head was trained behind.
         limit: Maximum number of samples per source.
 
     Returns:
@@ -188,7 +190,7 @@ def evaluate_run(
     if abstain:
         check_can_abstain([method])
     grounder = Grounder.from_pretrained(
-        run, device=device, model=model, refiner_weights=refiner_weights
+        run, device=device, model=model, refiner_weights=refiner_weights, force=force
     )
     recipe, facts = grounder.info.recipe, grounder.info.facts
     protocol = protocol or str(facts.get("protocol", "standard"))

@@ -118,7 +118,7 @@ def build_cache(
         made = {"device": str(observer.device), "system": platform.platform()}
         manifest = Manifest(
             key=key, model=observer.backbone.model, vlm=observer.vlm, sha256=digest, maps=maps,
-            hidden=hidden, made=made,
+            identity=observer.backbone.identity(), hidden=hidden, made=made,
         )  # fmt: skip
     else:
         manifest = store.manifest

@@ -26,6 +26,7 @@ from flmm_core.errors import DataError, UsageError, WeightsError
 from flmm_core.feature_cache.codec import MapType, Packing, SampleFacts, unpack
 from flmm_core.feature_cache.key import differences
 from flmm_core.files import sweep, whole_file, write_json
+from flmm_core.pipeline.backbone.identity import ModelIdentity
 from flmm_core.pipeline.types import EncodedImage, Features, VlmShape
 
 MANIFEST = "cache.json"
@@ -40,6 +41,7 @@ class Manifest(BaseModel):
     Attributes:
         key: What the features depend on, see `flmm_core.feature_cache.key`.
         sha256: Of the VLM's weights.
+        identity: What heads recognize the VLM by; None in a cache of an earlier version.
         channels: The attention channels that are stored, ascending; empty means all.
         measure: How the channels were chosen.
         made: The machine that began the build, for information.
@@ -52,6 +54,7 @@ class Manifest(BaseModel):
     model: str
     vlm: VlmShape
     sha256: str
+    identity: ModelIdentity | None = None
     maps: MapType
     hidden: bool
     channels: tuple[int, ...] = ()

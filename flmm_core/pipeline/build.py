@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field
 
-from flmm_core.config import RunConfig
+from flmm_core.config import BaseChannels, EnlargeTo, RunConfig
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.pipeline.observer import Observer
@@ -30,15 +31,17 @@ class Recipe:
         channels: The attention channels that the mask head takes; empty means all.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     backbone: str
     model: str = "tiny"
     options: Mapping[str, Any] = field(default_factory=dict)
     prompt: str = DEFAULT_PROMPT
     pool: Literal["mean", "max"] = "mean"
-    base_channels: int = 64
-    enlarge_to: int = 64
+    base_channels: BaseChannels = 64
+    enlarge_to: EnlargeTo = 64
     paper_rounding: bool = False
-    channels: tuple[int, ...] = ()
+    channels: tuple[Annotated[int, Field(ge=0)], ...] = ()
     refiner: str = "sam"
     refiner_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -70,12 +73,17 @@ def build_head(recipe: Recipe, vlm: VlmShape, refiner: Refiner) -> Head:
 
     They follow from torch's random state and the recipe alone, whether or not a VLM is loaded.
     """
-    channels = len(recipe.channels) or vlm.attention_channels
-    mask_head = MaskHead(channels, recipe.base_channels, recipe.enlarge_to, recipe.paper_rounding)
+    mask_head = build_mask_head(recipe, vlm)
     text_prompts = None
     if refiner.uses_text:
         text_prompts = TextPrompts(vlm.layers, vlm.hidden_size, refiner.prompt_width)
     return Head(mask_head, text_prompts, refiner).eval()
+
+
+def build_mask_head(recipe: Recipe, vlm: VlmShape) -> MaskHead:
+    """The part of a head whose sizes the recipe decides."""
+    channels = len(recipe.channels) or vlm.attention_channels
+    return MaskHead(channels, recipe.base_channels, recipe.enlarge_to, recipe.paper_rounding)
 
 
 def build_flow(

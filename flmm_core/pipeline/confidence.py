@@ -7,15 +7,17 @@ with the truth is at least 0.5. Both calibrators are non-decreasing. Fitting is 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from flmm_core.errors import UsageError, WeightsError, first_problem
-from flmm_core.files import write_json
+from flmm_core.files import SEAL, sealed, write_json
 
 FILE = "confidence.json"
 
@@ -119,7 +121,7 @@ def chosen_threshold(confidence: Confidence | None, head: str, *, instead: str =
 
 def write_confidence(folder: Path, confidence: Confidence) -> None:
     """Write `confidence.json` into a head's folder, whole or not at all."""
-    write_json(folder / FILE, confidence.model_dump(mode="json"))
+    write_json(folder / FILE, sealed(confidence.model_dump(mode="json")))
 
 
 def read_confidence(folder: Path) -> Confidence | None:
@@ -128,8 +130,11 @@ def read_confidence(folder: Path) -> Confidence | None:
     if not path.is_file():
         return None
     try:
-        return Confidence.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        content = from_json(path.read_bytes(), allow_inf_nan=False)
+        if content.pop(SEAL, None) not in (None, sealed(content)[SEAL]):  # None: an earlier version
+            raise ValueError("it changed since it was written, its digest is another")
+        return Confidence.model_validate_json(json.dumps(content))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         found = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise WeightsError(
             f"'{path}' is not a valid confidence file.",

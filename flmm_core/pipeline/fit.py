@@ -12,7 +12,7 @@ from flmm_core.errors import WeightsError
 def check_weights(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, asked: str, repair: str
 ) -> None:
-    """`WeightsError` unless `given` has exactly the names and shapes of `own`."""
+    """`WeightsError` unless `given` has exactly the names and shapes of `own`, in finite floats."""
     problems = [f"missing {name}" for name in own if name not in given]
     problems += [
         f"{name} is {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
@@ -20,7 +20,19 @@ def check_weights(
         if name in given and given[name].shape != tensor.shape
     ]
     problems += [f"unexpected {name}" for name in given if name not in own]
+    if not problems:
+        problems += [f"{name} {wrong}" for name, x in given.items() if (wrong := _no_numbers(x))]
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         found = f"{len(problems)} differences: {'; '.join(problems[:3])}{more}."
         raise WeightsError(asked, found=found, repair=repair)
+
+
+def _no_numbers(tensor: Tensor) -> str:
+    """What is wrong with the values of a weight; empty if nothing is."""
+    if not tensor.is_floating_point():
+        return f"holds {str(tensor.dtype).removeprefix('torch.')}, not floats"
+    # A sum needs no memory; it may overflow although all values are finite.
+    if tensor.is_meta or tensor.sum().isfinite() or tensor.isfinite().all():
+        return ""
+    return "holds values that are not finite"

@@ -55,6 +55,7 @@ class Grounder:
         dtype: str | torch.dtype = "auto",
         refiner_weights: Path | None = None,
         revision: str | None = None,
+        force: bool = False,
         **pass_through: Any,
     ) -> Self:
         """A trained head behind its VLM.
@@ -66,21 +67,26 @@ class Grounder:
             dtype: Of the VLM's weights; see `Backbone.load`.
             refiner_weights: The refiner's own weights file, where training needed one.
             revision: Of the hub repository of the head.
+            force: Accept another VLM of the same shape than the head was trained behind.
             pass_through: For transformers' `from_pretrained` of the VLM.
 
         Raises:
-            WeightsError: The head is missing, broken, or was trained behind another VLM.
+            WeightsError: The head is missing, damaged, or was trained behind another VLM.
         """
         folder = head_folder.find_head(source, revision=revision)
-        info = head_folder.read_info(folder)
+        trained = info = head_folder.read_info(folder)
+        state, confidence = head_folder.read_weights(folder), read_confidence(folder)
         if model is not None:
             info = replace(info, recipe=replace(info.recipe, model=model))
         observer, head = build_flow(
             info.recipe, dtype=dtype, device=device, refiner_weights=refiner_weights, **pass_through
         )
         head_folder.check_fit(folder, info, observer.vlm)
-        head.load_weights(head_folder.read_weights(folder))
-        return cls(observer, head, info, read_confidence(folder))
+        head_folder.check_model(
+            str(folder), trained, info.recipe.model, observer.backbone.identity(), force=force
+        )
+        head.load_weights(state)
+        return cls(observer, head, info, confidence)
 
     def save_pretrained(self, folder: str | os.PathLike[str], **facts: Any) -> Path:
         """Write the head's folder, whole or not at all; a head in it is replaced.

@@ -7,79 +7,159 @@ recipe to build the rest, never weights of the VLM or of the refiner's image enc
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import flmm_core
-from flmm_core.errors import WeightsError
-from flmm_core.files import write_json
-from flmm_core.pipeline.build import Recipe
+from flmm_core.errors import WeightsError, first_problem
+from flmm_core.files import SEAL, sealed, write_json
+from flmm_core.pipeline.backbone.identity import Digest, ModelIdentity, differences
+from flmm_core.pipeline.build import Recipe, build_mask_head
 from flmm_core.pipeline.confidence import FILE as CONFIDENCE
+from flmm_core.pipeline.fit import check_weights
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.types import VlmShape
 
-FORMAT = 2
+logger = logging.getLogger(__name__)
+
+FORMAT = 3
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+COPY = "Copy the folder again, or use another checkpoint."
+LARGEST_CONFIG = 16 << 20
+"""Bytes; a larger `config.json` is not read."""
 
 
 @dataclass(frozen=True)
 class HeadInfo:
     """What a head's `config.json` holds.
 
-    `vlm` is that of the VLM that the head was trained behind; `facts` are plain values about the
-    training: steps, data, protocol, ...
+    Attributes:
+        vlm: The shape of the VLM that the head was trained behind.
+        facts: Plain values about the training: steps, data, protocol, ...
+        model: What that VLM is recognized by; None if an earlier version wrote the head.
     """
 
     recipe: Recipe
     vlm: VlmShape
     facts: Mapping[str, Any] = field(default_factory=dict)
+    model: ModelIdentity | None = None
 
     def with_facts(self, **facts: Any) -> HeadInfo:
         """The same with more facts."""
         return replace(self, facts={**self.facts, **facts})
 
 
+class _Content(BaseModel):
+    """The contents of `config.json` in today's format, without its seal; facts are extra keys.
+
+    A head that an earlier version wrote has neither `model` nor `weights_sha256`.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    format: Literal[3]
+    flmm: str
+    recipe: Recipe
+    vlm: VlmShape
+    model: ModelIdentity | None = None
+    weights_sha256: Digest | None = None
+
+
 def write_head(folder: Path, head: Head, info: HeadInfo) -> None:
     """Write weights and configuration into a folder that exists."""
+    state = {key: value.cpu().contiguous() for key, value in head.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     content = {
+        **info.facts,
         "format": FORMAT,
         "flmm": flmm_core.__version__,
         "recipe": asdict(info.recipe),
         "vlm": asdict(info.vlm),
-        **info.facts,
+        "model": info.model and asdict(info.model),
+        "weights_sha256": _digest(folder / WEIGHTS),
     }
-    write_json(folder / CONFIG, content)
-    state = {key: value.cpu().contiguous() for key, value in head.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, sealed(content))
 
 
 def read_info(folder: Path) -> HeadInfo:
     """What a head's `config.json` says, of this format or an earlier one.
 
     Raises:
-        WeightsError: The file is missing or describes no head.
+        WeightsError: The file is missing, damaged, or describes no head.
     """
+    content = _read_content(folder)
+    return HeadInfo(content.recipe, content.vlm, content.model_extra or {}, content.model)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a head's folder, by name.
+
+    Raises:
+        WeightsError: They cannot be read, or are not those that `config.json` was written with.
+    """
+    path, content = folder / WEIGHTS, _read_content(folder)
+    asked = f"The head's weights in '{path}' cannot be used."
+    try:
+        found = _digest(path)
+        if content.weights_sha256 not in (None, found):
+            raise WeightsError(
+                asked,
+                found=f"They changed since they were written: SHA-256 {found[:12]}..., "
+                f"in {CONFIG} {str(content.weights_sha256)[:12]}....",
+                repair=COPY,
+            )
+        state = load_file(path)
+    except WeightsError:
+        raise
+    except Exception as error:  # a damaged file of an earlier version can raise anything
+        found = f"{type(error).__name__}: {error}."
+        raise WeightsError(asked, found=found, repair=COPY) from error
+    with torch.device("meta"):  # sizes are compared before anything is allocated
+        own = build_mask_head(content.recipe, content.vlm).state_dict(prefix="mask_head.")
+    given = {name: value for name, value in state.items() if name.startswith("mask_head.")}
+    check_weights(own, given, asked=asked, repair=f"{CONFIG} is of another head. {COPY}")
+    return state
+
+
+def _read_content(folder: Path) -> _Content:
     path = folder / CONFIG
     try:
-        content = _migrated(json.loads(path.read_text(encoding="utf-8")))
-        known = {key: content.pop(key, None) for key in ("format", "flmm", "recipe", "vlm")}
-        vlm = VlmShape(**known["vlm"] | {"views": tuple(known["vlm"]["views"])})
-        return HeadInfo(Recipe(**known["recipe"]), vlm, content)
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"it has {path.stat().st_size} bytes")
+        content = from_json(path.read_bytes(), allow_inf_nan=False)
+        seal = content.pop(SEAL, None)
+        migrated = _migrated(content)
+        if seal != (sealed(content)[SEAL] if content["format"] == FORMAT else None):
+            raise ValueError("it changed since it was written, its digest is another")
+        # JSON again: only that can be read strictly into dataclasses
+        known = _Content.model_validate_json(json.dumps(migrated))
+        unknown = [n for n in known.recipe.channels if n >= known.vlm.attention_channels]
+        if unknown:
+            raise ValueError(f"channels {unknown[:3]} of {known.vlm.attention_channels}")
+        return known
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        if isinstance(error, ValueError):
+            found = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise WeightsError(
             f"'{path}' does not describe a head of flmm.",
-            found=f"{type(error).__name__}: {error}.",
-            repair="Give a folder that `flmm train` or save_pretrained wrote.",
+            found=f"{found}.",
+            repair=f"Give a folder that `flmm train` or save_pretrained wrote. {COPY}",
         ) from error
 
 
@@ -90,22 +170,17 @@ def _migrated(content: dict[str, Any]) -> dict[str, Any]:
         name, _, size = recipe["refiner"].partition(":")
         options = {key: recipe.pop(key) for key in ("mask", "box", "text", "multimask", "half")}
         recipe |= {"refiner": name, "refiner_options": {"size": size, **options} if size else {}}
-        return {**content, "format": FORMAT, "recipe": recipe}
+        content = {**content, "format": 2, "recipe": recipe}
+    if content["format"] == 2:  # knew neither its model nor its weights
+        content = {**content, "format": FORMAT}
     if content["format"] != FORMAT:
         raise ValueError(f"its format is {content['format']}, this version reads 1 to {FORMAT}")
-    return dict(content)
+    return content
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a head's folder, by name; `WeightsError` if they cannot be read."""
-    try:
-        return load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(
-            f"The head's weights in '{folder / WEIGHTS}' cannot be read.",
-            found=f"{type(error).__name__}: {error}.",
-            repair="The file may be cut off; copy it again or use another checkpoint.",
-        ) from error
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_fit(folder: Path, info: HeadInfo, vlm: VlmShape) -> None:
@@ -122,6 +197,35 @@ def check_fit(folder: Path, info: HeadInfo, vlm: VlmShape) -> None:
             found=f"{'; '.join(different)}.",
             repair="Give the model that the head was trained with, or train a new head.",
         )
+
+
+def check_model(
+    head: str, trained: HeadInfo, model: str, found: ModelIdentity, *, force: bool = False
+) -> None:
+    """`WeightsError` if a head was trained behind another model, or a warning with `force`.
+
+    Args:
+        head: Names the head in messages.
+        trained: What the head's folder says.
+        model: Names the loaded model; `found` is its identity.
+    """
+    if trained.model is None:
+        _note_unknown_model(head)
+    elif different := differences(trained.model, found):
+        error = WeightsError(
+            f"The head in '{head}' was trained behind another model than '{model}'.",
+            found="\n".join([f"Its model was '{trained.recipe.model}'. Differences:", *different]),
+            repair="Give the model that it was trained with, train a new head, or go on "
+            "with --force (Python: force=True).",
+        )
+        if not force:
+            raise error
+        logger.warning("%s\n%s", error.asked, error.found)
+
+
+@cache
+def _note_unknown_model(head: str) -> None:
+    logger.warning("The head in '%s' does not record its model; it cannot be compared.", head)
 
 
 def find_head(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:

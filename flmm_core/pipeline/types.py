@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -172,10 +174,12 @@ class AttentionMaps:
 class VlmShape:
     """L, N, D and the names of the V views: what the shape of a head's weights depends on."""
 
-    layers: int
-    heads: int
-    hidden_size: int
-    views: tuple[str, ...]
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    layers: Annotated[int, Field(ge=1, le=10_000)]
+    heads: Annotated[int, Field(ge=1, le=10_000)]
+    hidden_size: Annotated[int, Field(ge=1, le=10_000_000)]
+    views: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
 
     @property
     def attention_channels(self) -> int:

@@ -38,7 +38,7 @@ from flmm_core.loader.samplers import BucketSampler, StepSampler, sample_extents
 from flmm_core.loader.throughput import Throughput
 from flmm_core.pipeline.confidence import read_confidence, write_confidence
 from flmm_core.pipeline.head import Head
-from flmm_core.pipeline.head_folder import read_weights
+from flmm_core.pipeline.head_folder import check_model, read_info, read_weights
 from flmm_core.progress import Progress, StopRequest
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.contact_sheet import draw_sheet
@@ -166,6 +166,9 @@ class TrainingLoop:
         """Load the last checkpoint; returns the number of steps done."""
         last = self.folder.last()
         assert last is not None  # see RunFolder.check
+        if (model := self.setup.info.model) is not None:
+            trained = read_info(last)
+            check_model(str(last), trained, self.config.model, model, force=self.config.force)
         self.head.load_weights(read_weights(last))
         return self.folder.load_optimizer(self.optimizer, last)
 

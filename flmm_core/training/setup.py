@@ -46,7 +46,9 @@ def open_observed(config: RunConfig, spec: BackboneSpec, progress: Progress) -> 
     source = ObservedFeatures(observer)
     return Setup(
         head=head,
-        info=HeadInfo(recipe_of(config), observer.vlm, _facts(config)),
+        info=HeadInfo(
+            recipe_of(config), observer.vlm, _facts(config), observer.backbone.identity()
+        ),
         source=source,
         vlm_digest=observer.backbone.weights_digest(),
         observed=lambda: (source, observer.backbone.weights_digest()),
@@ -88,7 +90,7 @@ def open_cached(config: RunConfig, spec: BackboneSpec, progress: Progress) -> Se
     facts = {**_facts(config), "cache": {"maps": manifest.maps, **chosen}}
     return Setup(
         head=head,
-        info=HeadInfo(recipe, manifest.vlm, facts),
+        info=HeadInfo(recipe, manifest.vlm, facts, manifest.identity),
         source=source,
         vlm_digest=manifest.sha256,
         observed=observed,

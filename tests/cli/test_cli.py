@@ -237,6 +237,7 @@ def test_every_setting_has_an_option_and_reaches_the_configuration(capsys: Captu
     assert main(["train", *arguments, "--dry-run"]) == 0
     resolved = yaml.safe_load(capsys.readouterr().out)
     assert wanted.pop("resume")
+    assert wanted.pop("force")
     for key, value in wanted.items():
         found = resolved
         for part in key.split("."):

@@ -148,7 +148,7 @@ def test_no_file_is_no_confidence_and_a_broken_one_is_named(tmp_path: Path) -> N
             "Copy it again; without this file the head gives no probabilities."
         )
     path.write_text(json.dumps(whole)[:50])
-    with pytest.raises(WeightsError, match="Invalid JSON: EOF"):
+    with pytest.raises(WeightsError, match="EOF while parsing"):
         read_confidence(tmp_path)
     threshold = {**whole["not_there"], "threshold": 7.0}
     path.write_text(json.dumps({**whole, "not_there": threshold}))

@@ -82,7 +82,7 @@ def test_what_is_saved_is_loaded_and_saved_again(random_twin: Path, tmp_path: Pa
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("content", ['{"format": 3}', "[]", "{}", "null", '{"format": 2}', "{"])
+@pytest.mark.parametrize("content", ['{"format": 4}', "[]", "{}", "null", '{"format": 3}', "{"])
 def test_a_foreign_configuration_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(WeightsError, match="does not describe a head of flmm"):
@@ -90,6 +90,6 @@ def test_a_foreign_configuration_is_refused(tmp_path: Path, content: str) -> Non
 
 
 def test_a_newer_format_names_those_that_are_read(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"format": 3}))
-    with pytest.raises(WeightsError, match="its format is 3, this version reads 1 to 2"):
+    (tmp_path / "config.json").write_text(json.dumps({"format": 4}))
+    with pytest.raises(WeightsError, match="its format is 4, this version reads 1 to 3"):
         read_info(tmp_path)

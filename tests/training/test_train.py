@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from flmm_core import Grounder, UsageError, WeightsError
@@ -21,6 +22,7 @@ from flmm_core.data.images import read_image
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError, RunError
 from flmm_core.evaluation.evaluate import evaluate, evaluate_run
+from flmm_core.files import sealed
 from flmm_core.plugins import load_backbones
 from flmm_core.progress import LineProgress, Progress
 from flmm_core.training.loop import train
@@ -238,8 +240,6 @@ def test_evaluating_a_run_names_its_protocol(run: Train, drawn: Path) -> None:
 
 @pytest.mark.multiprocess
 def test_a_broken_image_is_named_from_a_worker_too(run: Train, drawn: Path, tmp_path: Path) -> None:
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(drawn, broken)
     picture = sorted(broken.rglob("*.png"))[2]
@@ -270,17 +270,17 @@ def test_heads_that_do_not_fit_are_refused(run: Train, tmp_path: Path) -> None:
 
     other = tmp_path / "other"
     other.mkdir()
-    save_file(head_of(folder), other / "model.safetensors")
+    shutil.copy(folder / "last" / "model.safetensors", other)
     config["recipe"]["backbone"] = "qwne"
-    (other / "config.json").write_text(json.dumps(config))
+    (other / "config.json").write_text(json.dumps(sealed(config)))
     with pytest.raises(UsageError, match=r"Unknown backbone 'qwne'. Did you mean 'qwen'\?"):
         Grounder.from_pretrained(other)
 
     config["recipe"]["backbone"] = "qwen"
-    (other / "config.json").write_text(json.dumps(config))
+    (other / "config.json").write_text(json.dumps(sealed(config)))
     weights = other / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="cannot be used"):
         Grounder.from_pretrained(other)
 
     (other / "config.json").write_text('{"architectures": ["Other"]}')

@@ -23,6 +23,7 @@ from torch import Tensor
 from flmm_core.images import to_image
 from flmm_core.pipeline.backbone import tokens, weights
 from flmm_core.pipeline.backbone.batch import Side, collate, place_rows, stack_padded
+from flmm_core.pipeline.backbone.identity import ModelIdentity, identify
 from flmm_core.pipeline.backbone.recorder import AttentionRecorder, Pool
 from flmm_core.pipeline.backbone.shared_prefix import PrefixCache, keeps_every_key
 from flmm_core.pipeline.backbone.view_check import check_views, misfit, naming_sample
@@ -179,6 +180,10 @@ class Backbone(ABC):
     def weights_digest(self) -> str:
         """Hexadecimal SHA-256 over all names, dtypes, shapes and values of the VLM's weights."""
         return weights.digest(self.vlm)
+
+    def identity(self) -> ModelIdentity:
+        """What a head's folder keeps of the model, to recognize it; quick at any size."""
+        return identify(self.vlm, self.processor)
 
     def prepare(
         self,

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.batch import place_rows
+from flmm_core.pipeline.backbone.identity import differences
 from flmm_core.plugins import load_backbones, load_class
 from tests.models import parts, samples
 
@@ -44,6 +45,7 @@ def test_layers_in_memory_and_on_disk(family: str, weights: str | None, tmp_path
         max_memory={"cpu": size // 2},
         offload_folder=str(tmp_path),
     )
+    assert differences(plain.identity(), placed.identity()) == []
     where = {value.device.type for value in placed.vlm.parameters()}
     assert where == {"cpu", "meta"}
     how = {"layer_weights": [1 / plain.num_layers] * plain.num_layers} if weights else {}
@@ -75,6 +77,12 @@ def test_quantized_weights(bits: int, folder: Path) -> None:
     )
     backbone = load("qwen", model=str(folder), dtype="float32", quantization_config=config)
     layer = backbone.vlm.get_decoder().layers[0]
+    plain = load("qwen", model=str(folder))
+    assert differences(plain.identity(), backbone.identity()) == []
+    assert differences(backbone.identity(), plain.identity()) == []
+    with torch.no_grad():
+        plain.vlm.get_input_embeddings().weight.mul_(1.1)
+    assert any("weights: " in text for text in differences(plain.identity(), backbone.identity()))
     kinds = {type(module).__name__ for module in layer.modules() if isinstance(module, nn.Linear)}
     assert kinds == {"Linear8bitLt" if bits == 8 else "Linear4bit"}
     batch = backbone.collate(samples(backbone)[:1])
