@@ -17,11 +17,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
+from platformdirs import user_cache_path
+
 PARTIAL = ".partial"
 """The ending of every unfinished file or folder."""
 
 SEAL = "sha256"
 """The key under which a sealed JSON object holds the digest of the rest of itself."""
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $FLMM_CACHE, or flmm in the user's cache folder."""
+    chosen = os.environ.get("FLMM_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("flmm", appauthor=False)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

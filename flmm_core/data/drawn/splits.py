@@ -5,11 +5,8 @@ They are written as RefCOCO files once, and read like the real ones.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-
-from platformdirs import user_cache_path
 
 from flmm_core.data.drawn.scenes import HARD_KINDS, VERSION
 from flmm_core.data.drawn.writing import draw_images
@@ -17,7 +14,7 @@ from flmm_core.data.findings import Findings
 from flmm_core.data.formats import Source, refcoco
 from flmm_core.data.sample import AnnotatedImage
 from flmm_core.errors import UsageError, did_you_mean
-from flmm_core.files import whole_folder
+from flmm_core.files import cache_folder, whole_folder
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,6 @@ SPLITS = {
     "hard": Split(250, 74, HARD_KINDS),
     "absent": Split(60, 75, ("plain",), extras=("absent",)),
 }
-
-
-def cache_folder() -> Path:
-    """Where drawn splits are kept: $FLMM_CACHE, or flmm in the user's cache folder."""
-    chosen = os.environ.get("FLMM_CACHE")
-    return Path(chosen).expanduser() if chosen else user_cache_path("flmm", appauthor=False)
 
 
 def ensure_shapes(split: str) -> Path:

@@ -1,11 +1,16 @@
-"""LabelMe's annotations: one JSON file an image; and a writer of them.
+"""The annotations of LabelMe and its kin (X-AnyLabeling): one JSON file an image; and a writer.
 
     ROOT/a.jpg   ROOT/a.json   {"imagePath": "a.jpg", "imageWidth": 640, "imageHeight": 480,
                                 "shapes": [{"label": "the red mug", "shape_type": "polygon",
                                             "points": [[x, y], ...]}]}
 
-With a split the files lie in ROOT/SPLIT. Shapes: polygon, rectangle, circle, and mask (a PNG in
-base64 whose corners are the two points); points and lines have no area and are left out.
+With a split the files lie in ROOT/SPLIT. Shapes, with the pixels that LabelMe's own
+`shape_to_mask` gives them: polygon, rectangle (two opposite corners; X-AnyLabeling's have four),
+oriented_rectangle, rotation, quadrilateral, circle, and mask (a PNG in base64 whose corners are the
+two points). Points and lines have no area and are left out.
+
+Older files have no size, and may hold the image itself in "imageData"; if there is no file of it,
+it is kept in the user's cache folder.
 
 A label is a phrase; all shapes of one label in an image are joined. The label "__ignore__" marks
 pixels that are not scored. Images without shapes are skipped.
@@ -14,7 +19,9 @@ pixels that are not scored. Images without shapes are skipped.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import os
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -27,24 +34,36 @@ from flmm_core.data import rle
 from flmm_core.data.findings import DegenerateError, Findings
 from flmm_core.data.formats import Source
 from flmm_core.data.formats.shared.degenerate import NO_PIXEL
+from flmm_core.data.formats.shared.image_paths import spellings, tails
 from flmm_core.data.formats.shared.new_image import NewImage, checked
-from flmm_core.data.formats.shared.polygons import check_points, fill
+from flmm_core.data.formats.shared.polygons import check_points, fill, fill_circle
+from flmm_core.data.images import image_size_of
 from flmm_core.data.records import (
     Record,
     brief,
     expect,
     field,
     find_file,
+    first_file,
     image_size,
     read_json,
     sentence,
 )
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask
 from flmm_core.errors import DataError
-from flmm_core.files import write_json
+from flmm_core.files import cache_folder, write_bytes, write_json
 
 IGNORE = "__ignore__"
-LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}
+POINTS: dict[str, tuple[int, ...]] = {
+    "polygon": (),
+    "rectangle": (2, 4),
+    "oriented_rectangle": (4,),
+    "rotation": (4,),
+    "quadrilateral": (4,),
+    "circle": (2,),
+    "mask": (2,),
+}
+"""The shapes that have an area, and how many points they may have; a polygon has three or more."""
 WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 
@@ -73,16 +92,14 @@ def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage | None:
     """The image of a file; None if no shape of it can be used."""
     where = f"the file {file}"
     record = expect(read_json(file), dict, where)
-    # LabelMe on Windows writes backslashes.
-    name = PureWindowsPath(field(record, "imagePath", str, where)).as_posix()
-    path = find_file(
-        [file.parent],
-        [name],
-        f"The image {name} of {file}",
-        "Save the image there; 'imagePath' is relative to the folder of the file.",
-        found="The file holds the image in 'imageData'. " if record.get("imageData") else "",
+    name = field(record, "imagePath", str, where)
+    path = _find_image(record, name, file)
+    sides = [record.get(key) for key in ("imageHeight", "imageWidth")]
+    height, width = (
+        image_size_of(path)
+        if None in sides
+        else image_size(record, where, ("imageHeight", "imageWidth"))
     )
-    height, width = image_size(record, where, ("imageHeight", "imageWidth"))
     regions: dict[str, NDArray[np.bool_]] = {}
     shapes = field(record, "shapes", list, where)
     if not shapes:
@@ -104,7 +121,42 @@ def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage | None:
         )
         for index, (label, region) in enumerate(regions.items())
     ]
+    name = PureWindowsPath(name).as_posix()
     return AnnotatedImage(name, path, (height, width), tuple(objects)) if objects else None
+
+
+def _find_image(record: Record, name: str, file: Path) -> Path:
+    """Where 'imagePath' says, else beside the file under its name, else what 'imageData' holds."""
+    names = [*spellings(name), *(tail for tail in tails(name) if Path(tail).stem == file.stem)]
+    path = first_file([file.parent], names)
+    if path is None and record.get("imageData") is not None:
+        return _unpack(field(record, "imageData", str, f"the file {file}"), name, file)
+    return path or find_file(
+        [file.parent],
+        names,
+        f"The image {name} of {file}",
+        "Save the image there; 'imagePath' is relative to the folder of the file.",
+    )
+
+
+def _unpack(encoded: str, name: str, file: Path) -> Path:
+    """The file of an image in base64, in the cache folder."""
+    try:
+        data = base64.b64decode(encoded)
+        with Image.open(io.BytesIO(data)) as stored:
+            ending = str(stored.format).lower()
+    except Exception as error:  # decoders raise nearly anything on broken data
+        raise DataError(
+            f"The 'imageData' of {file} is not an image in base64.",
+            found=f"There is no file named {name} either.",
+            repair="Save the image under the name in 'imagePath'.",
+        ) from error
+    path = cache_folder() / "labelme" / f"{hashlib.sha256(data).hexdigest()}.{ending}"
+    if not path.is_file():
+        own = path.with_name(f"{os.getpid()}-{path.name}")  # others may be unpacking it too
+        write_bytes(own, data)
+        own.replace(path)
+    return path
 
 
 def _shape(shape: Any, height: int, width: int, where: str) -> tuple[str, NDArray[np.bool_]]:
@@ -114,38 +166,44 @@ def _shape(shape: Any, height: int, width: int, where: str) -> tuple[str, NDArra
     kind = shape.get("shape_type") or "polygon"
     if kind in WITHOUT_AREA:
         raise DegenerateError(where, f"a {kind} has no area")
-    if not isinstance(kind, str) or kind not in LEAST_POINTS:
+    if not isinstance(kind, str) or kind not in POINTS:
         raise DataError(
-            f"{sentence(where)} is a {brief(kind)}, which has no area.",
-            found=f"Shapes that can be read: {', '.join(LEAST_POINTS)}.",
+            f"{sentence(where)} is a {brief(kind)}, which cannot be read.",
+            found=f"Shapes that can be read: {', '.join(POINTS)}.",
             repair="Draw it as a polygon, or remove it.",
         )
-    points = check_points(field(shape, "points", list, where), LEAST_POINTS[kind], where)
-    if kind == "polygon":
-        return label, fill(points, height, width)
-    (x0, y0), (x1, y1) = points[0], points[1]
-    if kind == "rectangle":
-        return label, fill([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], height, width)
-    if kind == "circle":  # its center and a point on it
-        rows, columns = np.ogrid[:height, :width]
-        inside = np.hypot(columns - x0, rows - y0) <= np.hypot(x1 - x0, y1 - y0)
-        return label, np.asarray(inside, dtype=np.bool_)
-    return label, _stored(shape, (round(x0), round(y0)), height, width, where)
+    counts = POINTS[kind]
+    points = check_points(field(shape, "points", list, where), min(counts, default=3), where)
+    if counts and len(points) not in counts:
+        raise DataError(
+            f"{sentence(where)} is a {kind} of {len(points)} points.",
+            found=f"Expected {' or '.join(map(str, counts))}.",
+        )
+    if kind == "mask":
+        return label, _stored(shape, points[0], height, width, where)
+    if kind == "circle":
+        return label, fill_circle(points, height, width, where)
+    if kind == "rectangle" and len(points) == 2:
+        (x0, y0), (x1, y1) = points
+        points = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+    return label, fill(points, height, width)
 
 
 def _stored(
-    shape: Record, corner: tuple[int, int], height: int, width: int, where: str
+    shape: Record, corner: tuple[float, float], height: int, width: int, where: str
 ) -> NDArray[np.bool_]:
     encoded = field(shape, "mask", str, where)
     try:
         data = base64.b64decode(encoded, validate=True)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as stored:
-            patch = np.asarray(stored.convert("L")) > 0
+            # The color of a palette's index says nothing.
+            pixels = stored if len(stored.getbands()) == 1 else stored.convert("L")
+            patch = np.asarray(pixels) > 0
     except Exception as error:  # decoders raise nearly anything on broken data
         raise DataError(
             f"The mask of {where} is not a PNG in base64.", found=f"{error}."
         ) from error
-    left, top = corner
+    left, top = map(int, corner)
     if left < 0 or top < 0 or top + patch.shape[0] > height or left + patch.shape[1] > width:
         raise DataError(
             f"The mask of {where} does not fit its image.",

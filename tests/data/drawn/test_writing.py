@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flmm_core import files
 from flmm_core.data import rle
 from flmm_core.data.drawn import splits
 from flmm_core.data.drawn.splits import SPLITS, ensure_shapes
@@ -110,8 +111,8 @@ def test_scenes_are_kept_in_the_users_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FLMM_CACHE", raising=False)
-    monkeypatch.setattr(splits, "user_cache_path", lambda name, **_: tmp_path / name)
-    assert splits.cache_folder() == tmp_path / "flmm"
+    monkeypatch.setattr(files, "user_cache_path", lambda name, **_: tmp_path / name)
+    assert files.cache_folder() == tmp_path / "flmm"
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("FLMM_CACHE", "~/scenes")
-    assert splits.cache_folder() == Path("/home/me/scenes")
+    assert files.cache_folder() == Path("/home/me/scenes")

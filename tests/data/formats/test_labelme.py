@@ -105,14 +105,6 @@ def test_an_image_without_shapes_is_left_out(files: Files) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (
-            shape("a", [[1, 1], [2, 2]], "cube"),
-            (
-                "Shape 0 of {file} is a 'cube', which has no area.\n"
-                "Shapes that can be read: polygon, rectangle, circle, mask.\n"
-                "Draw it as a polygon, or remove it."
-            ),
-        ),
         (shape(" ", []), "Shape 0 of {file} has an empty label."),
         (
             shape("a", [[0, 0], [1]]),
@@ -143,9 +135,15 @@ def test_what_is_wrong_with_a_shape_is_named(
 
 
 def test_a_missing_image(files: Files) -> None:
-    files.record |= {"imagePath": "b.png", "imageData": "iVBO"}
+    files.record["imagePath"] = "b.png"
     assert files.fails() == (
         f"The image b.png of {files.file} is missing.\n"
-        f"The file holds the image in 'imageData'. Looked for:\n  {files.folder}/b.png\n"
+        f"Looked for:\n  {files.folder}/b.png\n"
         "Save the image there; 'imagePath' is relative to the folder of the file."
+    )
+    files.record["imageData"] = "iVBO"
+    assert files.fails() == (
+        f"The 'imageData' of {files.file} is not an image in base64.\n"
+        "There is no file named b.png either.\n"
+        "Save the image under the name in 'imagePath'."
     )

@@ -1,10 +1,11 @@
-"""Polygons filled including their outline, on whole pixels, as in LabelMe and ReasonSeg.
+"""Polygons and circles filled including their outline, on whole pixels, as LabelMe draws them.
 
 In COCO the outline runs between pixels, so the same polygon is half a pixel smaller on each side.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,26 @@ def fill(points: Points, height: int, width: int) -> NDArray[np.bool_]:
     """(H, W) bool: the polygon with its outline; what lies outside the image is cut off."""
     canvas = Image.new("L", (width, height))
     ImageDraw.Draw(canvas).polygon(points, fill=1, outline=1)
+    return np.asarray(canvas).astype(np.bool_)
+
+
+def fill_circle(points: Points, height: int, width: int, where: str) -> NDArray[np.bool_]:
+    """(H, W) bool: a circle, given by its center and a point on it, as in `fill`.
+
+    Raises:
+        DataError: It is so large that it cannot have been drawn; `where` names it.
+    """
+    (x, y), on_it = points
+    radius = math.dist((x, y), on_it)
+    if radius > 10 * (height + width):  # Pillow would take minutes for a million pixels
+        raise DataError(
+            f"The circle of {where} does not fit its image.",
+            found=f"Its radius is {radius:g} pixels; the image is {height} x {width} "
+            "(height x width).",
+        )
+    canvas = Image.new("L", (width, height))
+    box = x - radius, y - radius, x + radius, y + radius
+    ImageDraw.Draw(canvas).ellipse(box, fill=1, outline=1)
     return np.asarray(canvas).astype(np.bool_)
 
 
