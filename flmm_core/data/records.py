@@ -36,26 +36,61 @@ def read_lines(path: Path) -> Iterator[bytes]:
         ) from error
 
 
-def read_json(path: Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
+def read_json(path: Path, other: str = "") -> Any:
     """The contents of a JSON file; DataError if it cannot be read, or see `parse_json`."""
-    return parse_json(read_bytes(path), f"the file {path}", encodings)
+    return parse_json(read_bytes(path), f"the file {path}", other)
 
 
-def parse_json(data: bytes, where: str, encodings: Sequence[str] = ("utf-8",)) -> Any:
-    """JSON in the first of the encodings that its bytes allow; DataError if it is cut off."""
-    for encoding in encodings:
-        try:
-            return json.loads(data.decode(encoding))
-        except UnicodeDecodeError as error:
-            failed: Exception = error
-        except (ValueError, RecursionError) as error:
-            failed = error
-            break
+def parse_json(data: bytes, where: str, other: str = "") -> Any:
+    """JSON in any encoding that `decode` knows; DataError if it is cut off."""
+    try:
+        return json.loads(decode(data, where, other))
+    except (ValueError, RecursionError) as error:
+        raise _cut_off(where, error) from error
+
+
+def decode(data: bytes, where: str, other: str = "") -> str:
+    """The text of a JSON file or line, without a byte order mark.
+
+    It is in UTF-8, UTF-16 or UTF-32; else in the encoding `other`, by default in GB 18030 (in which
+    older tools save on Chinese Windows) if that gives ordinary Chinese.
+
+    Raises:
+        DataError: It is in another encoding, or cut off; `where` names it.
+    """
+    try:
+        return data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError as error:
+        failed = error
+    if failed.reason in ("unexpected end of data", "truncated data"):
+        raise _cut_off(where, failed) from failed
+    with suppress(UnicodeDecodeError):
+        text = data.decode(other or "gb18030")
+        if other or _is_chinese(text):
+            return text
     raise DataError(
-        f"{sentence(where)} is not whole JSON.",
+        f"{sentence(where)} is not in UTF-8.",
         found=f"{failed}.",
-        repair="It may be cut off; download, copy or write it again.",
+        repair="Save it as UTF-8.",
     ) from failed
+
+
+def _is_chinese(text: str) -> bool:
+    """Whether most characters beyond ASCII are among the 6,763 common ones of GB 2312.
+
+    What European text becomes is not: an accent and the letter after it give a rare one.
+    """
+    beyond = [character for character in text if not character.isascii()]
+    known = "".join(beyond).encode("gb2312", "ignore")
+    return len(known) > len(beyond)  # two bytes each: more than half are known
+
+
+def _cut_off(where: str, error: Exception) -> DataError:
+    return DataError(
+        f"{sentence(where)} is not whole JSON.",
+        found=f"{error}.",
+        repair="It may be cut off; download, copy or write it again.",
+    )
 
 
 def expect(value: Any, kind: type[T], where: str) -> T:

@@ -89,7 +89,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
             continue
         with findings.part():
             where = f"line {number} of {path}"
-            record = expect(parse_json(line, where, ("utf-8-sig",)), dict, where)
+            record = expect(parse_json(line, where), dict, where)
             file_name = field(record, "file_name", str, where)
             said = _images(record, file_name, path.parent, where, findings)
             first = lines.setdefault(file_name, number)

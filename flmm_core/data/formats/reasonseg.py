@@ -36,7 +36,8 @@ from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask
 from flmm_core.errors import DataError, did_you_mean
 from flmm_core.files import write_json
 
-ENCODINGS = ("utf-8", "cp1252")
+NOT_UTF8 = "cp1252"
+"""The encoding of files that are not UTF-8, as the publishers read them."""
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 SLICES = {True: "long query", False: "short query"}
 
@@ -70,7 +71,7 @@ def _find_split(path: Path, split: str) -> Path:
 
 def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage:
     where = f"the file {file}"
-    record = expect(read_json(file, ENCODINGS), dict, where)
+    record = expect(read_json(file, NOT_UTF8), dict, where)
     path = find_file(
         [file.parent],
         [f"{file.stem}{ending}" for ending in IMAGE_ENDINGS],

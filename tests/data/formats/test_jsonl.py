@@ -123,7 +123,7 @@ def test_a_line_cut_in_half(file: File, record: dict[str, Any]) -> None:
 
 def test_a_file_that_is_not_utf_8(file: File, record: dict[str, Any]) -> None:
     file.path.write_bytes(json.dumps(record).encode() + b'\n{"file_name": "\xe9"}\n')
-    with pytest.raises(DataError, match=rf"Line 2 of {file.path} is not whole JSON\.\n'utf-8'"):
+    with pytest.raises(DataError, match=rf"Line 2 of {file.path} is not in UTF-8\.\n'utf-8'"):
         read(f"jsonl:{file.path}")
 
 
