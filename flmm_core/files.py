@@ -1,8 +1,8 @@
-"""Writes files and folders whole or not at all.
+"""Writes files and folders whole or not at all, and holds a folder for one process.
 
 Until everything is written, a file lies beside its place as `NAME.partial`, a folder as
 `.NAME.XXXXXXXX.partial`; then it is renamed. An error or Ctrl-C removes it and is raised
-unchanged; what a killed process left behind is removed by `sweep`.
+unchanged, an OSError with the path; what a killed process left behind is removed by `sweep`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from uuid import uuid4
 
 from platformdirs import user_cache_path
 
+from flmm_core.errors import UsageError
+
 PARTIAL = ".partial"
 """The ending of every unfinished file or folder."""
+LOCK = ".lock"
+"""The file in a folder that a process holds; one that a killed process left holds nothing."""
 
 SEAL = "sha256"
 """The key under which a sealed JSON object holds the digest of the rest of itself."""
@@ -72,18 +76,34 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}{PARTIAL}")
     partial.unlink(missing_ok=True)
-    try:
-        yield partial
-        if sync:
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with naming(path):
+        try:
+            yield partial
+            if sync:
+                _sync(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError that names no file (such as a full disk) the path that was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_folder(folder: Path, *, replace: bool = False, sync: bool = False) -> Iterator[Path]:
     """An empty folder to write into that becomes `folder` at the end of the block.
 
     Args:
@@ -91,20 +111,25 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             existing folder, in the order of the names; a folder that another process created
             during the block is left as it is.
         replace: Replace an existing folder.
+        sync: As for `whole_file`, for every file.
     """
     folder = folder.resolve()
     fill = folder.is_dir() and not replace
     aside, old = (_aside(folder, folder if fill else folder.parent) for _ in range(2))
     aside.mkdir(parents=True)
     try:
-        yield aside
+        with naming(folder):
+            yield aside
+            for path in aside.rglob("*") if sync else ():
+                if path.is_file():
+                    _sync(path)
         if fill:
             for path in sorted(aside.iterdir()):
                 path.replace(folder / path.name)
         elif folder.is_dir() and replace:
             folder.rename(old)
             aside.rename(folder)
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
         else:
             try:
                 aside.rename(folder)
@@ -119,10 +144,57 @@ def _aside(folder: Path, parent: Path) -> Path:
     return parent / f".{folder.name}.{uuid4().hex[:8]}{PARTIAL}"
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder: it is gone from its place at once, whole, even if the process is killed."""
+    old = _aside(folder, folder.parent)
+    folder.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def sweep(folder: Path, prefix: str = "") -> None:
     """Remove unfinished files and folders whose names begin so; nobody may be writing them."""
     for path in folder.glob(f"{prefix}*{PARTIAL}"):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+@contextmanager
+def hold(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a folder for this process alone; it is created if it is missing.
+
+    The operating system frees it when the process ends, however that happens.
+
+    Args:
+        folder: No other process may hold it.
+        doing: What the holder does, for the message: "training into".
+
+    Raises:
+        UsageError: Another process holds it.
+    """
+    from filelock import FileLock, Timeout  # it takes as long to import as the rest of --help
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UsageError(
+            f"Another process is {doing} '{folder}'.",
+            repair="Wait for it or stop it, or give another folder.",
+        ) from None
+    except NotImplementedError:  # some network drives have no locks
+        pass
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def discard_empty(folder: Path) -> None:
+    """Remove a folder that this process holds, if there is nothing else in it."""
+    if [path.name for path in folder.iterdir()] in ([], [LOCK]):
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()

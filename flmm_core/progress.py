@@ -134,8 +134,10 @@ class StopRequest:
     def immediate(self) -> Iterator[None]:
         """Let the first signal raise, too, while there is nothing to save."""
         self._immediate = True
-        yield
-        self._immediate = False
+        try:
+            yield
+        finally:
+            self._immediate = False
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked or self._immediate:

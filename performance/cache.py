@@ -136,7 +136,7 @@ def _config(folder: Path, model: str, **more: Any) -> tuple[RunConfig, BackboneS
 
 def _epoch(config: RunConfig, setup: Setup, samples: Any, folder: Path) -> float:
     """Seconds of one epoch, with its checkpoint at the end."""
-    run = RunFolder(folder / "run", 1)
+    run = RunFolder(folder / "run", 1, config.steps)
     run.path.mkdir(exist_ok=True)
     loop = TrainingLoop(config, setup, samples, (), run, Progress())
     started = time.perf_counter()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from flmm_core.config import ProtocolName
@@ -20,8 +18,6 @@ from flmm_core.evaluation.benchmark_folder import (
     read_measurement,
     source_label,
 )
-
-LOCK = ".lock"
 
 
 class Plan(BaseModel):
@@ -136,17 +132,3 @@ def _check_same(
     ]
     if changed:
         raise UsageError(asked, found=f"{'; '.join(changed)}.", repair=repair)
-
-
-def locked(folder: Path) -> AbstractContextManager[object]:
-    """Lock a folder until this process ends; UsageError if another one holds the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return FileLock(folder / LOCK).acquire(blocking=False)
-    except Timeout:
-        raise UsageError(
-            f"Another process is measuring into '{folder}'.",
-            repair="Wait for it or stop it, or give another --output.",
-        ) from None
-    except NotImplementedError:  # some network drives have no locks
-        return nullcontext()

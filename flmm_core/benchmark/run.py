@@ -8,7 +8,6 @@ a batch, so rows depend neither on stops nor on the number of processes. All pro
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
@@ -25,11 +24,11 @@ from flmm_core.benchmark.plan import (
     System,
     check_measurement,
     check_plan,
-    locked,
     with_labels,
 )
 from flmm_core.benchmark.rows import RowFiles, SampleRows
 from flmm_core.config import RunConfig, Workers, load_config
+from flmm_core.config.resume import CONFIG
 from flmm_core.data.protocols import ImageSamples
 from flmm_core.data.sources import open_source
 from flmm_core.errors import RunError, UsageError
@@ -46,7 +45,7 @@ from flmm_core.evaluation.benchmark_folder import (
 from flmm_core.evaluation.evaluate import check_can_abstain, measure_batches, open_method
 from flmm_core.evaluation.phrase_rows import ITEMS, PhraseRow, write_rows
 from flmm_core.evaluation.running_scores import Evaluation
-from flmm_core.files import write_json
+from flmm_core.files import hold, write_json
 from flmm_core.loader.samplers import fixed_batches
 from flmm_core.loader.throughput import Throughput
 from flmm_core.pipeline.build import build_from_config, recipe_of
@@ -59,7 +58,7 @@ from flmm_core.report.page import build_report
 from flmm_core.report.table import BenchmarkReport
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.loop import train
-from flmm_core.training.run_folder import RunFolder, environment
+from flmm_core.training.run_folder import environment
 
 BEGUN = "begun.json"
 
@@ -115,7 +114,7 @@ class BenchmarkRun:
         sources = {text: open_source(text, self.plan.protocol) for text in self.plan.data}
         for text, samples in sources.items():
             self._check_skipped(text, [skipped.reason for skipped in samples.skipped])
-        with locked(self.output) if self.is_first else nullcontext():
+        with hold(self.output, "measuring into") if self.is_first else nullcontext():
             self._begin()
             for system in self._systems():
                 self._measure_system(self._jobs(system, sources))
@@ -180,11 +179,9 @@ class BenchmarkRun:
             return None
         config, spec = self._config(backbone)
         if self.is_first and not (config.output / "summary.json").is_file():
-            last = RunFolder(config.output, config.save_every).last()
-            if last is None and config.output.exists():
-                shutil.rmtree(config.output)  # stopped before its first checkpoint
+            begun = (config.output / CONFIG).is_file()
             self.progress.say(f"Training a head for {backbone} in {config.output}")
-            train(config.model_copy(update={"resume": last is not None}), spec, self.progress)
+            train(config.model_copy(update={"resume": begun}), spec, self.progress)
         self.processes.wait_for_everyone()
         return find_head(config.output)
 

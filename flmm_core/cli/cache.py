@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.filesize import decimal
 
-from flmm_core.cli.console import check_writable, echo_json, echo_table, json_option, make_progress
+from flmm_core.cli.console import (
+    check_writable,
+    echo_json,
+    echo_table,
+    json_option,
+    make_progress,
+    one_process_only,
+)
 from flmm_core.cli.options import config_options, given_settings
 from flmm_core.config import load_config
 from flmm_core.errors import DataError
@@ -66,6 +73,7 @@ def build(
     samples that are new. Train with `flmm train --cache DIR` and the same settings.
     """
     config, spec = load_config(config_file, given_settings(parameters), load_backbones().get)
+    one_process_only("flmm cache build")
     check_writable(folder, "Give another DIR.")
     from flmm_core.feature_cache.build import build_cache
 

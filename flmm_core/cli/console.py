@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -58,3 +59,15 @@ def check_writable(folder: Path, repair: str = "Give another --output.") -> None
             found=f"{error.strerror}: {place}.",
             repair=repair,
         ) from error
+
+
+def one_process_only(command: str) -> None:
+    """`UsageError` under `torchrun` and the like, for a command that does not share its work."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes.strip() not in ("", "0", "1"):
+        raise UsageError(
+            f"`{command}` runs in one process, but WORLD_SIZE is {processes}.",
+            found="It does not yet share its work among the processes of `torchrun` or"
+            " `accelerate launch`; each would do all of it.",
+            repair="Start it without a launcher; --device picks the accelerator.",
+        )

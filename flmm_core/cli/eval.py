@@ -8,7 +8,13 @@ from typing import Any
 import click
 
 from flmm_core.cli import evaluation_options as shared
-from flmm_core.cli.console import echo_json, echo_table, json_option, make_progress
+from flmm_core.cli.console import (
+    echo_json,
+    echo_table,
+    json_option,
+    make_progress,
+    one_process_only,
+)
 from flmm_core.cli.options import config_options, given_settings
 
 HEADINGS = ("data", "masks", "coarse cIoU", "mIoU", "refined cIoU", "mIoU")
@@ -38,6 +44,7 @@ def command(run: str, data: tuple[str, ...], as_json: bool, **parameters: Any) -
     1, of the coarse and of the refined masks. Further scores are printed if the data has what they
     need: phrases without target, ignored regions, tags of PNG.
     """
+    one_process_only("flmm eval")
     from flmm_core.evaluation.evaluate import evaluate_run
 
     given = given_settings(parameters)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
 
-from flmm_core.cli.console import check_writable, make_progress
+from flmm_core.cli.console import check_writable, make_progress, one_process_only
 from flmm_core.cli.options import config_options, given_settings
 from flmm_core.config import RunConfig, load_config
+from flmm_core.config.resume import CONFIG, load_resumed
 from flmm_core.plugins import load_backbones
 from flmm_core.spec import BackboneSpec
 
@@ -28,9 +30,12 @@ def command(config_file: Path | None, dry_run: bool, **parameters: Any) -> None:
 
     The vision-language model stays unchanged. The trained head is evaluated on unseen data. The
     run folder holds config.yaml, checkpoints, metrics.jsonl, summary.json and example images.
+    A stopped run goes on with `flmm train --resume --output RUN`.
     """
     overrides = given_settings(parameters)
-    config, spec = load_config(config_file, overrides, load_backbones().get)
+    load = load_resumed if overrides.get("resume") else load_config
+    config, spec = load(config_file, overrides, load_backbones().get)
+    one_process_only("flmm train")
     check_writable(config.output)
     if dry_run:
         click.echo(_summary(config, spec) + config.to_yaml(), nl=False)
@@ -41,9 +46,9 @@ def command(config_file: Path | None, dry_run: bool, **parameters: Any) -> None:
     try:
         run = train(config, spec, progress=progress)
     except KeyboardInterrupt as stop:
-        if not any(config.output.glob("checkpoints/*")):
+        if not (config.output / CONFIG).is_file():
             raise
-        resume = f"flmm train --config {config.output / 'config.yaml'} --resume"
+        resume = f"flmm train --resume --output {quote(str(config.output))}"
         raise KeyboardInterrupt(f"{stop} Resume with `{resume}`.".lstrip()) from None
     click.echo(run)
 

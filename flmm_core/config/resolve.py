@@ -43,7 +43,7 @@ def load_config(
         UsageError: The backbone or the refiner is unknown.
     """
     file = {} if path is None else _read(path)
-    command_line = {key: (value, option_name(key)) for key, value in _flat(overrides)}
+    command_line = {key: (value, option_name(key)) for key, value in flat(overrides)}
     name, model = ((file | command_line).get(key, (None, ""))[0] for key in ("backbone", "model"))
     backbone = (find_backbone or load_backbones().get)(name) if isinstance(name, str) else None
     defaults = _model_defaults(backbone, model)
@@ -85,7 +85,7 @@ def load_config(
 def _read(path: Path) -> Given:
     content, lines = read_yaml(path)
     places = {key: f", line {line}" for key, line in lines.items()}
-    return {key: (value, f"{path}{places.get(key, '')}: {key}") for key, value in _flat(content)}
+    return {key: (value, f"{path}{places.get(key, '')}: {key}") for key, value in flat(content)}
 
 
 def _model_defaults(backbone: BackboneSpec | None, model: Any) -> Given:
@@ -125,7 +125,7 @@ def _for_refiner(source: Given, refiner: RefinerSpec, problems: list[str]) -> Gi
     return {**kept, "refiner": (name, where)}
 
 
-def _flat(
+def flat(
     content: Mapping[str, Any], model: type[BaseModel] = RunConfig, prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values; sections and plugin options are unfolded."""
@@ -133,7 +133,7 @@ def _flat(
         field = model.model_fields.get(name)
         kind = field.annotation if field else None
         if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, dict | None):
-            yield from _flat(value or {}, kind, f"{prefix}{name}.")
+            yield from flat(value or {}, kind, f"{prefix}{name}.")
         elif not prefix and name in PLUGIN_OPTIONS and isinstance(value, dict | None):
             yield from ((f"{name}.{key}", inner) for key, inner in (value or {}).items())
         else:

@@ -125,7 +125,9 @@ class RunConfig(Section):
         ),
         description="Run folder. Default: runs/BACKBONE-TIME.",
     )
-    resume: bool = Field(False, description="Resume the run in the output folder.")
+    resume: bool = Field(
+        False, description="Resume the run in the output folder with its settings."
+    )
     force: bool = Field(
         False, description="Go on behind another model than the head's, after a warning."
     )

@@ -25,7 +25,7 @@ from flmm_core.feature_cache.channels import choose_channels
 from flmm_core.feature_cache.codec import MapType, SampleFacts, pack
 from flmm_core.feature_cache.key import SampleKey, frozen_facts, sample_keys
 from flmm_core.feature_cache.store import MANIFEST, NAME, Manifest, ShardWriter, Store
-from flmm_core.files import sweep
+from flmm_core.files import discard_empty, hold, sweep
 from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, load_batches
 from flmm_core.loader.samplers import spread
 from flmm_core.pipeline.build import build_from_config, recipe_of, refiner_class
@@ -90,12 +90,34 @@ def build_cache(
         The forecast of what was missing.
 
     Raises:
-        UsageError: The folder has a cache that was built with other settings.
+        UsageError: The folder has a cache that was built with other settings, or another process is
+            building it.
         WeightsError: It was built with other weights.
         RunError: The disk is too small.
         KeyboardInterrupt: On Ctrl-C; what was written is kept.
     """
     progress = progress or Progress()
+    if forecast_only:
+        return _build(folder, config, spec, maps, channels, progress, forecast_only=True)
+    with hold(folder, "building the cache in"):
+        try:
+            return _build(folder, config, spec, maps, channels, progress)
+        except Exception:
+            discard_empty(folder)
+            raise
+
+
+def _build(
+    folder: Path,
+    config: RunConfig,
+    spec: BackboneSpec,
+    maps: MapType,
+    channels: int | None,
+    progress: Progress,
+    *,
+    forecast_only: bool = False,
+) -> Forecast:
+    """As `build_cache`, in a folder that this process holds."""
     key = frozen_facts(config, spec)
     refiner, options = refiner_class(recipe_of(config))
     hidden = refiner.reads_text(options)

@@ -25,7 +25,7 @@ from torch import Tensor
 from flmm_core.errors import DataError, UsageError, WeightsError
 from flmm_core.feature_cache.codec import MapType, Packing, SampleFacts, unpack
 from flmm_core.feature_cache.key import differences
-from flmm_core.files import sweep, whole_file, write_json
+from flmm_core.files import discard_empty, hold, sweep, whole_file, write_json
 from flmm_core.pipeline.backbone.identity import ModelIdentity
 from flmm_core.pipeline.types import EncodedImage, Features, VlmShape
 
@@ -223,17 +223,17 @@ def clear(folder: Path) -> int:
     """Remove a cache, and the folder if it is then empty; returns the freed bytes.
 
     Raises:
-        UsageError: The folder has no cache.
+        UsageError: The folder has no cache, or it is being built.
     """
     if not (folder / MANIFEST).is_file():
         Manifest.read(folder)  # raises
     freed = 0
-    sweep(folder, NAME)
-    for path in (*shards(folder), folder / MANIFEST):
-        freed += path.stat().st_size
-        path.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    with hold(folder, "building the cache in"):
+        sweep(folder, NAME)
+        for path in (*shards(folder), folder / MANIFEST):
+            freed += path.stat().st_size
+            path.unlink()
+        discard_empty(folder)
     return freed
 
 

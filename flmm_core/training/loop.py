@@ -4,9 +4,13 @@ runs/NAME/config.yaml        the resolved settings
           environment.json   versions, machine, command
           metrics.jsonl      a line every `log_every` steps
           checkpoints/step-N head and optimizer; `best` and `last` link to two of them;
-                             with validation data also the calibrated confidence
+                             with validation data also the calibrated confidence and the score
           pictures/          contact sheets of unseen images
           summary.json       the final scores
+          failed-step-N/     the batch of a step whose loss or gradient was not finite
+
+A run that was stopped at any point and is resumed leaves the same head, best checkpoint,
+confidence and scores, bit for bit, as one that was not.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +27,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from flmm_core.config import RunConfig
+from flmm_core.config import RunConfig, option_name
 from flmm_core.data.images import read_image
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source, open_sources
-from flmm_core.errors import RunError
 from flmm_core.evaluation.baselines import head_method
 from flmm_core.evaluation.calibration import Judgements, fit_confidence
 from flmm_core.evaluation.evaluate import evaluate
 from flmm_core.evaluation.running_scores import Evaluation
-from flmm_core.files import write_json
+from flmm_core.files import whole_folder, write_json
 from flmm_core.loader.dataset import ExampleBatch, ExampleDataset, FeatureSource, load_batches
 from flmm_core.loader.samplers import BucketSampler, StepSampler, sample_extents, spread
 from flmm_core.loader.throughput import Throughput
@@ -42,7 +45,9 @@ from flmm_core.pipeline.head_folder import check_model, read_info, read_weights
 from flmm_core.progress import Progress, StopRequest
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.contact_sheet import draw_sheet
+from flmm_core.training.failed_step import StepValues, insist_finite
 from flmm_core.training.losses import GroundingLoss, grounding_loss
+from flmm_core.training.optimizer_file import read_optimizer
 from flmm_core.training.run_folder import RunFolder
 from flmm_core.training.setup import Setup, open_cached, open_observed
 
@@ -51,45 +56,30 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
     """Train a head and evaluate it; returns the run folder.
 
     Raises:
-        UsageError: The output folder has another run, or there is nothing to resume.
-        RunError: The loss is not finite.
-        KeyboardInterrupt: On Ctrl-C; the last step is saved.
+        UsageError: The output folder has another run, or there is nothing to resume, or the run to
+            resume was begun with other settings.
+        RunError: The loss or the gradient is not finite, or a checkpoint cannot be written.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM; while training, the last step is saved.
     """
     started = time.monotonic()
     progress = progress or Progress()
-    folder = RunFolder(config.output, config.save_every)
-    folder.check(resume=config.resume)
-    random.seed(config.seed)
-    np.random.seed(config.seed)
-    torch.manual_seed(config.seed)
-    setup = (open_observed if config.cache is None else open_cached)(config, spec, progress)
-    progress.say(f"Reading {', '.join(config.data)} (drawn scenes are generated on first use)")
-    samples = open_sources(config.data, config.train_protocol)
-    held_out = {text: open_source(text, config.protocol) for text in config.eval_data}
-    watched = open_sources(config.val_data, config.protocol) if config.val_data else ()
-    for needed in (samples, watched):
-        setup.source.expect(needed, progress)
-    folder.start(config)
-    TrainingLoop(config, setup, samples, watched, folder, progress).run()
-    head, confidence = setup.head, None
-    if (best := folder.best()) is not None:
-        head.load_weights(read_weights(best))
-        confidence = read_confidence(best)
-    head.eval()
-    digest = setup.vlm_digest
-    scores: dict[str, Evaluation] = {}
-    if held_out:
-        source, digest = setup.observed()
-        method = head_method(source, head, confidence)
-        scores = {
-            text: evaluate(method, part, workers=config.workers, progress=progress, name=text)
-            for text, part in held_out.items()
-        }
-        write_sheets(source, head, next(iter(held_out.values())), config.pictures, folder.pictures)
-    summary = summarize(config, head, scores)
-    summary["vlm_sha256"] = {"before": setup.vlm_digest, "after": digest}
-    summary["seconds"] = round(time.monotonic() - started, 1)
-    write_json(folder.path / "summary.json", summary)
+    folder = RunFolder(config.output, config.save_every, config.steps)
+    with folder.opened(config) as changed, StopRequest() as stop, stop.immediate():
+        for key, (before, now) in changed.items():
+            progress.say(f"Resuming with {option_name(key)} {now} (before: {before})")
+        try:
+            loop = prepare(config, spec, folder, progress)
+            held_out = {text: open_source(text, config.protocol) for text in config.eval_data}
+        except Exception:
+            if not config.resume:
+                folder.forget()
+            raise
+        loop.run()
+        scores, digest = evaluate_head(loop, held_out)
+        summary = summarize(config, loop.head, scores)
+        summary["vlm_sha256"] = {"before": loop.setup.vlm_digest, "after": digest}
+        summary["seconds"] = round(time.monotonic() - started, 1)
+        write_json(folder.path / "summary.json", summary)
     for text, score in scores.items():
         progress.say(
             f"{text}, {config.protocol}: coarse cIoU {score['coarse_ciou']:.4f}, "
@@ -100,6 +90,57 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
                 coarse, refined = part["coarse_ciou"], part["ciou"]
                 progress.say(f"  {name}: coarse {coarse:.4f}, refined {refined:.4f}")
     return folder.path
+
+
+def prepare(
+    config: RunConfig, spec: BackboneSpec, folder: RunFolder, progress: Progress
+) -> TrainingLoop:
+    """Seed everything, load the frozen models and read the data."""
+    seed_everything(config.seed)
+    setup = (open_observed if config.cache is None else open_cached)(config, spec, progress)
+    progress.say(f"Reading {', '.join(config.data)} (drawn scenes are generated on first use)")
+    samples = open_sources(config.data, config.train_protocol)
+    watched = open_sources(config.val_data, config.protocol) if config.val_data else ()
+    for needed in (samples, watched):
+        setup.source.expect(needed, progress)
+    return TrainingLoop(config, setup, samples, watched, folder, progress)
+
+
+def evaluate_head(
+    loop: TrainingLoop, held_out: Mapping[str, Sequence[Sample]]
+) -> tuple[dict[str, Evaluation], str]:
+    """Score the best head, else the last, and draw its sheets.
+
+    Returns:
+        The scores by source, and the digest of the VLM weights now.
+    """
+    config, folder, head, confidence = loop.config, loop.folder, loop.head, None
+    if (best := folder.best()) is not None:
+        head.load_weights(read_weights(best))
+        confidence = read_confidence(best)
+    head.eval()
+    if not held_out:
+        return {}, loop.setup.vlm_digest
+    source, digest = loop.setup.observed()
+    method = head_method(source, head, confidence)
+    scores = {
+        text: evaluate(method, part, workers=config.workers, progress=loop.progress, name=text)
+        for text, part in held_out.items()
+    }
+    write_sheets(source, head, next(iter(held_out.values())), config.pictures, folder.pictures)
+    return scores, digest
+
+
+def seed_everything(seed: int) -> None:
+    """Set the random states of Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def seed_of_step(seed: int, step: int) -> int:
+    """The seed of one step of a run: from these two alone, so that a run resumes exactly."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
 @dataclass
@@ -154,7 +195,8 @@ class TrainingLoop:
                 stage.advance(1, loss=loss.total.item(), **throughput.figures())
                 if done % config.log_every == 0 or done == config.steps:
                     self.folder.log(self._figures(done, loss) | throughput.lap().to_dict())
-                if stop.asked or done == config.steps or done % config.save_every == 0:
+                scheduled = self.folder.is_scheduled(done)
+                if stop.asked or scheduled:
                     info = self.setup.info.with_facts(steps=done)
                     self.folder.save(done, self.optimizer, self.head, info)
                     if stop.asked:
@@ -163,29 +205,44 @@ class TrainingLoop:
                         self._validate(done)
 
     def _resume(self) -> int:
-        """Load the last checkpoint; returns the number of steps done."""
+        """Load the last checkpoint and make up for its validation; returns the steps done.
+
+        Everything is read and checked before anything changes.
+        """
         last = self.folder.last()
-        assert last is not None  # see RunFolder.check
+        if last is None:  # stopped before the first checkpoint
+            self.folder.record(self.config)
+            self.folder.rewind(0)
+            return 0
         if (model := self.setup.info.model) is not None:
             trained = read_info(last)
             check_model(str(last), trained, self.config.model, model, force=self.config.force)
-        self.head.load_weights(read_weights(last))
-        return self.folder.load_optimizer(self.optimizer, last)
+        weights, state = read_weights(last), read_optimizer(last, self.optimizer)
+        self.head.load_weights(weights)
+        self.folder.record(self.config)
+        state.load_into(self.optimizer)
+        self.folder.rewind(state.step)
+        self.folder.prune()
+        score = self.folder.score(state.step)
+        if score is not None:
+            self.folder.rate(state.step, score)
+        elif self.folder.is_scheduled(state.step):
+            self._validate(state.step)
+        return state.step
 
     def _step(self, step: int, batch: ExampleBatch) -> GroundingLoss:
+        seed_everything(seed_of_step(self.config.seed, step))
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * rate(step, self.config)
-        groundings = self.head(self.source.features(batch.inputs))
+        features = self.source.features(batch.inputs)
+        groundings = self.head(features)
         loss = grounding_loss(groundings, batch.truths, nearest=self.config.head.paper_rounding)
-        if not torch.isfinite(loss.total):
-            raise RunError(
-                f"The loss of step {step + 1} is {loss.total.item()}.",
-                found=f"Samples: {', '.join(sample.name for sample in batch.samples)}.",
-                repair="Lower --learning-rate, or use --dtype float32.",
-            )
+        values = StepValues(step + 1, batch, features, groundings, loss)
         self.optimizer.zero_grad()
+        insist_finite(loss.total, "loss", values, self.head, self.folder)
         loss.total.backward()
         self.norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip_norm)
+        insist_finite(self.norm, "gradient norm", values, self.head, self.folder)
         self.optimizer.step()
         return loss
 
@@ -211,7 +268,7 @@ class TrainingLoop:
         self.head.train()
         write_confidence(self.folder.step(done), fit_confidence(judged))
         self.folder.log({"step": done, "validation": result.to_dict()})
-        self.folder.rate(done, result["ciou"])
+        self.folder.rate(done, result["ciou"])  # last: it says that the validation is done
 
 
 def rate(step: int, config: RunConfig) -> float:
@@ -245,18 +302,18 @@ def write_sheets(
     """Contact sheets of samples spread over a data set, named by their number."""
     if not count:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     dataset, method = ExampleDataset(samples, source), head_method(source, head)
-    for number, index in enumerate(spread(range(len(samples)), count)):
-        example = dataset.example(index)
-        (grounding,) = method.ground(source.collate([example.inputs]))
-        sheet = draw_sheet(
-            read_image(example.sample.image_path),
-            [phrase.text for phrase in example.sample.phrases],
-            grounding.maps,
-            grounding.coarse_logits,
-            grounding.logits,
-            example.truth,
-            head.mask_head.channel_weights(grounding.maps),
-        )
-        sheet.save(folder / f"{number:02}.png")
+    with whole_folder(folder, replace=True) as aside:
+        for number, index in enumerate(spread(range(len(samples)), count)):
+            example = dataset.example(index)
+            (grounding,) = method.ground(source.collate([example.inputs]))
+            sheet = draw_sheet(
+                read_image(example.sample.image_path),
+                [phrase.text for phrase in example.sample.phrases],
+                grounding.maps,
+                grounding.coarse_logits,
+                grounding.logits,
+                example.truth,
+                head.mask_head.channel_weights(grounding.maps),
+            )
+            sheet.save(aside / f"{number:02}.png")

@@ -1,82 +1,185 @@
-"""The files of a run, written atomically: a run can be resumed after any stop."""
+"""The files of a run, written whole: a run can be resumed after any stop."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from flmm_core.config import RunConfig
-from flmm_core.errors import UsageError, WeightsError
+from flmm_core.config.resume import CONFIG, changed_settings, nothing_to_resume
+from flmm_core.errors import RunError, UsageError, WeightsError
 from flmm_core.feature_cache.key import package_version
-from flmm_core.files import whole_file, whole_folder, write_json, write_text
+from flmm_core.files import (
+    discard_empty,
+    hold,
+    naming,
+    remove_folder,
+    sweep,
+    whole_file,
+    whole_folder,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.head_folder import HeadInfo, write_head
+from flmm_core.training.optimizer_file import write_optimizer
 
 PACKAGES = ("flmm", "torch", "torchvision", "transformers", "segment-anything", "numpy")
-OPTIMIZER, SCORE = "optimizer.pt", "score.json"
+ENVIRONMENT, METRICS, SCORE = "environment.json", "metrics.jsonl", "score.json"
 KEPT = 2
-"""Number of newest checkpoints that are kept, besides the best one."""
+"""Number of newest checkpoints of the schedule that are kept, besides the best one."""
 
 
 class RunFolder:
-    """One run on disk, with a checkpoint every `save_every` steps."""
+    """One run on disk, with a checkpoint every `save_every` of its `steps`, and at the last."""
 
-    def __init__(self, path: Path, save_every: int) -> None:
+    def __init__(self, path: Path, save_every: int, steps: int) -> None:
         self.path = path
         self.save_every = save_every
+        self.steps = steps
         self.checkpoints = path / "checkpoints"
         self.pictures = path / "pictures"
 
-    def check(self, *, resume: bool) -> None:
-        """`UsageError` if the folder has a run and is not resumed, or vice versa."""
-        there = (self.path / "config.yaml").exists()
-        if there and not resume:
-            raise UsageError(
-                f"The output folder '{self.path}' already contains a run.",
-                found=f"Its last checkpoint: {self.last() or 'none'}.",
-                repair="Give another --output, or resume with --resume.",
-            )
-        if resume and self.last() is None:
-            raise UsageError(
-                f"There is nothing to resume in '{self.path}'.",
-                found="It has no checkpoint." if there else "There is no run.",
-                repair=f"Omit --resume; a checkpoint is written every {self.save_every} steps.",
-            )
+    @contextmanager
+    def opened(self, config: RunConfig) -> Iterator[dict[str, tuple[Any, Any]]]:
+        """Hold the folder, and begin a run in it or resume the one that it has.
 
-    def start(self, config: RunConfig) -> None:
-        """Write `config.yaml` and `environment.json`."""
-        write_text(self.path / "config.yaml", config.to_yaml())
-        write_json(self.path / "environment.json", environment())
+        Yields:
+            The settings that a resumed run has changed: (before, now) by dotted key.
+
+        Raises:
+            UsageError: Another process holds the folder; it has a run, or none to resume; or the
+                run was begun with other settings.
+        """
+        if config.resume and not (self.path / CONFIG).is_file():
+            raise nothing_to_resume(self.path)
+        with hold(self.path, "training into"):
+            if not config.resume and (self.path / CONFIG).exists():
+                raise UsageError(
+                    f"The output folder '{self.path}' already contains a run.",
+                    found=f"Its last checkpoint: {self.last() or 'none'}.",
+                    repair="Give another --output, or resume with --resume.",
+                )
+            changed = changed_settings(self.path, config) if config.resume else {}
+            for folder in (self.path, self.checkpoints):
+                sweep(folder)
+            if not config.resume:
+                self.record(config)
+            yield changed
+
+    def record(self, config: RunConfig) -> None:
+        """Write `environment.json` and `config.yaml`."""
+        write_json(self.path / ENVIRONMENT, environment())
+        write_text(self.path / CONFIG, config.to_yaml())
+
+    def forget(self) -> None:
+        """Undo the beginning of a run that has not trained, so that the folder is free again."""
+        for name in (CONFIG, ENVIRONMENT):
+            (self.path / name).unlink(missing_ok=True)
+        discard_empty(self.path)
+
+    # --- metrics ------------------------------------------------------------------------------
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.path / METRICS
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
+    def rewind(self, step: int) -> None:
+        """Remove from `metrics.jsonl` what happened after `step`, so that it is logged once.
+
+        That includes the validation of this step if it was not finished, and a cut off line.
+        """
+        path = self.path / METRICS
+        if not path.is_file():
+            return
+        kept: dict[tuple[int, bool], bytes] = {}
+        for line in path.read_bytes().splitlines():
+            try:
+                row = json.loads(line)
+                done, validation = row["step"], "validation" in row
+            except (ValueError, KeyError, TypeError):
+                continue
+            if done < step or (done == step and not (validation and self.score(step) is None)):
+                kept[done, validation] = line + b"\n"
+        write_bytes(path, b"".join(kept.values()))
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    def is_scheduled(self, step: int) -> bool:
+        """Whether a run that is never stopped saves and validates after `step`."""
+        return step % self.save_every == 0 or step == self.steps
+
     def save(self, step: int, optimizer: torch.optim.Optimizer, head: Head, info: HeadInfo) -> None:
-        """Write `checkpoints/step-N` and link `last` to it."""
+        """Write `checkpoints/step-N` and link `last` to it.
+
+        Raises:
+            RunError: The disk is full or cannot be written, or a weight is not finite; `last` is
+                still the checkpoint before.
+        """
         folder = self.step(step)
-        with whole_folder(folder, replace=True) as aside:
-            write_head(aside, head, info)
-            torch.save({"step": step, "optimizer": optimizer.state_dict()}, aside / OPTIMIZER)
-        self._point("last", folder)
-        self._prune()
+        bad = [name for name, weight in head.named_parameters() if not weight.isfinite().all()]
+        if bad:
+            raise RunError(
+                f"The head has values that are not finite after step {step}.",
+                found=f"{bad[0]}{f' and {len(bad) - 1} more' if bad[1:] else ''}.",
+                repair=f"{self.way_back()} Use a lower --learning-rate.",
+            )
+        try:
+            with whole_folder(folder, replace=True, sync=True) as aside:
+                write_head(aside, head, info)
+                write_optimizer(aside, step, optimizer)
+            self._point("last", folder)
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"The checkpoint '{folder}' cannot be written.",
+                found=f"{getattr(error, 'strerror', None) or error}.",
+                repair=f"Free some space or make the folder writable. {self.way_back()}",
+            ) from error
+        self.prune()
+
+    def way_back(self) -> str:
+        """A sentence on what a failed run goes on from."""
+        last = self.last()
+        kept = f"The last checkpoint, '{last}', is kept" if last else "There is no checkpoint yet"
+        return f"{kept}; `flmm train --resume --output {self.path}` goes on from there."
 
     def rate(self, step: int, score: float) -> None:
-        """Write the validation score of a checkpoint; link `best` to it if none is higher."""
-        folder = self.step(step)
-        best = self.best()
-        if best is None or score >= json.loads((best / SCORE).read_bytes())["validation_ciou"]:
-            write_json(folder / SCORE, {"validation_ciou": score})
+        """Record that a checkpoint is validated; link `best` to it if none scores higher."""
+        folder, best = self.step(step), self.best()
+        write_json(folder / SCORE, {"validation_ciou": score})
+        former = None if best is None else self._score(best)
+        if former is None or score >= former:
             self._point("best", folder)
-            self._prune()
+        self.prune()
+
+    def score(self, step: int) -> float | None:
+        """The validation score of a checkpoint; None if it was not validated to the end."""
+        return self._score(self.step(step))
+
+    def _score(self, checkpoint: Path) -> float | None:
+        path = checkpoint / SCORE
+        if not path.is_file():
+            return None
+        try:
+            return float(json.loads(path.read_bytes())["validation_ciou"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError(
+                f"The validation score in '{path}' cannot be read.",
+                found=f"{type(error).__name__}: {error}.",
+                repair="Remove this file: a resumed run validates its last checkpoint again.",
+            ) from error
 
     def step(self, step: int) -> Path:
         """The checkpoint of a step."""
@@ -90,20 +193,6 @@ class RunFolder:
         """The checkpoint with the highest validation score."""
         return self._pointed("best")
 
-    def load_optimizer(self, optimizer: torch.optim.Optimizer, checkpoint: Path) -> int:
-        """Load the optimizer's state of a checkpoint; returns its step."""
-        path = checkpoint / OPTIMIZER
-        try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-            optimizer.load_state_dict(state["optimizer"])
-            return int(state["step"])
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-            raise WeightsError(
-                f"The optimizer state in '{path}' cannot be read.",
-                found=f"{type(error).__name__}: {error}.",
-                repair="Resume from another checkpoint by linking 'last' to it.",
-            ) from error
-
     def _pointed(self, name: str) -> Path | None:
         link = self.path / name
         return link.resolve() if link.is_dir() else None
@@ -112,13 +201,15 @@ class RunFolder:
         with whole_file(self.path / name) as fresh:
             fresh.symlink_to(os.path.relpath(target, self.path))
 
-    def _prune(self) -> None:
-        """Remove all but the newest checkpoints and the best one."""
-        by_step = sorted(self.checkpoints.glob("step-*"), key=lambda p: int(p.name[5:]))
-        keep = {*by_step[-KEPT:], self.best(), self.last()}
-        for folder in by_step:
-            if folder not in keep and folder.resolve() not in keep:
-                shutil.rmtree(folder)
+    def prune(self) -> None:
+        """Remove all checkpoints but the best, the last and the newest of the schedule."""
+        names = (path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*"))
+        steps = sorted(int(name) for name in names if name.isdecimal())
+        newest = [step for step in steps if self.is_scheduled(step)][-KEPT:]
+        for step in steps:
+            folder = self.step(step)
+            if step not in newest and folder.resolve() not in (self.best(), self.last()):
+                remove_folder(folder)
 
 
 def environment() -> dict[str, Any]:

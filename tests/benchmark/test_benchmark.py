@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from flmm_core.benchmark import BenchmarkRun, Plan, run
-from flmm_core.benchmark.plan import locked
 from flmm_core.benchmark.rows import SampleRows
 from flmm_core.cli import main
 from flmm_core.data.drawn.writing import draw_images
@@ -29,6 +28,7 @@ from flmm_core.errors import RunError, UsageError
 from flmm_core.evaluation.benchmark_folder import read_measurement
 from flmm_core.evaluation.phrase_rows import PhraseRow, read_rows
 from flmm_core.evaluation.running_scores import Evaluation
+from flmm_core.files import hold
 from flmm_core.pipeline.build import Recipe
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.progress import LineProgress
@@ -254,11 +254,11 @@ def test_plans_that_cannot_be_carried_out_are_refused(
 
 
 def test_a_folder_is_locked(plan: Plan, tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(UsageError) as error:
+    with hold(tmp_path, "measuring into"), pytest.raises(UsageError) as error:
         BenchmarkRun(plan, tmp_path).run()
     assert str(error.value) == (
         f"Another process is measuring into '{tmp_path}'.\n"
-        "Wait for it or stop it, or give another --output."
+        "Wait for it or stop it, or give another folder."
     )
     BenchmarkRun(plan.model_copy(update={"limit": 1}), tmp_path).run()
 

@@ -21,6 +21,7 @@ import flmm_core
 from flmm_core.cli import COMMANDS, flmm, main
 from flmm_core.config import option_name, settings
 from flmm_core.errors import DataError, FlmmError, RunError, UsageError, WeightsError
+from flmm_core.files import write_text
 from flmm_core.pipeline.refiners import SamOptions
 
 Capture = pytest.CaptureFixture[str]
@@ -148,7 +149,7 @@ def test_a_bug_keeps_its_traceback(bug: Exception, monkeypatch: Patch) -> None:
 
 def test_an_interrupted_run_says_how_to_resume(monkeypatch: Patch, capsys: Capture) -> None:
     def train(config: Any, spec: object, progress: object) -> None:
-        (config.output / "checkpoints" / "step-10").mkdir(parents=True)
+        write_text(config.output / "config.yaml", config.to_yaml())
         raise KeyboardInterrupt("Step 10 of 20 is saved.")
 
     use_train(monkeypatch, raising(KeyboardInterrupt()))
@@ -157,8 +158,7 @@ def test_an_interrupted_run_says_how_to_resume(monkeypatch: Patch, capsys: Captu
     use_train(monkeypatch, train)
     assert main(["train", "--backbone", "qwen", "--output", "b"]) == 130
     assert capsys.readouterr().err.strip() == (
-        "flmm: Interrupted. Step 10 of 20 is saved."
-        " Resume with `flmm train --config b/config.yaml --resume`."
+        "flmm: Interrupted. Step 10 of 20 is saved. Resume with `flmm train --resume --output b`."
     )
 
 
@@ -252,7 +252,8 @@ def test_every_option_shows_its_default_and_help(capsys: Capture) -> None:
         assert option_name(setting.key) in shown
         assert " ".join(setting.help.split()) in shown
     assert "--learning-rate FLOAT Peak learning rate of AdamW. [default: 0.0001]" in shown
-    assert "--resume / --no-resume Resume the run in the output folder. [default: off]" in shown
+    resume = "--resume / --no-resume Resume the run in the output folder with its settings."
+    assert f"{resume} [default: off]" in shown
     assert "--data TEXT Train on NAME[:PATH][@SPLIT]; repeatable. [default: shapes@train]" in shown
 
 
