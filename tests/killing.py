@@ -1,0 +1,74 @@
+"""Runs the command line in a process of its own that is really killed, at an exact place.
+
+A place is a row of events of Python's audit hooks (opening, renaming, removing a file, ...), each
+with a part of the path. When the last one is about to happen, the process sends itself the signal:
+nothing of the code under test is replaced, and SIGKILL leaves it no time to clean up.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from flmm_core.cli import main
+
+
+class Event(NamedTuple):
+    """An audit event ("open", "os.rename", ...) whose arguments contain a text."""
+
+    name: str
+    text: str = ""
+
+    def is_it(self, name: str, arguments: tuple[Any, ...]) -> bool:
+        return name == self.name and any(self.text in os.fsdecode(one) for one in _paths(arguments))
+
+
+def _paths(arguments: tuple[Any, ...]) -> list[str | bytes]:
+    return [one for one in arguments if isinstance(one, str | bytes)]
+
+
+def run_command(
+    arguments: Sequence[str], log: Path, place: Sequence[Event] = (), signal: int = 0
+) -> int:
+    """Run `flmm` in a forked process; returns its exit code, or minus the signal that ended it.
+
+    The fork saves the seconds that a fresh interpreter needs to import torch. What it says goes
+    to `log`.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            for stream in (1, 2):
+                os.dup2(output, stream)
+            sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
+            torch.set_num_threads(1)  # a thread pool does not survive a fork
+            if place:
+                sys.addaudithook(_Hook(place, signal))
+            code = main(arguments)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+class _Hook:
+    def __init__(self, place: Sequence[Event], signal: int) -> None:
+        self.left, self.signal = list(place), signal
+
+    def __call__(self, name: str, arguments: tuple[Any, ...]) -> None:
+        if self.left and self.left[0].is_it(name, arguments):
+            del self.left[0]
+            if not self.left:
+                os.kill(os.getpid(), self.signal)
