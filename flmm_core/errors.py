@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+LONGEST_LINE = 1000
+"""Characters of a line of a message; a name, phrase or value can be of any length."""
+
+
 class FlmmError(Exception):
     """Base class of the errors that a user can fix.
 
@@ -27,10 +31,12 @@ class FlmmError(Exception):
     exit_code = 1
 
     def __init__(self, asked: str, *, found: str = "", repair: str = "") -> None:
-        self.asked = asked
-        self.found = found
-        self.repair = repair
-        super().__init__("\n".join(part for part in (asked, found, repair) if part))
+        parts = [
+            "\n".join(shortened(line, LONGEST_LINE) for line in part.splitlines())
+            for part in (asked, found, repair)
+        ]
+        self.asked, self.found, self.repair = parts
+        super().__init__("\n".join(filter(None, parts)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Errors are pickled on their way out of DataLoader workers.
@@ -83,6 +89,14 @@ def dead_worker_error(error: Exception) -> RunError | None:
         found=str(error).splitlines()[0] if str(error) else type(error).__name__,
         repair="The machine may be out of memory or of /dev/shm: use fewer --workers, or 0.",
     )
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """The text, or its beginning and its end if it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    half = (most - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def first_problem(error: ValidationError) -> str:

@@ -40,6 +40,17 @@ def test_message_is_asked_found_repair_each_on_its_line() -> None:
     assert str(FlmmError("Asked for 3.")) == "Asked for 3."
 
 
+def test_long_names_and_values_are_cut_in_messages() -> None:
+    phrase = " ".join(f"cup{number}" for number in range(15_000))
+    error = FlmmError(f"The phrase '{phrase}' is too long.", found=f"First line.\nFound {phrase}.")
+    assert len(str(error)) < 2100
+    first, second, third = str(error).splitlines()
+    assert first.startswith("The phrase 'cup0 cup1 ")
+    assert first.endswith(" cup14999' is too long.")
+    assert (second, third[:10]) == ("First line.", "Found cup0")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
 @pytest.mark.parametrize("kind", kinds())
 def test_errors_come_back_from_another_process(kind: type[FlmmError]) -> None:
     error = pickle.loads(pickle.dumps(kind("Asked.", found="Found.", repair="Repair.")))
