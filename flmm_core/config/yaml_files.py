@@ -84,6 +84,11 @@ def parse_scalar(text: str) -> Any:
         loader.dispose()
 
 
+def parse_yaml(text: str) -> Any:
+    """The content of YAML text of any form; yaml.YAMLError if it is none, or has an alias."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def dump_yaml(content: Any) -> str:
     """YAML text that `read_yaml` reads back to the same content."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

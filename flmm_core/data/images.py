@@ -9,6 +9,9 @@ from PIL import ExifTags, Image
 from flmm_core.errors import DataError
 from flmm_core.images import to_image
 
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""Of the files that are looked for as images; `read_image` reads others too."""
+
 
 def read_image(path: str | Path, *, image_hw: tuple[int, int] | None = None) -> Image.Image:
     """The image as upright RGB; see `flmm_core.images.to_image`.

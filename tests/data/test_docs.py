@@ -38,7 +38,7 @@ def test_the_examples_are_read(
     example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, text in re.findall(r"<!-- file: (.*?) -->\n```json\n(.*?)```", example, re.S):
+    for name, text in re.findall(r"<!-- file: (.*?) -->\n```\w+\n(.*?)```", example, re.S):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
     for name, width, height in re.findall(r"<!-- image: (.*) (\d+)x(\d+) -->", example):
@@ -60,7 +60,7 @@ def test_the_examples_are_read(
 
 
 def test_every_source_is_described() -> None:
-    assert len(EXAMPLES) == 7
+    assert len(EXAMPLES) == 8
     for name in FORMATS:
         assert f"`{name}" in PAGE, name
 
