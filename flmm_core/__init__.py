@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flmm_core.pipeline.backbone.base import Backbone as Backbone
     from flmm_core.pipeline.backbone.weights import load_pretrained as load_pretrained
     from flmm_core.pipeline.grounder import Grounder as Grounder
+    from flmm_core.pipeline.mask_logits import MaskLogits as MaskLogits
     from flmm_core.pipeline.refiners.base import ImageEncoder as ImageEncoder
     from flmm_core.pipeline.refiners.base import Refiner as Refiner
     from flmm_core.pipeline.types import BackboneBatch as BackboneBatch
@@ -45,6 +46,7 @@ _HOMES = {
     "hookspecs": "hookimpl",
     "pipeline.backbone.base": "Backbone",
     "pipeline.backbone.weights": "load_pretrained",
+    "pipeline.mask_logits": "MaskLogits",
     "pipeline.refiners.base": "ImageEncoder Refiner",
     "pipeline.types": "BackboneBatch BackboneInputs EncodedImage ImageView Trace",
     "plugins": "load_backbones load_refiners",

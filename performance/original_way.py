@@ -17,6 +17,7 @@ from flmm_core.pipeline.attention_maps import attention_maps
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.batch import place_rows
 from flmm_core.pipeline.head import Head
+from flmm_core.pipeline.mask_logits import Canvas, MaskLogits
 from flmm_core.pipeline.observer import Observer, ObserverInputs
 from flmm_core.pipeline.refiners.sam import SamEncoder, SamRefiner
 from flmm_core.pipeline.refiners.sam_attention import FusedUpscaling, fuse
@@ -57,16 +58,17 @@ def refine(
     coarse: Tensor,
     prompts: Sequence[Tensor],
     image_hw: tuple[int, int],
-) -> Tensor:
-    """(P, H, W) logits, one mask decoded after the other."""
+) -> MaskLogits:
+    """Masks, one decoded after the other."""
     masks = []
     for index, logits in enumerate(coarse):
         mask = refiner._mask_prompts(logits[None], image.input_hw)
         box = refiner._box_prompts(logits[None], image.input_hw, image_hw)
         text = [prompts[index]] if refiner.uses_text else None
         candidates = refiner._decode(image.embedding[None], mask, box, text)
-        masks.append(refiner._to_image(candidates[:, 0], image.input_hw, image_hw)[0])
-    return torch.stack(masks)
+        masks.append(candidates[:, 0])
+    canvas = Canvas(refiner.image_size, image.input_hw)
+    return MaskLogits(torch.cat(masks), image_hw, canvas)
 
 
 def ground(observer: Observer, head: Head, sample: ObserverInputs) -> Grounding:

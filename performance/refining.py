@@ -60,11 +60,11 @@ class Refining(Workload):
         image = self.encoded if before and self.encoded else self._encode()
         if way in (OURS, DECODED):
             return self._refine(image, slice(None))
-        return original_way.refine(self.refiner, image, self.coarse, self.words, IMAGE_HW)
+        return original_way.refine(self.refiner, image, self.coarse, self.words, IMAGE_HW).full()
 
     def _refine(self, image: EncodedImage, chosen: slice) -> Tensor:
         coarse, words = self.coarse[chosen], self.words[chosen]
-        logits: Tensor = self.refiner([image], [coarse], [words], [IMAGE_HW])[0]
+        logits: Tensor = self.refiner([image], [coarse], [words], [IMAGE_HW])[0].full()
         return logits
 
     def facts(self, result: Tensor) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.head_folder import HeadInfo
 from flmm_core.pipeline.mask_head import MaskHead
+from flmm_core.pipeline.mask_logits import MaskLogits
 from flmm_core.pipeline.observer import Observer, ObserverInputs
 from flmm_core.pipeline.refiners.sam import SamEncoder, SamRefiner
 from flmm_core.pipeline.text_prompts import TextPrompts
@@ -97,7 +98,7 @@ class KnowingMasks:
         masks = truth & (rows < truth.shape[1] * self.share)
         logits = torch.from_numpy(masks).float() * 8 - 4
         maps = AttentionMaps(torch.ones(len(masks), 1, 2, 2) / 4, WHOLE_IMAGE)
-        return Grounding(coarse_logits=logits, logits=logits, maps=maps)
+        return Grounding(logits, MaskLogits(logits), maps)
 
 
 def knowing_method(samples: Sequence[Sample], share: float = 1.0) -> MaskMethod:

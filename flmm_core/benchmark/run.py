@@ -71,6 +71,7 @@ class BenchmarkRun:
         output: Folder of the benchmark.
         config_file: YAML file of the heads to train.
         max_skipped: Maximum number of samples per source that cannot be scored.
+        dtype: Of the VLM's weights; None is "auto", or that of `config_file`.
         device: "auto" takes the first accelerator; with several processes, one for each.
         refiner_weights: The refiner's own weights file, where training needed one.
         workers: DataLoader workers per process.
@@ -82,6 +83,7 @@ class BenchmarkRun:
     _: KW_ONLY
     config_file: Path | None = None
     max_skipped: int = 0
+    dtype: str | None = None
     device: str = "auto"
     refiner_weights: Path | None = None
     workers: Workers = "auto"
@@ -189,6 +191,7 @@ class BenchmarkRun:
         settings = {
             "eval_data": [],
             "protocol": self.plan.protocol,
+            "dtype": self.dtype,
             "device": self.device,
             "refiner_weights": self.refiner_weights,
             **self.plan.training,
@@ -206,6 +209,7 @@ class BenchmarkRun:
             return Grounder(observer, head, HeadInfo(recipe_of(config), observer.vlm))
         return Grounder.from_pretrained(
             system.head,
+            dtype=self.dtype or "auto",
             device=self.device,
             refiner_weights=self.refiner_weights,
             force=self.force,

@@ -15,8 +15,8 @@ from flmm_core.errors import UsageError
 if TYPE_CHECKING:
     from flmm_core.report.table import BenchmarkReport
 
-PER_RUN = ("device", "refiner_weights", "workers", "force")
-"""Settings that may change when a benchmark is resumed."""
+PER_RUN = ("dtype", "device", "refiner_weights", "workers", "force")
+"""Settings of a run that are no part of the plan. Figures of another dtype are refused."""
 
 
 @click.command("benchmark")

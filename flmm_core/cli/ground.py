@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1),
     help='Answer "not there" below this probability.',
 )
-@config_options("device", "force")
+@config_options("dtype", "device", "force")
 @config_options("model", "refiner_weights", unset="as in training")
 def command(
     path: Path,
@@ -96,8 +96,8 @@ def write_result(result: Result, folder: Path, **facts: str) -> list[str]:
     earlier = (folder / "result.json").exists()
     names = [f"mask-{number}.png" for number in range(1, len(result) + 1)]
     with whole_folder(folder) as aside:
-        for name, mask in zip(names, result.masks, strict=True):
-            Image.fromarray(mask.numpy()).convert("L").save(aside / name)
+        for number, name in enumerate(names):
+            Image.fromarray(result.mask(number).numpy()).convert("L").save(aside / name)
         result.overlay().save(aside / "overlay.png")
         records = zip(names, result.to_coco(), strict=True)
         found = [{"mask": name, **record} for name, record in records]

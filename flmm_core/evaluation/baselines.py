@@ -36,6 +36,7 @@ from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.build import Recipe, load_refiner, refiner_class
 from flmm_core.pipeline.confidence import Confidence
 from flmm_core.pipeline.head import Head
+from flmm_core.pipeline.mask_logits import MaskLogits
 from flmm_core.pipeline.observer import Observer
 from flmm_core.pipeline.refiners.base import Refiner
 from flmm_core.pipeline.resample import resample, resize_truth
@@ -189,13 +190,13 @@ class AttentionMasks:
         for sample in features:
             warmth = heat(sample.maps, self.channels, sample.image_hw)
             coarse.append(warmth.logit(eps=1e-6) - torch.tensor(self.level).logit())
-        final: Sequence[Tensor] = coarse
+        final: Sequence[MaskLogits] = [MaskLogits(logits) for logits in coarse]
         if self.refiner is not None:
             boxes = [torch.where(filled_boxes(each > 0), SURE, -SURE) for each in coarse]
             images = [sample.image for sample in features]
             final = self.refiner(images, boxes, (), [sample.image_hw for sample in features])
         return tuple(
-            Grounding(coarse_logits=first, logits=last, maps=sample.maps)
+            Grounding(coarse_logits=first, refined=last, maps=sample.maps)
             for first, last, sample in zip(coarse, final, features, strict=True)
         )
 

@@ -154,6 +154,7 @@ def evaluate_run(
     method_data: Sequence[str] = (),
     protocol: str | None = None,
     abstain: bool = False,
+    dtype: str = "auto",
     device: str = "auto",
     model: str | None = None,
     refiner_weights: Path | None = None,
@@ -173,6 +174,7 @@ def evaluate_run(
             head's training data.
         protocol: By default that of the head's training.
         abstain: Answer "not there" below the head's threshold.
+        dtype: Of the VLM's weights; see `Backbone.load`.
         device: "auto" selects the first accelerator.
         model: Where the VLM is, by default as in training.
         refiner_weights: Weights file of the refiner, if training needed one.
@@ -190,7 +192,12 @@ def evaluate_run(
     if abstain:
         check_can_abstain([method])
     grounder = Grounder.from_pretrained(
-        run, device=device, model=model, refiner_weights=refiner_weights, force=force
+        run,
+        dtype=dtype,
+        device=device,
+        model=model,
+        refiner_weights=refiner_weights,
+        force=force,
     )
     recipe, facts = grounder.info.recipe, grounder.info.facts
     protocol = protocol or str(facts.get("protocol", "standard"))

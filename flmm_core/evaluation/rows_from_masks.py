@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from flmm_core.data import rle
 from flmm_core.data.sample import Mask, Sample
-from flmm_core.errors import RunError
 from flmm_core.evaluation.phrase_rows import PhraseRow, Rle
 from flmm_core.loader.dataset import ExampleBatch
 from flmm_core.pipeline.boxes import tight_boxes
+from flmm_core.pipeline.finite import check_masks
+from flmm_core.pipeline.mask_logits import portions
 from flmm_core.pipeline.types import Grounding
 
 Calibrate = Callable[[Any], Any]
@@ -41,14 +42,14 @@ def rows_from_masks(
             its point counts as a miss. The coarse mask stays.
 
     Raises:
-        RunError: Logits are nan.
+        RunError: Logits are not finite.
     """
     if abstain_below is not None and calibrate is None:
         raise ValueError("there is no probability to abstain by")
     share = seconds / max(1, sum(len(sample.phrases) for sample in batch.samples))
     rows = []
     for grounding, truth, sample in zip(groundings, batch.truths, batch.samples, strict=True):
-        _check_not_nan(grounding.logits, sample)
+        check_masks(grounding, sample.name)
         evidence = grounding.evidence.cpu().numpy()
         likely: list[float | None] = [None] * len(evidence)
         if calibrate is not None:
@@ -112,19 +113,35 @@ def _counts(
     grounding: Grounding, truth: Tensor, sample: Sample, there: Sequence[bool]
 ) -> dict[str, list[Any]]:
     """The fields that depend on pixels, one value per phrase."""
+    columns: dict[str, list[Any]] = {}
+    for part in portions(len(sample.phrases), sample.image_hw):
+        ignored = [phrase.ignore for phrase in sample.phrases[part]]
+        found = _counts_of(
+            grounding.coarse_logits[part],
+            grounding.refined[part].full().cpu(),
+            truth[part],
+            torch.from_numpy(rle.counted(ignored, sample.image_hw)),  # (p, H, W)
+            torch.tensor(there[part], dtype=torch.bool),
+        )
+        for name, values in found.items():
+            columns.setdefault(name, []).extend(values)
+    return columns
+
+
+def _counts_of(
+    coarse_logits: Tensor, logits: Tensor, truth: Tensor, counted: Tensor, given: Tensor
+) -> dict[str, list[Any]]:
+    """As `_counts`, of some phrases at the size of the image."""
     size = (truth.shape[1], truth.shape[2])
-    given = torch.tensor(there, dtype=torch.bool)
-    masks = grounding.masks.cpu() & given[:, None, None]
-    ignored = [phrase.ignore for phrase in sample.phrases]
-    counted = torch.from_numpy(rle.counted(ignored, size))  # (P, H, W)
+    masks = (logits > 0) & given[:, None, None]
     found, truth = masks & counted, truth & counted
-    probs = F.interpolate(grounding.coarse_logits.sigmoid()[:, None], size, mode="bilinear")
+    probs = F.interpolate(coarse_logits.sigmoid()[:, None], size, mode="bilinear")
     coarse = (probs[:, 0] > 0.5).cpu() & counted
     intersection, union = intersection_union(found, truth)
     coarse_intersection, coarse_union = intersection_union(coarse, truth)
     target = pixels(truth)
     boxes = box_iou(tight_boxes(found), tight_boxes(truth))
-    logits = grounding.logits.float().cpu().masked_fill(~counted, -torch.inf).flatten(1)
+    logits = logits.masked_fill(~counted, -torch.inf).flatten(1)
     # Of equal values, numpy's argmax returns the first; torch's does not.
     peaks = torch.from_numpy(logits.numpy().argmax(1))
     hits = truth.flatten(1).gather(1, peaks[:, None])[:, 0] & given
@@ -145,16 +162,6 @@ def _counts(
 def _where(target: Sequence[int], values: Sequence[Any]) -> list[Any]:
     """The values of phrases with target, None for the others."""
     return [value if pixels else None for pixels, value in zip(target, values, strict=True)]
-
-
-def _check_not_nan(logits: Tensor, sample: Sample) -> None:
-    count = int(torch.isnan(logits).sum())
-    if count:
-        raise RunError(
-            f"The mask logits of '{sample.name}' contain nan.",
-            found=f"{count} of {logits.numel()} are nan.",
-            repair="Use --dtype float32, or another head.",
-        )
 
 
 def _rle(mask: Mask) -> Rle:

@@ -25,9 +25,6 @@ from flmm_core.pipeline.result import Result, collect
 from flmm_core.pipeline.types import Grounding
 from flmm_core.segment import Segment
 
-PIXELS_AT_ONCE = 100_000_000
-"""`ground` refines about this many mask pixels at a time."""
-
 
 @dataclass(eq=False, repr=False)
 class Grounder:
@@ -130,6 +127,7 @@ class Grounder:
         Raises:
             UsageError: A phrase is empty, or there is no image.
             DataError: The image cannot be read.
+            RunError: Values are not finite, as after an overflow in float16.
         """
         image, phrases = to_image(image), _checked_phrases(phrases)
         captions = [[Segment(phrase, 0), Segment(".")] for phrase in phrases]
@@ -145,10 +143,9 @@ class Grounder:
         self, image: Image.Image, captions: list[list[Segment]], prompt: str | None, batch_size: int
     ) -> Iterator[Grounding]:
         first: ObserverInputs | None = None
-        at_once = max(1, min(batch_size, PIXELS_AT_ONCE // (image.height * image.width)))
-        for start in range(0, len(captions), at_once):
+        for start in range(0, len(captions), batch_size):
             samples = []
-            for caption in captions[start : start + at_once]:
+            for caption in captions[start : start + batch_size]:
                 samples.append(self.observer.prepare(image, caption, prompt=prompt, like=first))
                 first = first or samples[0]
             batch = self.observer.collate(samples)

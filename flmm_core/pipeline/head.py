@@ -33,8 +33,8 @@ class Head(nn.Module):
         coarse = self.mask_head(maps)
         prompts = () if self.text_prompts is None else self.text_prompts(features)
         images = [sample.image for sample in features]
-        logits = self.refiner(images, coarse, prompts, [sample.image_hw for sample in features])
-        return tuple(map(Grounding, coarse, logits, maps))
+        refined = self.refiner(images, coarse, prompts, [sample.image_hw for sample in features])
+        return tuple(map(Grounding, coarse, refined, maps))
 
     @property
     def device(self) -> torch.device:

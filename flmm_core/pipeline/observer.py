@@ -12,6 +12,7 @@ from torch import Tensor
 from flmm_core.pipeline.attention_maps import attention_maps
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.recorder import Pool
+from flmm_core.pipeline.finite import check_features
 from flmm_core.pipeline.refiners.base import ImageEncoder
 from flmm_core.pipeline.types import (
     BackboneBatch,
@@ -125,7 +126,11 @@ class Observer:
     def observe(
         self, batch: ObserverBatch, *, layer_weights: Sequence[float] | None = None
     ) -> tuple[Features, ...]:
-        """One `Features` per sample; for `layer_weights` see `Backbone.trace`."""
+        """One `Features` per sample; for `layer_weights` see `Backbone.trace`.
+
+        Raises:
+            RunError: Values are not finite, as after an overflow in float16.
+        """
         images = self._encode(batch)
         singles = [batch.backbone]
         if self.one_by_one:
@@ -141,6 +146,8 @@ class Observer:
             if self.channels:
                 maps = replace(maps, maps=maps.maps[:, list(self.channels)])  # (P, K, h, w)
             features.append(Features(maps, trace.hidden, trace.row_phrase, image, trace.image_hw))
+        names = [sample.name for sample in batch.backbone.samples]
+        check_features(features, names, self.backbone.vlm.dtype)
         return tuple(features)
 
     def _encode(self, batch: ObserverBatch) -> Sequence[EncodedImage | None]:

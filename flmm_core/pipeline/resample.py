@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flmm_core.pipeline.types import Box
+Box = tuple[float, float, float, float]
+"""(y0, x0, y1, x1) in fractions of the image's height and width."""
+WHOLE_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 def resample(
@@ -57,6 +59,11 @@ def _weights(
         cell = cell.clamp(0, cells - 1)
     distance = (cell[:, None] - torch.arange(cells, dtype=torch.float64)).abs()
     return (1 - distance).clamp(min=0)  # (count, cells)
+
+
+def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(P, h, w) -> (P, *size), bilinear, cell edges aligned."""
+    return F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def resize_truth(truth: Tensor, size: tuple[int, int], *, nearest: bool = False) -> Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -15,17 +17,24 @@ from torch import Tensor
 from flmm_core.errors import UsageError
 from flmm_core.painting import LegendEntry, add_legend, mask_color, paint_mask
 from flmm_core.pipeline.boxes import tight_boxes
+from flmm_core.pipeline.finite import check_masks
+from flmm_core.pipeline.mask_logits import MaskLogits, judge
 from flmm_core.pipeline.types import Grounding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """Masks of P phrases in one image, on the CPU.
 
+    Masks are kept as run lengths and logits at the resolution that they were decided at, so that
+    many masks of a large photo fit into memory. `masks` and `logits` are made at the first access
+    and kept; `mask` makes one.
+
     Attributes:
-        logits: (P, H, W) float32 at the image's size.
+        image: RGB, upright.
+        refined: The refined masks' logits.
         coarse_logits: (P, h, w) float32, the mask head's, covering exactly the image.
-        masks: (P, H, W) bool, `logits > 0`; without a pixel where the phrase is not there.
+        segmentations: COCO's compressed run-length code of each mask.
         scores: (P,) float32, mean probability over the mask's pixels; 0 for an empty mask.
         boxes: (P, 4) int64 (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros if empty.
         probabilities: (P,) float32, calibrated: how likely each mask is right (IoU >= 0.5); nan
@@ -35,13 +44,31 @@ class Result:
 
     image: Image.Image
     phrases: tuple[str, ...]
-    logits: Tensor
+    refined: MaskLogits
     coarse_logits: Tensor
-    masks: Tensor
+    segmentations: tuple[dict[str, Any], ...]
     scores: Tensor
     boxes: Tensor
     probabilities: Tensor
     there: Tensor
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(P, H, W) float32 at the image's size."""
+        return self.refined.full()
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """(P, H, W) bool, `logits > 0`; without a pixel where the phrase is not there."""
+        masks = torch.empty(len(self), *self.refined.image_hw, dtype=torch.bool)
+        for number in range(len(self)):
+            masks[number] = self.mask(number)
+        return masks
+
+    def mask(self, number: int) -> Tensor:
+        """(H, W) bool, one of `masks`, made anew."""
+        decoded = coco_mask.decode(self.segmentations[number])
+        return torch.from_numpy(np.ascontiguousarray(decoded)).bool()
 
     def __len__(self) -> int:
         return len(self.phrases)
@@ -61,10 +88,12 @@ class Result:
                 repair="Train it with --val-data.",
             )
         there = self.there & (self.probabilities >= below)
+        nothing = _encode(torch.zeros(self.refined.image_hw, dtype=torch.bool))
+        kept = zip(self.segmentations, there.tolist(), strict=True)
         return replace(
             self,
             there=there,
-            masks=self.masks & there[:, None, None],
+            segmentations=tuple(mask if seen else nothing for mask, seen in kept),
             boxes=self.boxes * there[:, None],
         )
 
@@ -74,8 +103,8 @@ class Result:
         `legend` adds the numbered phrases with their scores below the image.
         """
         image, entries = self.image.convert("RGB"), []
-        for number, (phrase, mask) in enumerate(zip(self.phrases, self.masks, strict=True)):
-            color, place = mask_color(number), None
+        for number, phrase in enumerate(self.phrases):
+            mask, color, place = self.mask(number), mask_color(number), None
             image = paint_mask(image, mask.numpy(), color)
             said = "nothing found" if self.there[number] else "not there"
             if mask.any():
@@ -93,14 +122,14 @@ class Result:
         """
         records = []
         for index, phrase in enumerate(self.phrases):
-            encoded = coco_mask.encode(self.masks[index].numpy().astype("uint8", order="F"))
+            encoded = self.segmentations[index]
             x0, y0, x1, y1 = self.boxes[index].tolist()
             probability = float(self.probabilities[index])
             records.append(
                 {
                     "phrase": phrase,
                     "segmentation": {
-                        "size": [int(side) for side in encoded["size"]],
+                        "size": encoded["size"],
                         "counts": encoded["counts"].decode("ascii"),
                     },
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
@@ -119,40 +148,53 @@ def collect(
     groundings: Iterable[Grounding],
     confidence: Callable[[Any], Any] | None = None,
 ) -> Result:
-    """One `Result` of all groundings in the order of their phrases; full-size logits once.
+    """One `Result` of all groundings in the order of their phrases.
 
     Args:
         image: The image.
         phrases: Those of all groundings.
         groundings: May be made while they are collected.
         confidence: Evidence for masks to probabilities, (P,) both; None if there is none.
+
+    Raises:
+        RunError: Logits are not finite.
     """
-    logits = torch.empty(len(phrases), image.height, image.width)
-    probabilities = torch.full((len(phrases),), torch.nan)
-    coarse = []
-    end = 0
+    refined: list[MaskLogits] = []
+    coarse, scores, boxes, probabilities = [], [], [], []
+    segmentations: list[dict[str, Any]] = []
     for grounding in groundings:
-        start, end = end, end + len(grounding.logits)
-        logits[start:end] = grounding.logits
+        check_masks(grounding)
+        refined.append(grounding.refined.cpu())
         coarse.append(grounding.coarse_logits.float().cpu())
-        if confidence is not None:
-            likely = confidence(grounding.evidence.cpu().numpy())
-            probabilities[start:end] = torch.as_tensor(likely)
-    if end != len(phrases):
-        raise ValueError(f"{end} masks for {len(phrases)} phrases")
-    masks = logits > 0
-    scores = [
-        float(each[mask].sigmoid().mean()) if mask.any() else 0.0
-        for each, mask in zip(logits, masks, strict=True)
-    ]
+        for part in grounding.refined.portions():
+            logits = grounding.refined[part].full()
+            sure, evidence = judge(grounding.coarse_logits[part], logits)
+            masks = (logits > 0).cpu()
+            scores.append(sure)
+            boxes.append(tight_boxes(masks))
+            segmentations += map(_encode, masks)
+            if confidence is None:
+                probabilities.append(torch.full_like(evidence, torch.nan))
+            else:
+                likely = torch.as_tensor(confidence(evidence.numpy()))
+                probabilities.append(likely.to(torch.float32))
+    if len(segmentations) != len(phrases):
+        raise ValueError(f"{len(segmentations)} masks for {len(phrases)} phrases")
+    none = MaskLogits(torch.zeros(0, 1, 1), (image.height, image.width))
     return Result(
         image=image,
         phrases=tuple(phrases),
-        logits=logits,
+        refined=MaskLogits.cat(refined or [none]),
         coarse_logits=torch.cat(coarse) if coarse else torch.zeros(0, 1, 1),
-        masks=masks,
-        scores=torch.tensor(scores),
-        boxes=tight_boxes(masks),
-        probabilities=probabilities,
+        segmentations=tuple(segmentations),
+        scores=torch.cat([torch.zeros(0), *scores]),
+        boxes=torch.cat([torch.zeros(0, 4, dtype=torch.int64), *boxes]),
+        probabilities=torch.cat([torch.zeros(0), *probabilities]),
         there=torch.ones(len(phrases), dtype=torch.bool),
     )
+
+
+def _encode(mask: Tensor) -> dict[str, Any]:
+    """(H, W) bool -> COCO's compressed run-length code."""
+    encoded = coco_mask.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
+    return {"size": [int(side) for side in encoded["size"]], "counts": bytes(encoded["counts"])}

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
-from torch.nn import functional as F
 
+from flmm_core.pipeline.mask_logits import MaskLogits, judge
+from flmm_core.pipeline.resample import WHOLE_IMAGE as WHOLE_IMAGE
+from flmm_core.pipeline.resample import Box as Box
 from flmm_core.segment import Segment as Segment
-
-Box = tuple[float, float, float, float]
-"""(y0, x0, y1, x1) in fractions of the image's height and width."""
-
-WHOLE_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -238,13 +236,18 @@ class Grounding:
 
     Attributes:
         coarse_logits: (P, h, w) the mask head's, covering exactly the image.
-        logits: (P, H, W) the refined masks' at the image's size; `logits > 0` is the mask.
+        refined: The refined masks.
         maps: The attention maps that they were made of.
     """
 
     coarse_logits: Tensor
-    logits: Tensor
+    refined: MaskLogits
     maps: AttentionMaps
+
+    @property
+    def logits(self) -> Tensor:
+        """(P, H, W) the refined masks' at the image's size, made anew at each access."""
+        return self.refined.full()
 
     @property
     def masks(self) -> Tensor:
@@ -254,21 +257,19 @@ class Grounding:
     @property
     def scores(self) -> Tensor:
         """(P,) mean probability over each mask's pixels, 0 where the mask is empty."""
-        probs, masks = self.logits.float().sigmoid(), self.masks
-        total = (probs * masks).flatten(1).sum(1)
-        return total / masks.flatten(1).sum(1).clamp(min=1).to(torch.float32)
+        return self._judged[0]
 
     @property
     def evidence(self) -> Tensor:
-        """(P,) how much speaks for each mask, 0 to 1: `scores` times how the two stages agree.
+        """(P,) how much speaks for each mask, 0 to 1; see `judge`."""
+        return self._judged[1]
 
-        A refiner that was led astray is sure of its mask, but leaves the coarse one. The agreement
-        is the dice of both probabilities; the IoU of the masks separates right from wrong worse.
-        """
-        agreement = self.scores.clone()
-        # One at a time: images can be huge.
-        for index, (coarse, logits) in enumerate(zip(self.coarse_logits, self.logits, strict=True)):
-            probs, fine = coarse.float().sigmoid()[None, None], logits.float().sigmoid()
-            rough = F.interpolate(probs, fine.shape, mode="bilinear")[0, 0]
-            agreement[index] *= 2 * (rough * fine).sum() / (rough + fine).sum().clamp(min=1e-9)
-        return agreement
+    @cached_property
+    def _judged(self) -> tuple[Tensor, Tensor]:
+        parts = [
+            judge(self.coarse_logits[part], self.refined[part].full())
+            for part in self.refined.portions()
+        ]
+        none = torch.zeros(0)
+        scores, evidence = zip(*parts, strict=True) if parts else ([none], [none])
+        return torch.cat(scores), torch.cat(evidence)

@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 import flmm_core
 from flmm_core.cli import main
 from flmm_core.pipeline.confidence import Confidence, NotThere, Platt
+from flmm_core.pipeline.mask_logits import MaskLogits
 from flmm_core.pipeline.result import collect
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Grounding
 from flmm_core.plugins import Failure, Plugin, Registry
@@ -116,7 +117,7 @@ class FakeGrounder:
         logits[:, :, : image.width // 2] = 4.0
         logits[[phrase == "nothing" for phrase in phrases]] = -4.0
         maps = AttentionMaps(torch.ones(len(phrases), 1, 2, 2) / 4, WHOLE_IMAGE)
-        grounding = Grounding(logits[:, ::20, ::30], logits, maps)
+        grounding = Grounding(logits[:, ::20, ::30], MaskLogits(logits), maps)
         return collect(image, phrases, [grounding], self.confidence)
 
 

@@ -26,7 +26,7 @@ PLUGIN = """
 """
 REFINER = """
     import torch
-    from flmm_core.pipeline.refiners.base import Refiner, resize
+    from flmm_core import MaskLogits, Refiner
 
     class Gain(Refiner):
         def __init__(self, gain):
@@ -39,7 +39,7 @@ REFINER = """
 
         def forward(self, images, coarse, prompts, image_hw):
             assert set(images) == {None}
-            return tuple(self.gain * resize(one, hw) for one, hw in zip(coarse, image_hw))
+            return tuple(MaskLogits(self.gain * one, hw) for one, hw in zip(coarse, image_hw))
 """
 
 

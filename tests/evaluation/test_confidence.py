@@ -21,6 +21,7 @@ from flmm_core.evaluation.rows_from_masks import rows_from_masks
 from flmm_core.evaluation.running_scores import Evaluation
 from flmm_core.loader.dataset import ExampleBatch
 from flmm_core.pipeline.confidence import FILE, read_confidence, write_confidence
+from flmm_core.pipeline.mask_logits import MaskLogits
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Grounding
 from flmm_core.segment import Segment
 
@@ -41,7 +42,8 @@ def judged(count: int, absent: float = 0.0, seed: int = 0) -> Judgements:
 
 def grounding(logits: Tensor, coarse: Tensor | None = None) -> Grounding:
     maps = AttentionMaps(torch.zeros(len(logits), 1, 2, 2), WHOLE_IMAGE)
-    return Grounding(logits[:, ::2, ::2] if coarse is None else coarse, logits, maps)
+    coarse = logits[:, ::2, ::2] if coarse is None else coarse
+    return Grounding(coarse, MaskLogits(logits), maps)
 
 
 def half(level: float = 4.0, rows: slice = slice(0, 4)) -> Tensor:

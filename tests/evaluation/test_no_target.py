@@ -15,6 +15,7 @@ from flmm_core.data.sample import Phrase, Sample
 from flmm_core.evaluation.rows_from_masks import rows_from_masks
 from flmm_core.evaluation.running_scores import Evaluation
 from flmm_core.loader.dataset import ExampleBatch
+from flmm_core.pipeline.mask_logits import MaskLogits
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Grounding
 from flmm_core.segment import Segment
 from flmm_core.training.losses import grounding_loss
@@ -24,7 +25,7 @@ NOTHING = torch.zeros(1, 8, 8, dtype=torch.bool)
 
 def grounding(logits: Tensor) -> Grounding:
     maps = AttentionMaps(torch.zeros(len(logits), 1, 2, 2), WHOLE_IMAGE)
-    return Grounding(coarse_logits=logits[:, ::2, ::2], logits=logits, maps=maps)
+    return Grounding(logits[:, ::2, ::2], MaskLogits(logits), maps)
 
 
 @pytest.mark.parametrize("nearest", [True, False])

@@ -16,6 +16,7 @@ from flmm_core.data.sample import Phrase, Sample
 from flmm_core.evaluation.rows_from_masks import intersection_union, pixels, rows_from_masks
 from flmm_core.loader.dataset import ExampleBatch
 from flmm_core.pipeline.boxes import tight_boxes
+from flmm_core.pipeline.mask_logits import MaskLogits
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Grounding
 from flmm_core.segment import Segment
 from tests.evaluation.cases import CASES, pixel_by_pixel, random_masks
@@ -47,7 +48,7 @@ def batch_of(logits: np.ndarray, truth: np.ndarray) -> tuple[list[Grounding], Ex
     values = torch.from_numpy(logits).float()
     maps = AttentionMaps(torch.zeros(len(truth), 1, 2, 2), WHOLE_IMAGE)
     batch: Any = SimpleNamespace(truths=(torch.from_numpy(truth),), samples=(sample,))
-    return [Grounding(values, values, maps)], cast(ExampleBatch, batch)
+    return [Grounding(values, MaskLogits(values), maps)], cast(ExampleBatch, batch)
 
 
 def test_pixels_are_counted_exactly() -> None:

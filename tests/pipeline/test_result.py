@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from flmm_core.errors import UsageError
 from flmm_core.painting import mask_color
+from flmm_core.pipeline.mask_logits import MaskLogits
 from flmm_core.pipeline.result import Result, collect
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Grounding
 
@@ -27,7 +29,7 @@ def result_of(
 ) -> Result:
     image = image or Image.new("RGB", (logits.shape[2], logits.shape[1]), (100, 100, 100))
     maps = AttentionMaps(torch.zeros(1, 1, 2, 2), WHOLE_IMAGE)
-    groundings = [Grounding(each[None, ::2, ::2], each[None], maps) for each in logits]
+    groundings = [Grounding(each[None, ::2, ::2], MaskLogits(each[None]), maps) for each in logits]
     return collect(image, phrases, groundings, confidence)
 
 
@@ -59,6 +61,23 @@ def test_coco_records_survive_json_and_give_the_masks_back(known: Result) -> Non
     assert [r["score"] for r in records] == pytest.approx(known.scores.tolist())
     for record, mask in zip(records, known.masks, strict=True):
         assert np.array_equal(coco_mask.decode(record["segmentation"]).astype(bool), mask.numpy())
+
+
+def test_masks_and_logits_are_made_where_they_are_asked_for() -> None:
+    low = torch.randn(5, 8, 8, generator=torch.Generator().manual_seed(0)) * 4
+    maps = AttentionMaps(torch.zeros(5, 1, 2, 2), WHOLE_IMAGE)
+    groundings = [
+        Grounding(part, MaskLogits(part, (400, 600)), maps) for part in torch.split(low, 2)
+    ]
+    result = collect(Image.new("RGB", (600, 400)), list("abcde"), groundings)
+    held = pickle.dumps((result.refined, result.segmentations, result.coarse_logits))
+    assert len(held) < 400 * 600  # less than a tenth of the masks
+    wanted = F.interpolate(low[:, None], (400, 600), mode="bilinear")[:, 0]
+    assert torch.equal(result.logits, wanted)
+    assert torch.equal(result.masks, wanted > 0)
+    assert result.masks is result.masks
+    for number, mask in enumerate(result.masks):
+        assert torch.equal(result.mask(number), mask)
 
 
 def test_without_a_confidence_there_is_no_probability(known: Result) -> None:

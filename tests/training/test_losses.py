@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flmm_core.pipeline.mask_logits import MaskLogits
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Grounding
 from flmm_core.training.losses import dice_loss, grounding_loss, mask_cross_entropy, resize_truth
 from tests.heads import arrays
@@ -13,7 +14,7 @@ from tests.heads import arrays
 
 def grounding(coarse: Tensor, logits: Tensor) -> Grounding:
     maps = AttentionMaps(torch.zeros(len(coarse), 1, 2, 2), WHOLE_IMAGE)
-    return Grounding(coarse_logits=coarse, logits=logits, maps=maps)
+    return Grounding(coarse, MaskLogits(logits), maps)
 
 
 def random_batch(counts: list[int]) -> tuple[list[Grounding], list[Tensor]]:

@@ -10,8 +10,9 @@ from typing import Any, Self
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from flmm_core.pipeline.mask_logits import MaskLogits
+from flmm_core.pipeline.resample import resize as resize
 from flmm_core.pipeline.types import EncodedImage
 
 
@@ -40,7 +41,7 @@ class ImageEncoder(ABC):
 
 
 class Refiner(nn.Module, ABC):
-    """The trained half: coarse logits + encoded image + text prompts -> logits of the image's size.
+    """The trained half: coarse logits + encoded image + text prompts -> refined logits.
 
     Its `state_dict()` is saved with the head, unfiltered.
 
@@ -88,8 +89,8 @@ class Refiner(nn.Module, ABC):
         coarse: Sequence[Tensor],
         prompts: Sequence[Sequence[Tensor]],
         image_hw: Sequence[tuple[int, int]],
-    ) -> tuple[Tensor, ...]:
-        """Refine all masks of a batch together: per sample, (P, H, W) logits.
+    ) -> tuple[MaskLogits, ...]:
+        """Refine all masks of a batch together: per sample, P masks of the image's size.
 
         Args:
             images: Per sample, the output of `ImageEncoder.encode`; None without an encoder.
@@ -97,8 +98,3 @@ class Refiner(nn.Module, ABC):
             prompts: Per sample and phrase, (T_p, E) text prompts; empty unless `uses_text`.
             image_hw: Per sample, H and W.
         """
-
-
-def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """(P, h, w) -> (P, *size), bilinear, cell edges aligned."""
-    return F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]

@@ -8,12 +8,13 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from flmm_core.pipeline.refiners.base import Refiner, resize
+from flmm_core.pipeline.mask_logits import MaskLogits
+from flmm_core.pipeline.refiners.base import Refiner
 from flmm_core.pipeline.types import EncodedImage
 
 
 class NoRefiner(Refiner):
-    """Resizes the coarse logits to the image; nothing is trained."""
+    """The coarse logits, enlarged to the image; nothing is trained."""
 
     @classmethod
     def load(
@@ -27,6 +28,6 @@ class NoRefiner(Refiner):
         coarse: Sequence[Tensor],
         prompts: Sequence[Sequence[Tensor]],
         image_hw: Sequence[tuple[int, int]],
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[MaskLogits, ...]:
         """As `Refiner.forward`; reads only `coarse` and `image_hw`."""
-        return tuple(resize(logits, hw) for logits, hw in zip(coarse, image_hw, strict=True))
+        return tuple(map(MaskLogits, coarse, image_hw))

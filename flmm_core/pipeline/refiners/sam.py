@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flmm_core.pipeline.boxes import tight_boxes
+from flmm_core.pipeline.mask_logits import Canvas, MaskLogits, portions
 from flmm_core.pipeline.refiners import SamOptions
-from flmm_core.pipeline.refiners.base import ImageEncoder, Refiner, resize
+from flmm_core.pipeline.refiners.base import ImageEncoder, Refiner
 from flmm_core.pipeline.refiners.sam_attention import fuse, padded_prompts
 from flmm_core.pipeline.refiners.sam_model import TINY_FOLDER, SamParts, build_sam
+from flmm_core.pipeline.resample import resize
 from flmm_core.pipeline.types import EncodedImage
 
 if TYPE_CHECKING:
@@ -86,7 +89,7 @@ class SamRefiner(Refiner):
         sam: Its prompt encoder and mask decoder are trained.
         mask: Prompt with the coarse logits; `box` and `text` are the other prompts.
         multimask: Predict three candidates and keep the one with the highest IoU with the coarse
-            mask.
+            mask, both at the image's size, as the original F-LMM does.
         paper_rounding: Pad the mask prompts of a sample with the lowest logit of all its masks,
             as the original F-LMM does (a mask then depends on its companions), instead of each
             with its own.
@@ -144,11 +147,11 @@ class SamRefiner(Refiner):
         coarse: Sequence[Tensor],
         prompts: Sequence[Sequence[Tensor]],
         image_hw: Sequence[tuple[int, int]],
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[MaskLogits, ...]:
         """As `Refiner.forward`; every image must be encoded."""
         counts = [len(logits) for logits in coarse]
         if not sum(counts):
-            return tuple(resize(x, hw) for x, hw in zip(coarse, image_hw, strict=True))
+            return tuple(map(MaskLogits, coarse, image_hw))
         encoded = [image for image in images if image is not None]
         inputs_hw = [image.input_hw for image in encoded]
         masks = [self._mask_prompts(x, hw) for x, hw in zip(coarse, inputs_hw, strict=True)]
@@ -163,11 +166,11 @@ class SamRefiner(Refiner):
             repeats = torch.tensor(counts, device=device)
             embeddings = embeddings.repeat_interleave(repeats, dim=0)  # (N, E, g, g), N masks
         candidates = self._decode(embeddings, torch.cat(masks), torch.cat(boxes), texts)
-        per_sample = zip(torch.split(candidates, counts), masks, inputs_hw, strict=True)
-        chosen = [_best(part, mask, hw, self.image_size) for part, mask, hw in per_sample]
         return tuple(
-            self._to_image(low_res, input_hw, hw)
-            for low_res, input_hw, hw in zip(chosen, inputs_hw, image_hw, strict=True)
+            _best(part, MaskLogits(part[:, 0], hw, Canvas(self.image_size, input_hw)), logits)
+            for part, logits, hw, input_hw in zip(
+                torch.split(candidates, counts), coarse, image_hw, inputs_hw, strict=True
+            )
         )
 
     def _mask_prompts(self, coarse: Tensor, input_hw: tuple[int, int]) -> Tensor:
@@ -178,16 +181,20 @@ class SamRefiner(Refiner):
         lowest = coarse.detach().amin(dim=(1, 2), keepdim=True)
         if self.paper_rounding:
             lowest = lowest.amin(dim=0, keepdim=True)
-        square = lowest.clamp(max=-1).expand(len(coarse), size, size).clone()
-        square[:, :h, :w] = resize(coarse, input_hw)
-        return resize(square, (4 * self.grid, 4 * self.grid))[:, None]
+        prompts = []
+        for part in portions(len(coarse), (size, size)):
+            square = lowest.clamp(max=-1).expand(len(coarse), size, size)[part].clone()
+            square[:, :h, :w] = resize(coarse[part], input_hw)
+            prompts.append(resize(square, (4 * self.grid, 4 * self.grid)))
+        return torch.cat(prompts)[:, None]
 
     @torch.no_grad()
     def _box_prompts(
         self, coarse: Tensor, input_hw: tuple[int, int], image_hw: tuple[int, int]
     ) -> Tensor:
         """(P, 4) (x0, y0, x1, y1) in pixels of SAM's square; the whole image for an empty mask."""
-        boxes = tight_boxes(resize(coarse.sigmoid(), image_hw) > 0.5).to(coarse)
+        found = [tight_boxes(mask) for _, mask in _enlarged(coarse, image_hw)]
+        boxes = torch.cat([*found, torch.zeros(0, 4).to(coarse)]).to(coarse)
         (input_h, input_w), (h, w) = input_hw, image_hw
         empty = boxes[:, 2:].amax(dim=1, keepdim=True) == 0
         boxes = torch.where(empty, boxes.new_tensor([0.0, 0.0, w, h]), boxes)
@@ -237,13 +244,6 @@ class SamRefiner(Refiner):
             decoded.append(logits)
         return torch.cat(decoded)
 
-    def _to_image(
-        self, low_res: Tensor, input_hw: tuple[int, int], image_hw: tuple[int, int]
-    ) -> Tensor:
-        """(P, 4g, 4g) on SAM's square -> (P, H, W) float32, as in segment-anything."""
-        square = resize(low_res.float(), (self.image_size, self.image_size))
-        return resize(square[:, : input_hw[0], : input_hw[1]], image_hw)
-
 
 def _join_prompts(sparse: Tensor, texts: Sequence[Tensor] | None) -> tuple[Tensor, Tensor | None]:
     """Prompt tokens (N, K, E), and (N, K) bool false at padding, None if there is none.
@@ -262,17 +262,36 @@ def _join_prompts(sparse: Tensor, texts: Sequence[Tensor] | None) -> tuple[Tenso
     return tokens, real.to(tokens.device)
 
 
-def _best(candidates: Tensor, prompt: Tensor, input_hw: tuple[int, int], side: int) -> Tensor:
-    """Per mask, the candidate with the highest IoU with the coarse mask.
+def _enlarged(coarse: Tensor, image_hw: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """(p, H, W) bool coarse masks at the image's size, in parts of the (P, h, w) logits."""
+    for part in portions(len(coarse), image_hw):
+        yield part, resize(coarse[part].sigmoid(), image_hw) > 0.5
 
-    Logits (P, K, 4g, 4g) and (P, 1, 4g, 4g) -> (P, 4g, 4g); `input_hw` and `side` are those of
-    the image and of SAM's square, in pixels.
+
+def _best(candidates: Tensor, first: MaskLogits, coarse: Tensor) -> MaskLogits:
+    """Per mask, the candidate with the highest IoU with the coarse mask, the first of equals.
+
+    Masks are compared at the image's size.
+
+    Args:
+        candidates: (P, K, 4g, 4g).
+        first: The first of each mask's candidates.
+        coarse: (P, h, w).
     """
-    if candidates.shape[1] == 1:
-        return candidates[:, 0]
-    cells = candidates.shape[-1]
-    h, w = (-(-extent * cells // side) for extent in input_hw)
-    ours, theirs = prompt[..., :h, :w] > 0, candidates[..., :h, :w] > 0
-    union = (ours | theirs).sum(dim=(2, 3))
-    iou = (ours & theirs).sum(dim=(2, 3)) / union.clamp(min=1)  # (P, K)
-    return candidates[torch.arange(len(candidates), device=iou.device), iou.argmax(dim=1)]
+    count = candidates.shape[1]
+    if count == 1:
+        return first
+    chosen: list[int] = []
+    with torch.no_grad():
+        for part, ours in _enlarged(coarse, first.image_hw):
+            masks = (replace(first, low=candidates[part, k]).full() > 0 for k in range(count))
+            ious = [_iou(ours, theirs) for theirs in masks]
+            chosen += [row.index(max(row)) for row in zip(*ious, strict=True)]
+    places = torch.arange(len(chosen)), torch.tensor(chosen, dtype=torch.int64)
+    return replace(first, low=candidates[places])
+
+
+def _iou(ours: Tensor, theirs: Tensor) -> list[float]:
+    """IoUs of (P, H, W) bool masks pair by pair."""
+    counts = (masks.flatten(1).sum(1).tolist() for masks in (ours & theirs, ours | theirs))
+    return [shared / max(1, union) for shared, union in zip(*counts, strict=True)]

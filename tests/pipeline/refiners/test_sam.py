@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
@@ -41,6 +42,11 @@ def blobs(p: int, h: int, w: int, seed: int = 0) -> Tensor:
 def texts(*lengths: int, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(length, WIDTH, generator=generator) for length in lengths]
+
+
+def refine(refiner: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    """Per sample, (P, H, W) logits."""
+    return tuple(masks.full() for masks in refiner(*inputs))
 
 
 @pytest.fixture
@@ -94,7 +100,7 @@ def test_logits_are_the_originals(original: SamParts, kind: str, options: dict[s
     coarse = given["coarse_one_empty" if kind == "one_empty" else "coarse"]
     words = [given[f"text_{number}"] for number in range(3)]
     with torch.no_grad():
-        (logits,) = refiner(images, [coarse], [words], [(333, 500)])
+        (logits,) = refine(refiner, images, [coarse], [words], [(333, 500)])
     assert logits.shape == (3, 333, 500)
     apart = (logits[:, ::8, ::8] - arrays("sam_wrapper_outputs")[kind]).abs()
     # The reference itself lies up to 2e-3 from a float64 run: its SAM is random and amplifies.
@@ -167,7 +173,7 @@ def test_every_kind_of_prompt_matters_only_when_it_is_used(kind: str) -> None:
 
     def run(refiner: SamRefiner, logits: list[Tensor], words: list[Tensor]) -> Tensor:
         with torch.no_grad():
-            return refiner(images, logits, [words], hw)[0]  # type: ignore[no-any-return]
+            return refine(refiner, images, logits, [words], hw)[0]
 
     first = run(used, coarse, texts(3))
     assert not torch.allclose(first, run(used, other_coarse, other_texts), atol=1e-3)
@@ -200,16 +206,16 @@ def test_companions_change_nothing(options: dict[str, bool]) -> None:
     refiner = SamRefiner(small_sam(), **options)
     images, coarse, prompts, hw = batch()
     with torch.no_grad():
-        together = refiner(images, coarse, prompts, hw)
+        together = refine(refiner, images, coarse, prompts, hw)
         for index, logits in enumerate(together):
             assert logits.shape == (len(coarse[index]), *hw[index])
             assert logits.isfinite().all()
-            (alone,) = refiner(*([part[index]] for part in (images, coarse, prompts, hw)))
+            (alone,) = refine(refiner, *([x[index]] for x in (images, coarse, prompts, hw)))
             assert not logits.numel() or (logits - alone).abs().max() <= 1e-4
     if not options.get("paper_rounding"):
         one = [[images[0]], [coarse[0][1:2]], [prompts[0][1:2]], [hw[0]]]
         with torch.no_grad():
-            (alone,) = refiner(*one)
+            (alone,) = refine(refiner, *one)
         assert (together[0][1:2] - alone).abs().max() <= 1e-4
 
 
@@ -258,34 +264,36 @@ def test_large_images_are_encoded_one_at_a_time(
 def test_a_batch_without_masks_gives_none(p: int) -> None:
     refiner = SamRefiner(small_sam())
     coarse = blobs(p, 8, 8)
-    (logits,) = refiner(encoded((9, 9)), [coarse], [texts(*[2] * p)], [(9, 9)])
+    (logits,) = refine(refiner, encoded((9, 9)), [coarse], [texts(*[2] * p)], [(9, 9)])
     assert logits.shape == (p, 9, 9)
 
 
-def test_the_candidate_nearest_to_the_coarse_mask_wins() -> None:
-    sam = small_sam()
-    refiner = SamRefiner(sam, multimask=True)
-    single = SamRefiner(sam)
-    inputs = encoded((60, 40)), [blobs(1, 16, 24)], [texts(2)], [(40, 60)]
+def test_the_candidate_nearest_to_the_coarse_mask_wins_at_the_images_size(
+    original: SamParts,
+) -> None:
+    """Candidates, enlarging and IoUs are segment-anything's, Pillow's and pycocotools' own."""
+    given = arrays("sam_wrapper_inputs")
+    sam = Sam(original.image_encoder, original.prompt_encoder, original.mask_decoder).eval()
+    refiner = SamRefiner(original, multimask=True, paper_rounding=True)
     offered: list[Tensor] = []
-    forward = refiner.mask_decoder.forward
-
-    def keep(**kwargs: Any) -> Any:
-        offered.append(forward(**kwargs)[0])
-        return forward(**kwargs)
-
-    refiner.mask_decoder.forward = keep
+    decoder: Any = refiner.mask_decoder
+    hook = decoder.register_forward_hook(lambda *call: offered.append(call[2][0]))
+    encoder = SamEncoder(original)
+    images = encoder.encode([encoder.prepare(Image.fromarray(given["image"].numpy()))])
+    words = [given[f"text_{number}"] for number in range(3)]
     with torch.no_grad():
-        (logits,) = refiner(*inputs)
-        mask = refiner._mask_prompts(inputs[1][0], (43, 64))[0, 0, :22] > 0
-        candidates = offered[0][0, :, :22] > 0
-        refiner.mask_decoder.forward = forward
-        (other,) = single(*inputs)
-    assert offered[0].shape == (1, 3, 32, 32)
-    iou = (candidates & mask).sum((1, 2)) / (candidates | mask).sum((1, 2))
-    best = refiner._to_image(offered[0][:, iou.argmax()], (43, 64), (40, 60))
-    assert torch.equal(logits, best)
-    assert not torch.equal(logits, other)
+        (logits,) = refine(refiner, images, [given["coarse"]], [words], [(333, 500)])
+        hook.remove()
+        candidates = sam.postprocess_masks(torch.cat(offered), images[0].input_hw, (333, 500))
+    probabilities = given["coarse"].sigmoid().numpy()
+    for coarse, each, mask in zip(probabilities, candidates, logits, strict=True):
+        wide = Image.fromarray(coarse).resize((500, 333), Image.Resampling.BILINEAR)
+        masks = np.dstack([*(each > 0), np.asarray(wide) > 0.5]).astype(np.uint8)
+        *codes, wanted = coco_mask.encode(np.asfortranarray(masks))
+        ious = coco_mask.iou(codes, [wanted], [0])[:, 0]
+        first, second = sorted(ious)[:-3:-1]
+        assert first - second > 1e-3  # no tie
+        assert (mask - each[ious.argmax()]).abs().max() <= 1e-4
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -297,7 +305,8 @@ def test_all_that_is_trainable_gets_a_gradient_and_nothing_else(options: dict[st
     images, coarse, prompts, hw = batch()
     coarse = [logits.requires_grad_() for logits in coarse]
     prompts = [[words.requires_grad_() for words in sample] for sample in prompts]
-    sum(logits.square().sum() for logits in refiner(images, coarse, prompts, hw)).backward()
+    refined = refine(refiner, images, coarse, prompts, hw)
+    sum(logits.square().sum() for logits in refined).backward()
     for name, value in refiner.named_parameters():
         assert (value.grad is not None) == value.requires_grad, name
     # the box is detached, so the coarse logits learn through the mask prompt only
@@ -319,7 +328,7 @@ def test_places_are_not_rounded_under_autocast(refiner: SamRefiner) -> None:
     with torch.no_grad():
         refiner(*inputs)
         with torch.autocast("cpu", torch.bfloat16):
-            (logits,) = refiner(*inputs)
+            (logits,) = refine(refiner, *inputs)
     assert logits.dtype is torch.float32
     torch.testing.assert_close(exact[0], exact[2])
     torch.testing.assert_close(exact[1], exact[3])
@@ -375,7 +384,7 @@ def test_without_a_refiner_the_coarse_logits_are_enlarged() -> None:
     assert encoder is None
     assert not refiner.uses_text
     coarse = [blobs(2, 4, 4), torch.zeros(0, 4, 4)]
-    first, second = refiner([None, None], coarse, (), [(30, 50), (8, 8)])
+    first, second = refine(refiner, [None, None], coarse, (), [(30, 50), (8, 8)])
     wanted = F.interpolate(coarse[0][:, None], (30, 50), mode="bilinear", align_corners=False)
     torch.testing.assert_close(first, wanted[:, 0])
     assert second.shape == (0, 8, 8)
@@ -385,5 +394,5 @@ def test_a_sam_of_other_sizes_works() -> None:
     shape = dataclasses.replace(SMALL_SAM, image_size=128, patch_size=16)
     refiner = SamRefiner(small_sam(shape))
     images = encoded((9, 30), shape=shape)
-    (logits,) = refiner(images, [blobs(2, 5, 2)], [texts(1, 3)], [(30, 9)])
+    (logits,) = refine(refiner, images, [blobs(2, 5, 2)], [texts(1, 3)], [(30, 9)])
     assert logits.shape == (2, 30, 9)

@@ -115,8 +115,8 @@ def refine(refiner: SamRefiner, image: Tensor, texts: list[Tensor], which: list[
     coarse = torch.randn(len(texts), 12, 16, generator=generator) * 4
     images = SamEncoder(build_sam("tiny")).encode([image])
     with torch.no_grad():
-        (logits,) = refiner(images, [coarse[which]], [[texts[i] for i in which]], [(80, 112)])
-    return logits
+        (masks,) = refiner(images, [coarse[which]], [[texts[i] for i in which]], [(80, 112)])
+    return masks.full()
 
 
 def test_phrases_of_any_lengths_are_decoded_together_as_alone(image: Tensor) -> None:

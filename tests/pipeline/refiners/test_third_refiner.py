@@ -32,7 +32,7 @@ REFINER = """
     import numpy as np
     import torch
     from torch.nn import functional as F
-    from flmm_core import EncodedImage, ImageEncoder, Refiner
+    from flmm_core import EncodedImage, ImageEncoder, MaskLogits, Refiner
 
     class Brightness(ImageEncoder):
         embedding_shape = (1, 4, 4)
@@ -64,7 +64,7 @@ REFINER = """
             large = F.interpolate(coarse[:, None], hw)
             blurred = F.avg_pool2d(large, 2 * self.radius + 1, 1, self.radius)
             dark = 1 - F.interpolate(image.embedding[None], hw)
-            return (large + self.amount * dark * (blurred - large))[:, 0]
+            return MaskLogits((large + self.amount * dark * (blurred - large))[:, 0])
 """
 
 
@@ -102,7 +102,8 @@ def test_both_halves_are_loaded_through_its_spec() -> None:
     image = Image.new("L", (12, 8), 0)
     images = encoder.encode([encoder.prepare(image)])
     coarse = torch.tensor([[[1.0, -1.0], [1.0, -1.0]]])
-    (logits,) = refiner(images, [coarse], (), [(8, 12)])
+    (masks,) = refiner(images, [coarse], (), [(8, 12)])
+    logits = masks.full()
     assert logits.shape == (1, 8, 12)
     assert logits[0, 4].unique().numel() > 2
     logits.sum().backward()
