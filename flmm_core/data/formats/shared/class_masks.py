@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,10 +25,17 @@ class ClassMasks:
     """The objects of an image: all regions of one class are one object, which its name refers to.
 
     A name that fits several things in an image refers to all of them.
+
+    Args:
+        image_hw: Height and width in pixels.
+        split: Of the objects.
+        phrases: The phrases of classes whose name does not say it ("tvmonitor").
     """
 
-    def __init__(self, image_hw: tuple[int, int], split: str) -> None:
-        self.image_hw, self._split = image_hw, split
+    def __init__(
+        self, image_hw: tuple[int, int], split: str, phrases: Mapping[str, str] | None = None
+    ) -> None:
+        self.image_hw, self._split, self._phrases = image_hw, split, phrases or {}
         self._regions: dict[str, NDArray[np.bool_]] = {}
 
     def add(self, name: str, region: NDArray[np.bool_], where: str) -> None:
@@ -41,7 +50,7 @@ class ClassMasks:
         return tuple(
             GroundedObject(
                 rle.encode(region),
-                (class_phrase(name),),
+                (self._phrases.get(name) or class_phrase(name),),
                 category=name,
                 split=self._split,
                 name=str(index),
