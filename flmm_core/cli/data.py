@@ -22,7 +22,13 @@ SKIPPED_SHOWN = 10
 SOURCES = "\n".join(f"  {known.form:21} {known.summary}" for known in FORMATS.values())
 
 
-@click.group("data", epilog=f"\b\nSources of data:\n{SOURCES}")
+OPTIONS = """  ,images=DIR           where the images lie, if not in a usual folder
+  ,exif=ignore          images were annotated as stored, not as their EXIF data turn them"""
+
+
+@click.group(
+    "data", epilog=f"\b\nSources of data:\n{SOURCES}\n\n\b\nOptions behind a source:\n{OPTIONS}"
+)
 def command() -> None:
     """Draw, check and convert data sets."""
 

@@ -1,4 +1,11 @@
-"""`NAME[:PATH][@SPLIT]`: how users name data, and the samples that the name stands for."""
+"""How users name data, and the samples that a name stands for.
+
+    NAME[:PATH][@SPLIT][,images=DIR][,exif=ignore]
+
+DIR is where the images lie, if not in a usual folder. An image whose EXIF data turn it was
+annotated upright or, if its annotations have that size, as it is stored; "exif=ignore" says that
+all were annotated as stored, which the size does not tell of a square or of a half turn.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +22,7 @@ from flmm_core.data.sample import AnnotatedImage, Sample
 from flmm_core.errors import DataError, UsageError, did_you_mean
 
 # A path may hold ":" and "@"; what follows its last "@" is the split unless a slash is in it.
+_OPTION = re.compile(r"(?P<rest>.*),(?P<key>images|exif)=(?P<value>.*)", re.DOTALL)
 _GRAMMAR = re.compile(r"(?P<name>[^:@]+)(:(?P<path>.*?))?(@(?P<split>[^@/\\]*))?", re.DOTALL)
 
 
@@ -45,13 +53,14 @@ class JoinedSamples(LazySamples):
 
 
 def parse_source(text: str) -> Source:
-    """The parts of `NAME[:PATH][@SPLIT]`.
+    """The parts of `NAME[:PATH][@SPLIT]` and the options behind it.
 
     Raises:
-        UsageError: The text has another form, NAME is unknown, or PATH or SPLIT is missing or
-            not supported by the format.
+        UsageError: The text has another form, NAME is unknown, PATH or SPLIT is missing or not
+            supported by the format, or an option has no such value.
     """
-    parts = _GRAMMAR.fullmatch(text.strip())
+    name_and_place, options = _split_options(text)
+    parts = _GRAMMAR.fullmatch(name_and_place)
     if parts is None or parts["path"] == "" or parts["split"] == "":
         raise UsageError(
             f"The data source '{text}' cannot be read.",
@@ -72,6 +81,8 @@ def parse_source(text: str) -> Source:
     elif path is not None and not wanted.has_path:
         problem = f"takes no path, but '{path}' was given"
         repair = "Leave out the path and the ':'."
+    elif options and not wanted.has_path:
+        problem, repair = f"takes no option '{next(iter(options))}'", "Leave it out."
     elif wanted.needs_split and not split:
         problem, repair = "needs a split", "Write the split after an '@', for example '@train'."
     if problem:
@@ -80,7 +91,24 @@ def parse_source(text: str) -> Source:
             found=f"Expected {wanted.form}: {wanted.summary}.",
             repair=repair,
         )
-    return Source(name, Path(path or "").expanduser(), split)
+    images = Path(options["images"]).expanduser() if "images" in options else None
+    return Source(name, Path(path or "").expanduser(), split, images, "exif" in options)
+
+
+def _split_options(text: str) -> tuple[str, dict[str, str]]:
+    """A source without the options behind it, and their values."""
+    rest, options = text.strip(), dict[str, str]()
+    while found := _OPTION.fullmatch(rest):
+        rest, key, value = found["rest"], found["key"], found["value"].strip()
+        if not value or key in options or (key == "exif" and value != "ignore"):
+            raise UsageError(
+                f"The data source '{text}' cannot be read.",
+                found=f"The option '{key}' {'is given twice' if key in options else 'is wrong'}.",
+                repair="Write ,images=DIR for the folder of the images, or ,exif=ignore if they "
+                "were annotated as they are stored.",
+            )
+        options[key] = value
+    return rest, options
 
 
 def read_source(

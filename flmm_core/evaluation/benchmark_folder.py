@@ -10,13 +10,13 @@ exists. NAME (BACKBONE--SOURCE[--METHOD]) is only for people.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flmm_core.errors import DataError, first_problem
+from flmm_core.data.sources import parse_source
+from flmm_core.errors import DataError, UsageError, first_problem
 from flmm_core.evaluation.phrase_rows import unreadable
 from flmm_core.files import write_text
 
@@ -78,11 +78,11 @@ class BenchmarkFacts(BaseModel):
 
 
 def source_label(source: str) -> str:
-    """`NAME[:PATH][@SPLIT]` without its PATH; any other text unchanged."""
-    parts = re.fullmatch(r"([^:@]+)(?::.*?)?(?:@([^@/\\]+))?", source, re.DOTALL)
-    if parts is None:
+    """`NAME[:PATH][@SPLIT]` without its PATH and options; any other text unchanged."""
+    try:
+        return parse_source(source).label
+    except UsageError:
         return source
-    return f"{parts[1]}@{parts[2]}" if parts[2] else parts[1]
 
 
 def read_benchmark(folder: Path) -> BenchmarkFacts:

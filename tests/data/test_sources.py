@@ -33,6 +33,40 @@ def test_the_parts_of_a_source(text: str, name: str, path: str | None, split: st
     assert parse_source(text) == Source(name, Path(path or ""), split or "")
 
 
+@pytest.mark.parametrize(
+    ("text", "images", "as_stored"),
+    [
+        ("refcoco:/rrsisd@val,images=/data/JPEGImages", "/data/JPEGImages", False),
+        ("refcoco:/rrsisd@val,images=C:\\my, photos@home", "C:\\my, photos@home", False),
+        ("refcoco:/rrsisd@val,exif=ignore", None, True),
+        ("refcoco:/rrsisd@val,images=a,exif=ignore", "a", True),
+        ("refcoco:/rrsisd@val,exif=ignore,images=a,b", "a,b", True),
+    ],
+)
+def test_options_behind_a_source(text: str, images: str | None, as_stored: bool) -> None:
+    expected = Source("refcoco", Path("/rrsisd"), "val", images and Path(images), as_stored)
+    assert parse_source(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (",images=", "The option 'images' is wrong."),
+        (",exif=upright", "The option 'exif' is wrong."),
+        (",images=a,images=b", "The option 'images' is given twice."),
+    ],
+)
+def test_options_that_say_nothing(options: str, found: str) -> None:
+    text = f"coco:/a{options}"
+    with pytest.raises(UsageError) as caught:
+        parse_source(text)
+    assert str(caught.value) == (
+        f"The data source '{text}' cannot be read.\n{found}\n"
+        "Write ,images=DIR for the folder of the images, or ,exif=ignore if they were annotated "
+        "as they are stored."
+    )
+
+
 formats = st.sampled_from(list(FORMATS.values()))
 paths = st.text("ab/:@. ", min_size=1).map(lambda tail: f"/d{tail}/x")
 splits = st.text("abAB-.", min_size=1)
@@ -110,6 +144,14 @@ def test_an_unknown_name() -> None:
                 "The data source 'shapes:/data@train' takes no path, but '/data' was given.\n"
                 "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent.\n"
                 "Leave out the path and the ':'."
+            ),
+        ),
+        (
+            "shapes@train,exif=ignore",
+            (
+                "The data source 'shapes@train,exif=ignore' takes no option 'exif'.\n"
+                "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent.\n"
+                "Leave it out."
             ),
         ),
     ],

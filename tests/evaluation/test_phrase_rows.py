@@ -66,6 +66,7 @@ def test_unfinished_measurements_are_told_apart(tmp_path: Path) -> None:
         ("refcoco+:/data/coco@testA", "refcoco+@testA"),
         ("jsonl:/my/metadata.jsonl", "jsonl"),
         ("jsonl:C:/a@b/metadata.jsonl", "jsonl"),
+        ("refcoco:/data/rrsisd@val,images=/photos", "refcoco@val"),
         ("", ""),
     ],
 )

@@ -20,16 +20,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """The parts of `NAME[:PATH][@SPLIT]`; the split may be empty."""
+    """The parts of `NAME[:PATH][@SPLIT][,images=DIR][,exif=ignore]`.
+
+    Attributes:
+        split: May be empty.
+        images: The folder of the images, if not a usual one.
+        as_stored: Images were annotated as they are stored, whatever their EXIF data say.
+    """
 
     format: str
     path: Path = Path()
     split: str = ""
+    images: Path | None = None
+    as_stored: bool = False
 
     @property
     def label(self) -> str:
         """The source without its path, as a prefix of sample names: "refcoco@val"."""
         return f"{self.format}@{self.split}" if self.split else self.format
+
+    def image_folders(self, usual: Iterable[Path]) -> list[Path]:
+        """Where its images may lie: the folder that was given, else the usual ones."""
+        return list(usual) if self.images is None else [self.images]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """COCO-style annotations of a user's own images, and a writer of them.
 
     ROOT/instances.json        {"images", "annotations", "categories"}; or another file's path
-    ROOT/images/...            images as `file_name` says, in ROOT, ROOT/images or ROOT/SPLIT
+    ROOT/images/...            images as `file_name` says, in ROOT, ROOT/images or ROOT/SPLIT;
+                               or in the folder of the source's option ",images=DIR"
 
 With a split: ROOT/SPLIT/instances.json, ROOT/SPLIT/_annotations.coco.json (Roboflow) or
 ROOT/annotations/instances_SPLIT.json (COCO itself).
@@ -20,6 +21,7 @@ from flmm_core.data import rle
 from flmm_core.data.findings import Findings
 from flmm_core.data.formats import Source
 from flmm_core.data.formats.shared.coco_json import Instances, NewInstances
+from flmm_core.data.formats.shared.image_paths import ImagePaths
 from flmm_core.data.formats.shared.new_image import NewImage, checked
 from flmm_core.data.records import Record, find_file, texts
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask
@@ -56,6 +58,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
     images: list[AnnotatedImage] = []
     roots = [path.parent, *path.parents[1:2]]
     folders = [r / sub for r in roots for sub in ("", "images", split, f"images/{split}")]
+    paths = ImagePaths(source.image_folders(folders), instances.file_names)
     for image_id, things in named.items():
         things += [
             GroundedObject(rle.merge(masks), (category,), category, split=split)
@@ -65,11 +68,11 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
             continue  # none of its annotations can be used
         with findings.part():
             name = instances.file_name(image_id)
-            file = find_file(
-                folders,
-                [name, Path(name).name],
+            file = paths.find(
+                name,
                 f"The image {name} of {path}",
-                "Put the images beside the file, or into a folder 'images' there.",
+                "Put the images beside the file, or name their folder: "
+                f"--data {source.format}:PATH,images=DIR.",
             )
             images.append(AnnotatedImage(name, file, instances.size(image_id), tuple(things)))
     for image_id in instances.images:

@@ -32,7 +32,8 @@ SLICES = ("no target", "one target", "several targets")
 def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
     """The images of a split; see `read_refs`. PATH is ROOT or the data set's folder."""
     refs_path = find_folder(source.path, "grefcoco") / FILE_NAME
-    return read_refs(read_json(refs_path), refs_path, source.split, _meaning, findings)
+    refs = read_json(refs_path)
+    return read_refs(refs, refs_path, source, source.split, _meaning, findings)
 
 
 def _meaning(ref: Record, where: str) -> tuple[list[int], str]:

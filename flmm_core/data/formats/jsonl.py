@@ -32,6 +32,7 @@ from typing import Any, BinaryIO
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
 from flmm_core.data.formats import Source
+from flmm_core.data.formats.shared.image_paths import spellings
 from flmm_core.data.formats.shared.new_image import NewImage, checked
 from flmm_core.data.records import (
     Record,
@@ -91,7 +92,8 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
             where = f"line {number} of {path}"
             record = expect(parse_json(line, where), dict, where)
             file_name = field(record, "file_name", str, where)
-            said = _images(record, file_name, path.parent, where, findings)
+            folders = source.image_folders([path.parent])
+            said = _images(record, file_name, folders, where, findings)
             first = lines.setdefault(file_name, number)
             if first != number:
                 raise DataError(
@@ -125,12 +127,12 @@ def _find(path: Path, split: str) -> Path:
 
 
 def _images(
-    record: Record, file_name: str, folder: Path, where: str, findings: Findings
+    record: Record, file_name: str, folders: Sequence[Path], where: str, findings: Findings
 ) -> list[AnnotatedImage]:
     """The images of a line, one per caption; none if one of its objects is faulty."""
     path = find_file(
-        [folder],
-        [file_name],
+        folders,
+        spellings(file_name),
         f"The image {file_name} on {where}",
         "'file_name' is relative to the folder of the file.",
     )

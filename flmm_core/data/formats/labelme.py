@@ -83,17 +83,17 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
     images: list[AnnotatedImage] = []
     for file in files:
         with findings.part():
-            if image := _image(file, split, findings):
+            if image := _image(file, source, findings):
                 images.append(image)
     return tuple(images)
 
 
-def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage | None:
+def _image(file: Path, source: Source, findings: Findings) -> AnnotatedImage | None:
     """The image of a file; None if no shape of it can be used."""
     where = f"the file {file}"
     record = expect(read_json(file), dict, where)
     name = field(record, "imagePath", str, where)
-    path = _find_image(record, name, file)
+    path = _find_image(record, name, file, source)
     sides = [record.get(key) for key in ("imageHeight", "imageWidth")]
     height, width = (
         image_size_of(path)
@@ -115,7 +115,7 @@ def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage | None:
         GroundedObject(
             rle.encode(region),
             (label,),
-            split=split,
+            split=source.split,
             name=str(index),
             ignore=rle.encode_any(ignored & ~region),
         )
@@ -125,14 +125,15 @@ def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage | None:
     return AnnotatedImage(name, path, (height, width), tuple(objects)) if objects else None
 
 
-def _find_image(record: Record, name: str, file: Path) -> Path:
+def _find_image(record: Record, name: str, file: Path, source: Source) -> Path:
     """Where 'imagePath' says, else beside the file under its name, else what 'imageData' holds."""
+    folders = source.image_folders([file.parent])
     names = [*spellings(name), *(tail for tail in tails(name) if Path(tail).stem == file.stem)]
-    path = first_file([file.parent], names)
+    path = first_file(folders, names)
     if path is None and record.get("imageData") is not None:
         return _unpack(field(record, "imageData", str, f"the file {file}"), name, file)
     return path or find_file(
-        [file.parent],
+        folders,
         names,
         f"The image {name} of {file}",
         "Save the image there; 'imagePath' is relative to the folder of the file.",

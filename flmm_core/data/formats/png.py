@@ -29,6 +29,7 @@ from PIL import Image
 from flmm_core.data.findings import Findings
 from flmm_core.data.formats import Source
 from flmm_core.data.formats.shared.coco_json import coco_names
+from flmm_core.data.formats.shared.image_paths import ImagePaths
 from flmm_core.data.formats.shared.new_image import NewImage, checked, plain_caption, targets
 from flmm_core.data.formats.shared.panoptic import (
     NewPanoptic,
@@ -58,6 +59,10 @@ PNG_FOLDERS = (
     "panoptic_segmentation/{}",
 )
 IMAGE_FOLDERS = ("images/{}", "{}", "coco/{}", "images")
+GET_FILES = (
+    "Put COCO's 2017 images and panoptic PNGs (https://cocodataset.org/#download) into these "
+    "folders; the images may be in another, --data png:PATH@SPLIT,images=DIR."
+)
 
 
 def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
@@ -66,7 +71,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
     whole = split if split.endswith("2017") else f"{split}2017"
     narratives_path = _find_json(root, "png_coco_{}.json", whole)
     narratives = expect(read_json(narratives_path), list, f"the file {narratives_path}")
-    files = _Files(root, whole, findings)
+    files = _Files(source, whole, findings)
     images: list[AnnotatedImage] = []
     for number, record in enumerate(narratives):
         with findings.part():
@@ -99,10 +104,12 @@ def _find_json(path: Path, pattern: str, split: str) -> Path:
 class _Files:
     """The files of a split; every image is looked up once."""
 
-    def __init__(self, root: Path, split: str, findings: Findings) -> None:
+    def __init__(self, source: Source, split: str, findings: Findings) -> None:
+        root = source.path
         self.panoptic = Panoptic(_find_json(root, "panoptic_{}.json", split), findings)
         self._png_folders = [root / sub.format(split) for sub in PNG_FOLDERS]
-        self._image_folders = [root / sub.format(split) for sub in IMAGE_FOLDERS]
+        folders = source.image_folders(root / sub.format(split) for sub in IMAGE_FOLDERS)
+        self._images = ImagePaths(folders, self.panoptic.file_names)
         self._found: dict[int, tuple[AnnotatedImage, Path, Segments]] = {}
 
     def find(self, image_id: int, asker: str) -> tuple[AnnotatedImage, Path, Segments]:
@@ -110,22 +117,14 @@ class _Files:
         if image_id not in self._found:
             names = [self.panoptic.png_name(image_id, asker)]
             size, name = self.panoptic.size(image_id), self.panoptic.file_name(image_id)
-            path = _find(self._image_folders, coco_names(name, image_id), "image")
-            png = _find(self._png_folders, names, "panoptic PNG")
+            path = self._images.find(
+                name, f"The image {name}", GET_FILES, others=coco_names(image_id)
+            )
+            png = find_file(self._png_folders, names, f"The panoptic PNG {names[0]}", GET_FILES)
             check_png_size(png, size)
             image = AnnotatedImage(name, path, size, ())
             self._found[image_id] = image, png, self.panoptic.segments(image_id)
         return self._found[image_id]
-
-
-def _find(folders: Sequence[Path], names: Sequence[str], what: str) -> Path:
-    return find_file(
-        folders,
-        names,
-        f"The {what} {names[0]}",
-        "Put COCO's 2017 images and panoptic PNGs (https://cocodataset.org/#download) "
-        "into these folders.",
-    )
 
 
 def _narrative(record: Record, where: str, files: _Files, split: str) -> AnnotatedImage:

@@ -47,7 +47,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
     images: list[AnnotatedImage] = []
     for file in sorted(_find_split(source.path, source.split).glob("*.json")):
         with findings.part():
-            images.append(_image(file, source.split, findings))
+            images.append(_image(file, source, findings))
     return tuple(images)
 
 
@@ -69,11 +69,11 @@ def _find_split(path: Path, split: str) -> Path:
     )
 
 
-def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage:
+def _image(file: Path, source: Source, findings: Findings) -> AnnotatedImage:
     where = f"the file {file}"
     record = expect(read_json(file, NOT_UTF8), dict, where)
     path = find_file(
-        [file.parent],
+        source.image_folders([file.parent]),
         [f"{file.stem}{ending}" for ending in IMAGE_ENDINGS],
         f"The image of {file}",
         "Each image lies beside its JSON file under the same name.",
@@ -88,7 +88,7 @@ def _image(file: Path, split: str, findings: Findings) -> AnnotatedImage:
         mask=rle.encode(target),
         sentences=texts(field(record, "text", list, where), "text", where),
         slice=SLICES[bool(is_sentence)],
-        split=split,
+        split=source.split,
         name="target",
         ignore=rle.encode_any(ignored),
     )

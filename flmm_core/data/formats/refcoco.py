@@ -3,7 +3,8 @@
     ROOT/refcoco/instances.json      images, categories, annotations (polygons or RLE)
     ROOT/refcoco/refs(unc).p         pickled list of refs: ann_id, image_id, split, sentences
     ROOT/refcoco+/...                the same;  ROOT/refcocog/refs(umd).p, refs(google).p
-    ROOT/train2014/COCO_train2014_*.jpg, or ROOT/images/..., or as `file_name` says
+    ROOT/train2014/COCO_train2014_*.jpg, or ROOT/images/..., or as `file_name` says; or in the
+                                     folder of the source's option ",images=DIR"
 
 Splits: "train", "val", ...; with a prefix ("google-val") from that maker's refs. Sentences are
 read in their cleaned form (`sent`). Two extra keys of a ref, which others ignore: "slice" is the
@@ -48,7 +49,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
         "for example '@google-val' for refs(google).p.",
         found=f"There are: {', '.join(others) or 'none'}. ",
     )
-    return read_refs(read_plain_pickle(refs_path), refs_path, split, _meaning, findings)
+    return read_refs(read_plain_pickle(refs_path), refs_path, source, split, _meaning, findings)
 
 
 def _meaning(ref: Record, where: str) -> tuple[list[int], str]:

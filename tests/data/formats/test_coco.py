@@ -147,5 +147,9 @@ def test_what_is_wrong_with_an_annotation_is_named(
 def test_a_missing_image(files: Files) -> None:
     files.data["images"][0]["file_name"] = "c.png"
     message = files.fails()
-    assert message.startswith(f"The image c.png of {files.path} is missing.\nLooked for:\n")
-    assert f"  {files.folder}/images/c.png\n" in message
+    assert message == (
+        f"The image c.png of {files.path} is missing.\nLooked for c.png in:\n"
+        f"  {files.folder}\n  {files.folder}/images\n"
+        f"  {files.folder.parent}\n  {files.folder.parent}/images\n"
+        "Put the images beside the file, or name their folder: --data coco:PATH,images=DIR."
+    )

@@ -46,6 +46,12 @@ class CocoFile:
         """(H, W) of an image."""
         return image_size(self.images[image_id], f"image {image_id} in {self.path}")
 
+    @property
+    def file_names(self) -> list[str]:
+        """The names of all images that have one."""
+        names = (record.get("file_name") for record in self.images.values())
+        return [name for name in names if isinstance(name, str)]
+
     def file_name(self, image_id: int) -> str:
         return field(self.images[image_id], "file_name", str, f"image {image_id} in {self.path}")
 
@@ -90,10 +96,9 @@ class Instances(CocoFile):
         return f"annotation {ann_id} in {self.path}"
 
 
-def coco_names(file_name: str, image_id: int) -> list[str]:
-    """The names an image may have: as in the file, and as in COCO 2014 and 2017."""
-    names = [file_name, f"COCO_train2014_{image_id:012d}.jpg", f"{image_id:012d}.jpg"]
-    return list(dict.fromkeys(names))
+def coco_names(image_id: int) -> list[str]:
+    """The names of an image in COCO 2014 and 2017."""
+    return [f"COCO_train2014_{image_id:012d}.jpg", f"{image_id:012d}.jpg"]
 
 
 class NewCocoFile:

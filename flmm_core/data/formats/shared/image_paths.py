@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain
 from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote
 
-from flmm_core.data.records import find_file, first_file
+from flmm_core.data.records import first_file
+from flmm_core.errors import DataError
 
 
 def spellings(written: str) -> list[str]:
@@ -35,36 +38,48 @@ def tails(written: str) -> list[str]:
 class ImagePaths:
     """Finds the images of an annotation file in some folders.
 
-    Folders of a name that are not there may be those of the machine that wrote it, and are left
-    out, from the first on, unless another image of the file has the rest of the name too.
+    The first folders of a name may be those of the machine that wrote it. Without them an image is
+    found too, unless another image of the file has the rest of its name as well.
 
     Args:
         folders: Where to look, in this order.
-        names: The names of all images of the file.
+        written: The names of all images of the file.
     """
 
-    def __init__(self, folders: Iterable[Path], names: Iterable[str]) -> None:
+    def __init__(self, folders: Iterable[Path], written: Iterable[str]) -> None:
         self._folders = list(dict.fromkeys(folders))
         self._there = [folder for folder in self._folders if folder.is_dir()]
-        one_each = {tuple(tails(name)[:1]): name for name in names}
-        self._owners = Counter(tail for name in one_each.values() for tail in tails(name))
+        self._written = written
 
-    def names(self, written: str) -> list[str]:
-        """All names that an image may have, the likeliest first."""
-        own = [tail for tail in tails(written) if self._owners[tail] <= 1]
-        return list(dict.fromkeys([*spellings(written), *own]))
-
-    def first(self, names: Sequence[str]) -> Path | None:
-        """The first of the names that is a file in a folder, if any."""
-        found = (first_file(self._there, [name]) for name in names)
+    def first(self, name: str, others: Sequence[str] = ()) -> Path | None:
+        """The image of a name, else a file of one of the other names, else none."""
+        tried = chain([name], others, spellings(name), self._own_tails(name))
+        found = (first_file(self._there, [one]) for one in tried)
         return next((path for path in found if path is not None), None)
 
-    def find(self, written: str, asked: str, repair: str, found: str = "") -> Path:
-        """The image; DataError as of `find_file` if it is missing."""
-        names = self.names(written)
-        if path := self.first(names):
+    def find(
+        self, name: str, asked: str, repair: str, *, others: Sequence[str] = (), found: str = ""
+    ) -> Path:
+        """As `first`; if it is missing, a DataError "`asked` is missing"."""
+        if path := self.first(name, others):
             return path
-        shared = [tail for tail in tails(written) if self._owners[tail] > 1]
-        if shared:
-            found += f"Several images of the file are named {shared[0]}; their folders decide. "
-        return find_file(self._folders, names, asked, repair, found)
+        own = list(self._own_tails(name))
+        if shared := [tail for tail in tails(name) if tail not in own]:
+            found += f"Several images of the file are named {shared[0]}; only folders differ. "
+        names = dict.fromkeys([name, *others, *spellings(name), *own])
+        raise DataError(
+            f"{asked} is missing.",
+            found="\n  ".join(
+                [f"{found}Looked for {', '.join(names)} in:", *map(str, self._folders)]
+            ),
+            repair=repair,
+        )
+
+    def _own_tails(self, name: str) -> Iterator[str]:
+        yield from (tail for tail in tails(name) if self._owners[tail] <= 1)
+
+    @cached_property
+    def _owners(self) -> Counter[str]:
+        """How many images of the file have an end of a name; two spellings of it are one."""
+        ends = {tuple(tails(name)[:1]): tails(name) for name in self._written}
+        return Counter(tail for owned in ends.values() for tail in owned)

@@ -9,14 +9,15 @@ from typing import Any
 
 from flmm_core.data import rle
 from flmm_core.data.findings import DegenerateError, Findings
+from flmm_core.data.formats import Source
 from flmm_core.data.formats.shared.coco_json import Instances, coco_names
 from flmm_core.data.formats.shared.degenerate import NO_SENTENCE
+from flmm_core.data.formats.shared.image_paths import ImagePaths
 from flmm_core.data.records import (
     Record,
     expect,
     field,
     find_file,
-    first_file,
     records_by_id,
     sentence,
 )
@@ -31,12 +32,17 @@ IMAGE_FOLDERS = (
     "images",
     "train2017",
     "images/train2017",
+    "images/saiapr_tc-12",
+    "images/{name}/JPEGImages",
+    "images/{name}",
+    "JPEGImages",
     "",
 )
-"""Where the images may lie, below the data set's folder or the one above."""
+"""Where the images may lie, below the data set's folder {name} or the one above; those of COCO, of
+RefCLEF, and of sets that were made for the same readers (RRSIS-D)."""
 GET_IMAGES = (
-    "Put COCO's train2014 images (http://images.cocodataset.org/zips/train2014.zip) "
-    "into one of these folders."
+    "Put the images (of RefCOCO: http://images.cocodataset.org/zips/train2014.zip) into one of "
+    "these folders, or name their folder: --data {}:PATH@{},images=DIR."
 )
 
 Meaning = Callable[[Record, str], tuple[Sequence[int], str]]
@@ -57,12 +63,12 @@ def find_folder(path: Path, dataset: str, siblings: Sequence[str] = ()) -> Path:
 
 
 def read_refs(
-    refs: Any, refs_path: Path, split: str, meaning: Meaning, findings: Findings
+    refs: Any, refs_path: Path, source: Source, split: str, meaning: Meaning, findings: Findings
 ) -> tuple[AnnotatedImage, ...]:
     """The images of a split in the order of their first refs, each with one object per ref.
 
     Masks are checked and compressed at once; images are only looked up. `refs` is the content of
-    `refs_path`, which has instances.json beside it.
+    `refs_path`, which has instances.json beside it; `split` is as the refs name it.
     """
     kept = _of_split(refs, refs_path, split, findings)
     instances = Instances(refs_path.parent / "instances.json", findings)
@@ -72,7 +78,7 @@ def read_refs(
             where = f"ref {ref['ref_id']} of {refs_path}"
             thing = _object(ref, where, *meaning(ref, where), instances)
             objects.setdefault(ref["image_id"], []).append(thing)
-    paths = _find_images(instances, list(objects), findings)
+    paths = _find_images(instances, list(objects), source, findings)
     return tuple(
         AnnotatedImage(instances.file_name(key), path, instances.size(key), tuple(objects[key]))
         for key, path in paths.items()
@@ -140,27 +146,29 @@ def _sentences(ref: Record, where: str) -> tuple[str, ...]:
 
 
 def _find_images(
-    instances: Instances, image_ids: Sequence[int], findings: Findings
+    instances: Instances, image_ids: Sequence[int], source: Source, findings: Findings
 ) -> dict[int, Path]:
     folder = instances.path.parent
-    roots = [root / sub for sub in IMAGE_FOLDERS for root in (folder.parent, folder)]
-    there = [root for root in roots if root.is_dir()]
+    subs = [sub.format(name=folder.name) for sub in IMAGE_FOLDERS]
+    usual = [root / sub for sub in subs for root in (folder.parent, folder)]
+    paths = ImagePaths(source.image_folders(usual), instances.file_names)
     found: dict[int, Path] = {}
-    missing: dict[str, list[str]] = {}
+    missing: dict[int, str] = {}
     for image_id in image_ids:
         with findings.part():
-            names = coco_names(instances.file_name(image_id), image_id)
-            if path := first_file(there, names):
+            name = instances.file_name(image_id)
+            if path := paths.first(name, coco_names(image_id)):
                 found[image_id] = path
             else:
-                missing[names[0]] = names
-    for number, (file_name, names) in enumerate(missing.items()):
+                missing[image_id] = name
+    for number, (image_id, name) in enumerate(missing.items()):
         with findings.part():
-            asked = f"The image {file_name} of {instances.path}"
+            asked = f"The image {name} of {instances.path}"
             if number:  # what was tried is listed once
                 raise DataError(f"{asked} is missing.")
             count = f"{len(missing)} of {len(image_ids)} images are missing. "
-            find_file(roots, names, asked, GET_IMAGES, count)
+            repair = GET_IMAGES.format(source.format, source.split)
+            paths.find(name, asked, repair, others=coco_names(image_id), found=count)
     return found
 
 
