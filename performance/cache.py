@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from flmm_core.config import RunConfig, load_config
+from flmm_core.config import RunConfig, SkipLimit, load_config
 from flmm_core.data.drawn.writing import draw_images
 from flmm_core.data.formats import FORMATS
+from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sources import open_source
 from flmm_core.feature_cache.build import build_cache
 from flmm_core.feature_cache.store import shards
@@ -88,7 +89,7 @@ def _epochs(folder: Path, size: str, repeats: int) -> Epochs:
     reading, _ = _config(folder, model, batch_size=IMAGES[size], cache=cache)
     without = open_observed(plain, spec, Progress())
     cached = open_cached(reading, spec, Progress())
-    cached.source.expect(samples, Progress())
+    cached.source.expect(samples, LeftOut(samples, SkipLimit.given("0")), Progress())
     taken: dict[str, list[float]] = {"without": [], "cached": []}
     for _ in range(repeats + 1):
         taken["without"].append(_epoch(plain, without, samples, folder))

@@ -8,7 +8,7 @@ a batch, so rows depend neither on stops nor on the number of processes. All pro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,8 +27,9 @@ from flmm_core.benchmark.plan import (
     with_labels,
 )
 from flmm_core.benchmark.rows import RowFiles, SampleRows
-from flmm_core.config import RunConfig, Workers, load_config
+from flmm_core.config import MAX_SKIPPED, RunConfig, SkipLimit, Workers, load_config
 from flmm_core.config.resume import CONFIG
+from flmm_core.data.left_out import LeftOut
 from flmm_core.data.protocols import ImageSamples
 from flmm_core.data.sources import open_source
 from flmm_core.errors import RunError, UsageError
@@ -70,7 +71,7 @@ class BenchmarkRun:
     Attributes:
         output: Folder of the benchmark.
         config_file: YAML file of the heads to train.
-        max_skipped: Maximum number of samples per source that cannot be scored.
+        max_skipped: How much of a source may be left out because it cannot be used.
         dtype: Of the VLM's weights; None is "auto", or that of `config_file`.
         device: "auto" takes the first accelerator; with several processes, one for each.
         refiner_weights: The refiner's own weights file, where training needed one.
@@ -82,7 +83,7 @@ class BenchmarkRun:
     output: Path
     _: KW_ONLY
     config_file: Path | None = None
-    max_skipped: int = 0
+    max_skipped: str = MAX_SKIPPED
     dtype: str | None = None
     device: str = "auto"
     refiner_weights: Path | None = None
@@ -91,6 +92,7 @@ class BenchmarkRun:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
+        self._limit = SkipLimit.given(self.max_skipped)
         on_cpu = self.device == "cpu" or not torch.cuda.is_available()
         # The others may train a head, or read larger images: a long wait is no fault.
         self.processes = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
@@ -109,13 +111,13 @@ class BenchmarkRun:
         Raises:
             UsageError: The folder holds another benchmark, another process is writing it, or the
                 plan cannot be carried out.
-            RunError: Too many samples cannot be scored.
+            DataError: Too much of a source cannot be used.
         """
         if self.plan.abstain:
             check_can_abstain(self.plan.methods)
         sources = {text: open_source(text, self.plan.protocol) for text in self.plan.data}
-        for text, samples in sources.items():
-            self._check_skipped(text, [skipped.reason for skipped in samples.skipped])
+        for samples in sources.values():
+            LeftOut(samples, self._limit)
         with hold(self.output, "measuring into") if self.is_first else nullcontext():
             self._begin()
             for system in self._systems():
@@ -192,6 +194,7 @@ class BenchmarkRun:
             "eval_data": [],
             "protocol": self.plan.protocol,
             "dtype": self.dtype,
+            "max_skipped": self.max_skipped,
             "device": self.device,
             "refiner_weights": self.refiner_weights,
             **self.plan.training,
@@ -308,7 +311,7 @@ class BenchmarkRun:
             workers=self.workers,
             throughput=throughput,
         )
-        skipped = [one.reason for one in job.samples.skipped]
+        left_out = LeftOut(job.samples, self._limit, used=job.total)
         left = job.total - rows.done
         with (
             rows.open(rank, processes) as file,
@@ -318,8 +321,9 @@ class BenchmarkRun:
                 new = [SampleRows.of(one) for one in batch if not rows.has(one.index)]
                 file.writelines(one.to_line() for one in new)
                 file.flush()
-                skipped += [one.skipped for one in new if one.skipped is not None]
-                self._check_skipped(job.title, skipped)
+                for one in new:
+                    if one.skipped is not None:
+                        left_out.add(one.sample, one.skipped)
                 left -= (shown := min(left, len(new) * processes))
                 stage.advance(shown, **throughput.figures())  # as if all were equally far
         self.processes.wait_for_everyone()
@@ -334,12 +338,10 @@ class BenchmarkRun:
                 found=f"{job.total} samples: {rows.done} measured, {len(rows.skipped)} skipped.",
                 repair="Another process may have stopped; run the same command again.",
             )
-        skipped = [{"item": one.name, "reason": one.reason} for one in job.samples.skipped]
-        skipped += [
-            {"item": f"sample {index} of {job.source}", "reason": reason}
-            for index, reason in rows.skipped.items()
-        ]
-        self._check_skipped(job.title, [one["reason"] for one in skipped])
+        left_out = LeftOut(job.samples, self._limit, used=job.total)
+        for index, reason in rows.skipped.items():
+            left_out.add(index, reason)
+        skipped = left_out.to_list()
         scores = Evaluation(skipped=len(skipped))
 
         def in_order() -> Iterator[PhraseRow]:
@@ -367,15 +369,6 @@ class BenchmarkRun:
             f"{job.title}, {self.plan.protocol}: cIoU {scores['ciou']:.4f}, "
             f"mIoU {scores['miou']:.4f} ({phrases} phrases)"
         )
-
-    def _check_skipped(self, name: str, reasons: Sequence[str]) -> None:
-        if len(reasons) > self.max_skipped:
-            raise RunError(
-                f"{len(reasons)} samples of {name} cannot be scored; "
-                f"--max-skipped is {self.max_skipped}.",
-                found=f"The last one: {reasons[-1]}",
-                repair="Repair the data, or raise --max-skipped; what is measured is kept.",
-            )
 
 
 def _now() -> str:

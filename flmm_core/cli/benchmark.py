@@ -15,7 +15,7 @@ from flmm_core.errors import UsageError
 if TYPE_CHECKING:
     from flmm_core.report.table import BenchmarkReport
 
-PER_RUN = ("dtype", "device", "refiner_weights", "workers", "force")
+PER_RUN = ("dtype", "device", "refiner_weights", "workers", "force", "max_skipped")
 """Settings of a run that are no part of the plan. Figures of another dtype are refused."""
 
 
@@ -53,12 +53,6 @@ PER_RUN = ("dtype", "device", "refiner_weights", "workers", "force")
 @shared.method_data_option
 @shared.abstain_option
 @shared.limit_option
-@click.option(
-    "--max-skipped",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Maximum number of samples per data source that cannot be scored.",
-)
 @shared.batch_size_option
 @click.option(
     "--config",
@@ -68,7 +62,7 @@ PER_RUN = ("dtype", "device", "refiner_weights", "workers", "force")
 )
 @config_options("steps", unset="as in `flmm train`")
 @config_options(*PER_RUN)
-def command(output: Path, max_skipped: int, config_file: Path | None, **parameters: Any) -> None:
+def command(output: Path, config_file: Path | None, **parameters: Any) -> None:
     """Evaluate every backbone on every data set, and write a report.
 
     Stopped at any point, it is resumed by the same command. Under `torchrun` or `accelerate
@@ -97,7 +91,6 @@ def command(output: Path, max_skipped: int, config_file: Path | None, **paramete
         plan,
         output,
         config_file=config_file,
-        max_skipped=max_skipped,
         progress=make_progress(),
         **{key: value for key, value in given.items() if key in PER_RUN},
     )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     "backbone", "model", "options", "dtype", "device", "prompt",
-    "data", "val_data", "protocol", "train_protocol",
+    "data", "val_data", "max_skipped", "protocol", "train_protocol",
     "refiner", "refiner_options", "refiner_weights", "head.pool", "workers",
 )  # fmt: skip
 """The settings of a run that decide what is cached."""

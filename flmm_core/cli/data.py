@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flmm_core.cli.console import check_writable, make_progress
+from flmm_core.cli.options import config_options
+from flmm_core.config import MAX_SKIPPED
 from flmm_core.data.formats import FORMATS, writable_formats
 from flmm_core.errors import DataError, UsageError
 from flmm_core.files import whole_folder
@@ -116,7 +118,8 @@ def check(source: str, previews: int | None, output: Path | None) -> None:
 @click.argument("source")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--link", is_flag=True, help="Create links to the images instead of copies.")
-def convert(source: str, folder: Path, link: bool) -> None:
+@config_options("max_skipped")
+def convert(source: str, folder: Path, link: bool, max_skipped: str | None) -> None:
     """Convert any data set to JSON Lines, one JSON object per image.
 
     SOURCE is NAME[:PATH][@SPLIT], see `flmm data --help`; it is written to DIR/SPLIT, beside other
@@ -126,7 +129,9 @@ def convert(source: str, folder: Path, link: bool) -> None:
     from flmm_core.data.tools.convert import convert_source
 
     track = partial(_tracked, "Converting")
-    target, skipped = convert_source(source, folder, link=link, track=track)
+    target, skipped = convert_source(
+        source, folder, link=link, max_skipped=max_skipped or MAX_SKIPPED, track=track
+    )
     _show_skipped(skipped, err=True)
     click.echo(target)
 

@@ -11,4 +11,5 @@ from flmm_core.config.settings import Setting as Setting
 from flmm_core.config.settings import Workers as Workers
 from flmm_core.config.settings import option_name as option_name
 from flmm_core.config.settings import settings as settings
+from flmm_core.config.skip_limit import MAX_SKIPPED as MAX_SKIPPED
 from flmm_core.config.skip_limit import SkipLimit as SkipLimit

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from flmm_core.config.skip_limit import SkipLimit
+from flmm_core.config.skip_limit import MAX_SKIPPED, SkipLimit
 from flmm_core.config.yaml_files import dump_yaml
 from flmm_core.spec import DEFAULT_PROMPT
 
@@ -95,6 +95,11 @@ class RunConfig(Section):
         default_factory=_drawn("test", "hard"),
         description="Evaluate the trained head on this data; repeatable. Default: shapes@test and"
         " shapes@hard when training on drawn scenes.",
+    )
+    max_skipped: MaxSkipped = Field(
+        MAX_SKIPPED,
+        description="How much of a data source may be left out because it cannot be used: a number"
+        " of items, or a share (1%); more is an error.",
     )
     protocol: ProtocolName = Field(
         "standard",

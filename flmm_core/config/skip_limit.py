@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Self
 
+from flmm_core.errors import UsageError
+
+MAX_SKIPPED = "1%"
+"""The default."""
 EXPECTED = "a number of items (20) or a share of the source (1%, 0.5%)"
 
 
@@ -35,6 +39,14 @@ class SkipLimit:
         if percent and value > 100:
             raise ValueError(f"must be at most 100%, not {given!r}")
         return cls(text, value / 100 if percent else value, bool(percent))
+
+    @classmethod
+    def given(cls, text: str) -> Self:
+        """As `parse`, for an option; UsageError if it cannot be read."""
+        try:
+            return cls.parse(text)
+        except ValueError as error:
+            raise UsageError(f"--max-skipped {error}.") from error
 
     def allows(self, *losses: tuple[int, int]) -> bool:
         """Whether losses (left out, of how many) are together within the limit.

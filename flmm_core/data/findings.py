@@ -12,17 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from flmm_core.config import SkipLimit
 from flmm_core.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 Track = Callable[[Collection[Any]], Iterable[Any]]
 """Iterates over a collection and shows progress; `iter` shows none."""
-
-
-SHOWN = 10
-"""How many items left out are logged one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,58 +86,3 @@ class Findings:
             first = f"the first is {self.skipped[0].name} ({self.skipped[0].reason})"
             hint = "`flmm data check` lists them"
             logger.warning("%s: %d left out, %s; %s", source, len(self.skipped), first, hint)
-
-
-class LeftOut:
-    """What a command leaves out of one source, until it is more than `--max-skipped` allows.
-
-    A share counts what the reader left out among the annotated objects, and samples that cannot be
-    used among all samples; the two are added.
-
-    Args:
-        source: Names the data in messages.
-        items: What the reader left out.
-        objects: How many objects it kept.
-        samples: How many samples they make.
-
-    Raises:
-        DataError: The reader left out too much.
-    """
-
-    def __init__(
-        self, source: str, items: Collection[Skipped], objects: int, samples: int, limit: SkipLimit
-    ) -> None:
-        self.source, self.limit = source, limit
-        self.items = list(items)
-        self._objects, self._samples = objects, samples
-        self._unusable: dict[int, Skipped] = {}
-        self.check()
-
-    def add(self, index: int, name: str, error: Exception) -> None:
-        """Leave out a sample, which is listed once; DataError if it is one too many."""
-        if index in self._unusable:
-            return
-        item = Skipped(name, " ".join(str(error).splitlines()))
-        self._unusable[index] = item
-        self.items.append(item)
-        if len(self._unusable) <= SHOWN:
-            logger.warning("%s: left out %s: %s", self.source, item.name, item.reason)
-        self.check()
-
-    def check(self) -> None:
-        lost = [item for item in self.items if item.counts]
-        read, unusable = len(lost) - len(self._unusable), len(self._unusable)
-        if self.limit.allows((read, read + self._objects), (unusable, self._samples)):
-            return
-        of = f"{read} of {read + self._objects} objects" if read else ""
-        samples = f"{unusable} of {self._samples} samples" if unusable else ""
-        raise DataError(
-            f"More of {self.source} cannot be used than --max-skipped {self.limit.text} allows.",
-            found=f"Left out: {' and '.join(part for part in (of, samples) if part)}. "
-            f"The last: {lost[-1].name}: {lost[-1].reason}",
-            repair="Repair the data (`flmm data check` lists all of it), or raise --max-skipped.",
-        )
-
-    def to_list(self) -> list[dict[str, str]]:
-        """The items, ready for JSON."""
-        return [{"item": item.name, "reason": item.reason} for item in self.items]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args, overload
 
@@ -19,6 +20,9 @@ from flmm_core.errors import UsageError, did_you_mean
 from flmm_core.segment import Segment
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+
+OBJECTS_PER_CAPTION = 32
+"""At most so many objects share a training caption: more may not fit into a model's context."""
 
 
 def check_protocol(name: str) -> ProtocolName:
@@ -37,7 +41,23 @@ class LazySamples(Sequence[Sample]):
     """A sequence that makes its samples on demand; picklable for DataLoader workers."""
 
     skipped: tuple[Skipped, ...] = ()
-    """Items of the files that cannot be scored."""
+    """Items of the files that are left out."""
+    title: str = "the samples"
+    """Names their source in messages."""
+
+    @property
+    def sources(self) -> tuple[Sequence[Sample], ...]:
+        """The samples of each source, in order."""
+        return (self,)
+
+    @property
+    def objects(self) -> int:
+        """Number of annotated objects that they come from."""
+        return len(self)
+
+    def name(self, index: int) -> str:
+        """The name of a sample; reads no file."""
+        return self[index].name
 
     def _make(self, index: int) -> Sample:
         raise IndexError(index)
@@ -70,8 +90,11 @@ class ImageSamples(LazySamples):
 
     "flmm-paper": one sample per image, whose caption is the first sentence of each object,
     separated by ".". "standard": one sample per sentence, followed by ".". An image with its own
-    caption (a narrative) is one sample under either. `source` is a prefix of sample names, so that
-    they are unique over several sources.
+    caption (a narrative) is one sample under either.
+
+    Args:
+        source: A prefix of sample names, so that they are unique over several sources.
+        most: Put at most so many objects into one caption of "flmm-paper"; 0 means all of an image.
     """
 
     def __init__(
@@ -80,19 +103,29 @@ class ImageSamples(LazySamples):
         protocol: str,
         source: str = "",
         skipped: Sequence[Skipped] = (),
+        *,
+        title: str = "",
+        most: int = 0,
     ) -> None:
         self.skipped = tuple(skipped)
+        self.title = title or source or self.title
         self.images = tuple(images)
         self.protocol = check_protocol(protocol)
         self.source = source
-        places: list[tuple[int, int, int]] = []
+        # Per sample: its image, its first object and the one after its last, the sentence.
+        places: list[tuple[int, int, int, int]] = []
         for number, image in enumerate(self.images):
+            count = len(image.objects)
             if image.caption:
-                places.append((number, 0, 0))
-                continue
-            for position, thing in enumerate(image.objects):
-                places += [(number, position, i) for i in range(len(thing.sentences))]
-        self._sentences = np.array(places, dtype=np.int32).reshape(-1, 3)
+                places.append((number, 0, count, 0))
+            elif self.protocol == "flmm-paper":
+                captions = max(1, -(-count // most)) if most else 1
+                bounds = [count * part // captions for part in range(captions + 1)]
+                places += [(number, first, end, 0) for first, end in pairwise(bounds)]
+            else:
+                for place, thing in enumerate(image.objects):
+                    places += [(number, place, place + 1, i) for i in range(len(thing.sentences))]
+        self._places = np.array(places, dtype=np.int32).reshape(-1, 4)
 
     @property
     def folder(self) -> Path:
@@ -101,10 +134,18 @@ class ImageSamples(LazySamples):
         return Path(os.path.commonpath(parents)) if parents else Path.cwd()
 
     def __len__(self) -> int:
-        return len(self.images) if self.protocol == "flmm-paper" else len(self._sentences)
+        return len(self._places)
+
+    @property
+    def objects(self) -> int:
+        return sum(len(image.objects) for image in self.images)
+
+    def name(self, index: int) -> str:
+        _, name, _, _ = self._captioned(index)
+        return f"{self.source}/{name}" if self.source else name
 
     def _make(self, index: int) -> Sample:
-        image, name, segments, things = self._captioned(index)
+        image, _, segments, things = self._captioned(index)
         phrases = []
         for number, thing in enumerate(things):
             text = "".join(piece.text for piece in segments if piece.phrase == number).strip()
@@ -119,8 +160,7 @@ class ImageSamples(LazySamples):
                     _distractors(image, thing) if thing.category else None,
                 )
             )
-        name = f"{self.source}/{name}" if self.source else name
-        return Sample(name, image.path, image.image_hw, tuple(segments), tuple(phrases))
+        return Sample(self.name(index), image.path, image.image_hw, tuple(segments), tuple(phrases))
 
     def extent(self, index: int) -> tuple[int, int, int]:
         image, _, segments, _ = self._captioned(index)
@@ -130,16 +170,15 @@ class ImageSamples(LazySamples):
         self, index: int
     ) -> tuple[AnnotatedImage, str, Sequence[Segment], Sequence[GroundedObject]]:
         """A sample's image, name and caption, and the objects that the caption refers to."""
-        number, position, sentence = index, 0, 0
-        if self.protocol == "standard":
-            number, position, sentence = self._sentences[index].tolist()
+        number, first, end, sentence = self._places[index].tolist()
         image = self.images[number]
         if image.caption:
             return image, f"{image.file_name}#{image.name}", image.caption, image.objects
-        things, name = image.objects, image.file_name
+        things, name = image.objects[first:end], image.file_name
         if self.protocol == "standard":
-            things = things[position : position + 1]
-            name = f"{name}#{things[0].name or position}/{sentence}"
+            name = f"{name}#{things[0].name or first}/{sentence}"
+        elif len(things) < len(image.objects):
+            name = f"{name}#{first}-{end - 1}"
         segments: list[Segment] = []
         for phrase, thing in enumerate(things):
             segments += [Segment(thing.sentences[sentence], phrase), Segment(".")]

@@ -17,7 +17,12 @@ from pathlib import Path
 
 from flmm_core.data.findings import Findings, Skipped
 from flmm_core.data.formats import FORMATS, Source
-from flmm_core.data.protocols import ImageSamples, LazySamples, check_protocol
+from flmm_core.data.protocols import (
+    OBJECTS_PER_CAPTION,
+    ImageSamples,
+    LazySamples,
+    check_protocol,
+)
 from flmm_core.data.sample import AnnotatedImage, Sample
 from flmm_core.errors import DataError, UsageError, did_you_mean
 
@@ -34,8 +39,19 @@ class JoinedSamples(LazySamples):
         self._ends = tuple(accumulate(len(part) for part in self.parts))
         self.skipped = tuple(item for part in parts for item in getattr(part, "skipped", ()))
 
+    @property
+    def sources(self) -> tuple[Sequence[Sample], ...]:
+        found: list[Sequence[Sample]] = []
+        for part in self.parts:
+            found += part.sources if isinstance(part, LazySamples) else (part,)
+        return tuple(found)
+
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    def name(self, index: int) -> str:
+        part, place = self._find(index)
+        return part.name(place) if isinstance(part, LazySamples) else part[place].name
 
     def _make(self, index: int) -> Sample:
         part, place = self._find(index)
@@ -132,11 +148,19 @@ def _nothing_left(text: str, skipped: Sequence[Skipped]) -> DataError:
     )
 
 
-def open_source(text: str, protocol: str = "standard") -> ImageSamples:
+def open_source(
+    text: str, protocol: str = "standard", *, split_captions: bool = False
+) -> ImageSamples:
     """The samples of one source, made on demand; picklable.
 
     Annotations are read and checked at once; images are not read yet and masks stay compressed.
     Items that are left out are in `skipped` and logged.
+
+    Args:
+        text: `NAME[:PATH][@SPLIT]`.
+        protocol: See `flmm_core.data.protocols`.
+        split_captions: Spread the objects of an image over several captions if there are more than
+            `OBJECTS_PER_CAPTION`, for training.
 
     Raises:
         UsageError: The protocol is unknown, or see `parse_source`.
@@ -146,13 +170,18 @@ def open_source(text: str, protocol: str = "standard") -> ImageSamples:
     findings = Findings()
     source, images = read_source(text, findings)
     findings.warn(text)
-    return ImageSamples(images, protocol, source.label, findings.skipped)
+    most = OBJECTS_PER_CAPTION if split_captions else 0
+    return ImageSamples(images, protocol, source.label, findings.skipped, title=text, most=most)
 
 
-def open_sources(texts: Sequence[str], protocol: str = "standard") -> JoinedSamples:
+def open_sources(
+    texts: Sequence[str], protocol: str = "standard", *, split_captions: bool = False
+) -> JoinedSamples:
     """The samples of several sources, concatenated; see `open_source`."""
     if not texts:
         raise UsageError(
             "No data source was given.", repair="Give at least one, for example shapes@train."
         )
-    return JoinedSamples([open_source(text, protocol) for text in texts])
+    return JoinedSamples(
+        [open_source(text, protocol, split_captions=split_captions) for text in texts]
+    )

@@ -15,6 +15,7 @@ with the highest share of their mass on the truth. As there, their maps are smoo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,8 +30,8 @@ from flmm_core.data.sample import Sample
 from flmm_core.errors import UsageError, did_you_mean
 from flmm_core.evaluation.benchmark_folder import MethodName
 from flmm_core.evaluation.rows_from_masks import intersection_union
-from flmm_core.loader.dataset import ExampleDataset, FeatureSource, ObservedFeatures, load_batches
-from flmm_core.loader.samplers import spread
+from flmm_core.loader.dataset import ExampleDataset, FeatureSource, ObservedFeatures, read_batches
+from flmm_core.loader.samplers import fixed_batches, spread
 from flmm_core.pipeline.attention_maps import SMALLEST_SUM
 from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.build import Recipe, load_refiner, refiner_class
@@ -42,6 +43,8 @@ from flmm_core.pipeline.refiners.base import Refiner
 from flmm_core.pipeline.resample import resample, resize_truth
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Features, Grounding
 from flmm_core.progress import Stage
+
+logger = logging.getLogger(__name__)
 
 METHODS: tuple[str, ...] = get_args(MethodName)
 HEADS = 3
@@ -290,9 +293,16 @@ def labeled_maps(
     workers: Workers = 0,
     stage: Stage | None = None,
 ) -> Iterator[Labeled]:
-    """The maps and true masks of the phrases with an object, by sample; `stage` counts samples."""
-    dataset = ExampleDataset(samples, source)
-    for batch in load_batches(dataset, batch_size=batch_size, workers=workers):
+    """The maps and true masks of the phrases with an object, by sample; `stage` counts samples.
+
+    Samples that cannot be used are logged and left out.
+    """
+    dataset, batches = ExampleDataset(samples, source), fixed_batches(len(samples), batch_size)
+    for batch, unusable in read_batches(dataset, batches, workers=workers):
+        for one in unusable:
+            logger.warning("left out: %s", " ".join(str(one.error).splitlines()))
+        if batch is None:
+            continue
         for features, truth in zip(source.features(batch.inputs), batch.truths, strict=True):
             maps, there = features.maps, truth.flatten(1).any(1)
             if there.any():

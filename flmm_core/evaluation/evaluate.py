@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flmm_core.config import Workers
+from flmm_core.config import MAX_SKIPPED, SkipLimit, Workers
+from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source, open_sources
 from flmm_core.errors import FlmmError, UsageError
@@ -78,24 +79,27 @@ def evaluate(
     batch_size: int = 16,
     workers: Workers = 0,
     limit: int | None = None,
+    max_skipped: SkipLimit | None = None,
     watch: Watch | None = None,
     progress: Progress | None = None,
     name: str = "Evaluating",
 ) -> Evaluation:
-    """Score a method on samples, skipping none.
+    """Score a method on samples.
 
     Args:
         method: A head must be in evaluation mode.
         batch_size: The scores do not depend on it.
         workers: See `count_workers`.
         limit: Maximum number of samples.
+        max_skipped: How much may be left out because it cannot be used.
         name: Name of the stage in the progress.
 
     Raises:
-        FlmmError: A sample cannot be read.
+        FlmmError: Too much cannot be used; without `max_skipped`, a sample cannot.
     """
     total = min(limit or len(samples), len(samples))
-    result, started = Evaluation(skipped=len(getattr(samples, "skipped", ()))), time.monotonic()
+    result, started = Evaluation(), time.monotonic()
+    left_out = LeftOut(samples, max_skipped or SkipLimit.given("100%"), used=total)
     throughput, batches = Throughput(), fixed_batches(total, batch_size)
     measured = measure_batches(
         method, samples, batches, watch=watch, workers=workers, throughput=throughput
@@ -103,11 +107,16 @@ def evaluate(
     with (progress or Progress()).stage(name, total) as stage:
         for batch in measured:
             for one in batch:
-                if one.error is not None:
+                if one.error is None:
+                    result.add(one.rows)
+                elif max_skipped is None:
                     raise one.error
-                result.add(one.rows)
+                else:
+                    left_out.add(one.index, str(one.error))
             stage.advance(len(batch), cIoU=result["ciou"], **throughput.figures())
     result.seconds = time.monotonic() - started
+    result.left_out = left_out.to_list()
+    result.skipped = len(result.left_out)
     return result
 
 
@@ -162,6 +171,7 @@ def evaluate_run(
     batch_size: int = 16,
     workers: Workers = "auto",
     limit: int | None = None,
+    max_skipped: str = MAX_SKIPPED,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Evaluate a trained head on data sets.
@@ -180,6 +190,7 @@ def evaluate_run(
         refiner_weights: Weights file of the refiner, if training needed one.
         force: Accept another VLM than the head was trained behind.
         limit: Maximum number of samples per source.
+        max_skipped: How much of a source may be left out because it cannot be used.
 
     Returns:
         The settings and the scores by source, ready for JSON.
@@ -202,6 +213,7 @@ def evaluate_run(
     recipe, facts = grounder.info.recipe, grounder.info.facts
     protocol = protocol or str(facts.get("protocol", "standard"))
     below = chosen_threshold(grounder.confidence, str(run)) if abstain else None
+    most_skipped = SkipLimit.given(max_skipped)
     sources = {text: open_source(text, protocol) for text in data}
     maker = open_method(
         method, grounder, method_data or facts.get("data", ()), protocol, refiner_weights, below
@@ -213,6 +225,7 @@ def evaluate_run(
             batch_size=batch_size,
             workers=workers,
             limit=limit,
+            max_skipped=most_skipped,
             progress=progress,
             name=f"Evaluating {text}",
         )

@@ -53,7 +53,7 @@ class Evaluation:
     Attributes:
         reliability: Of the probabilities of masks that were not withheld ("not there").
         with_ignored: Rows with ignored pixels.
-        skipped: Samples that cannot be scored.
+        skipped: Number of items that are left out, and `left_out` which, ready for JSON.
         seconds: Wall-clock time.
     """
 
@@ -64,6 +64,7 @@ class Evaluation:
     with_ignored: int = 0
     samples: int = 0
     skipped: int = 0
+    left_out: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
 
     def add(self, rows: Iterable[PhraseRow]) -> None:
@@ -124,6 +125,8 @@ class Evaluation:
             }
         if any(self.reliability.counts):
             found["calibration"] = self.reliability.to_dict()
+        if self.left_out:
+            found["left_out"] = self.left_out
         return found | {
             "samples": self.samples,
             "skipped": self.skipped,

@@ -10,23 +10,32 @@ import errno
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 from rich.filesize import decimal
 
-from flmm_core.config import RunConfig, Workers
+from flmm_core.config import RunConfig, SkipLimit, Workers
+from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import JoinedSamples, open_sources
-from flmm_core.errors import RunError
+from flmm_core.errors import FlmmError, RunError
 from flmm_core.feature_cache.channels import choose_channels
 from flmm_core.feature_cache.codec import MapType, SampleFacts, pack
 from flmm_core.feature_cache.key import SampleKey, frozen_facts, sample_keys
-from flmm_core.feature_cache.store import MANIFEST, NAME, Manifest, ShardWriter, Store
-from flmm_core.files import discard_empty, hold, sweep
-from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, load_batches
+from flmm_core.feature_cache.store import (
+    LEFT_OUT,
+    MANIFEST,
+    NAME,
+    Manifest,
+    ShardWriter,
+    Store,
+    read_left_out,
+)
+from flmm_core.files import discard_empty, hold, sweep, write_json
+from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, read_batches
 from flmm_core.loader.samplers import spread
 from flmm_core.pipeline.build import build_from_config, recipe_of, refiner_class
 from flmm_core.pipeline.observer import Observer
@@ -71,6 +80,17 @@ class Forecast:
         )
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a build has to do: the places of missing samples, and the images to encode."""
+
+    samples: Sequence[Sample]
+    keys: Mapping[int, SampleKey]
+    missing: Sequence[int]
+    images: Collection[str]
+    left_out: LeftOut
+
+
 def build_cache(
     folder: Path,
     config: RunConfig,
@@ -93,6 +113,7 @@ def build_cache(
         UsageError: The folder has a cache that was built with other settings, or another process is
             building it.
         WeightsError: It was built with other weights.
+        DataError: Too much of the data cannot be used.
         RunError: The disk is too small.
         KeyboardInterrupt: On Ctrl-C; what was written is kept.
     """
@@ -123,14 +144,16 @@ def _build(
     hidden = refiner.reads_text(options)
     store = Store(folder) if (folder / MANIFEST).is_file() else None
     if store is not None:
-        known = store.manifest.vlm.attention_channels
-        wanted = {"maps": maps, "channels": min(channels, known) if channels else None}
+        most = store.manifest.vlm.attention_channels
+        wanted = {"maps": maps, "channels": min(channels, most) if channels else None}
         store.check_made_for(key | wanted | ({"hidden states": True} if hidden else {}))
-    training = open_sources(config.data, config.train_protocol)
+    training = open_sources(config.data, config.train_protocol, split_captions=True)
     others = open_sources(config.val_data, config.protocol) if config.val_data else ()
-    samples = JoinedSamples([training, others])
-    keys = sample_keys(samples, progress, "Reading images")
-    missing = _missing(keys, store)
+    samples = JoinedSamples([training, others] if others else [training])
+    left_out = LeftOut(samples, SkipLimit.given(config.max_skipped))
+    keys = sample_keys(samples, left_out, progress, "Reading images")
+    missing = _missing(keys, store, left_out)
+    known = {place: one for place, one in enumerate(keys) if one is not None}
     if not missing:
         return Forecast()
     progress.say("Loading the frozen models")
@@ -147,7 +170,7 @@ def _build(
         store.check_weights(digest)
     images: set[str] = set()
     if observer.encoder is not None:
-        images = {keys[place].image for place in missing} - set(store.images if store else ())
+        images = {known[place].image for place in missing} - set(store.images if store else ())
     forecast = _forecast(observer, samples, missing, len(images), manifest, channels)
     progress.say(f"The cache needs {forecast}")
     if forecast_only:
@@ -164,18 +187,26 @@ def _build(
         for path in store.broken:
             path.unlink()
     observer = replace(observer, channels=manifest.channels)
-    _fill(folder, manifest, observer, samples, keys, missing, images, config.workers, progress)
+    work = _Work(samples, known, missing, images, left_out)
+    _fill(folder, manifest, observer, work, config.workers, progress)
     return forecast
 
 
-def _missing(keys: Sequence[SampleKey], store: Store | None) -> list[int]:
-    """Indices of samples that are missing, or whose image is; equal samples once."""
+def _missing(keys: Sequence[SampleKey | None], store: Store | None, left_out: LeftOut) -> list[int]:
+    """Indices of samples that are missing, or whose image is; equal samples once.
+
+    Samples that cannot be used are known from an earlier build.
+    """
     known = set(store.samples) if store else set()
     if store and "refiner" in store.manifest.key:
         known = {key for key in known if store.samples[key][0].image in store.images}
     places = []
     for place, key in enumerate(keys):
-        if key.sample not in known:
+        if key is None:
+            continue
+        if store and key.sample in store.left_out:
+            left_out.add(place, store.left_out[key.sample])
+        elif key.sample not in known:
             known.add(key.sample)
             places.append(place)
     return places
@@ -198,7 +229,10 @@ def _forecast(
     maps = hidden = 0
     source = ObservedFeatures(replace(observer, encoder=None))
     for place in looked_at:
-        inputs = source.prepare(samples[place]).backbone
+        try:
+            inputs = source.prepare(samples[place]).backbone
+        except FlmmError:  # left out when it is its turn
+            continue
         cells = max(view.token_index.numel() for view in inputs.views)
         maps += len(inputs.phrase_rows) * channels * packing.map_bytes(cells)
         hidden += sum(map(len, inputs.phrase_rows)) * row
@@ -233,38 +267,42 @@ def _fill(
     folder: Path,
     manifest: Manifest,
     observer: Observer,
-    samples: Sequence[Sample],
-    keys: Sequence[SampleKey],
-    missing: Sequence[int],
-    images: set[str],
+    work: _Work,
     workers: Workers,
     progress: Progress,
 ) -> None:
-    writer, since, kept = ShardWriter(folder), time.monotonic(), 0
-    batches = load_batches(
-        ExampleDataset(samples, ObservedFeatures(observer)),
-        sampler=[[place] for place in missing],
+    writer, since, kept, images = ShardWriter(folder), time.monotonic(), 0, set(work.images)
+    total, lost = len(work.missing), read_left_out(folder)
+    batches = read_batches(
+        ExampleDataset(work.samples, ObservedFeatures(observer)),
+        [[place] for place in work.missing],
         workers=workers,
     )
     dtype, without = observer.backbone.vlm.dtype, replace(observer, encoder=None)
-    with StopRequest() as stop, progress.stage("Building", len(missing)) as stage:
-        for done, batch in enumerate(batches, start=1):
-            key = keys[batch.indices[0]]
-            # An image is encoded with its first sample only.
-            (features,) = (observer if key.image in images else without).observe(batch.inputs)
-            facts = SampleFacts.of(features, key.image)
-            writer.add_sample(key.sample, facts, pack(features, manifest.packing, dtype))
-            if features.image is not None:
-                embedding = features.image.embedding.to("cpu", manifest.packing.embedding_type)
-                writer.add_image(key.image, features.image.input_hw, embedding)
-                images.discard(key.image)
+    with StopRequest() as stop, progress.stage("Building", total) as stage:
+        for done, (batch, unusable) in enumerate(batches, start=1):
+            for one in unusable:
+                work.left_out.add(one.index, str(one.error))
+                lost[work.keys[one.index].sample] = str(one.error)
+                write_json(folder / LEFT_OUT, lost)
+            if batch is not None:
+                key = work.keys[batch.indices[0]]
+                # An image is encoded with its first sample only.
+                seen = observer if key.image in images else without
+                (features,) = seen.observe(batch.inputs)
+                facts = SampleFacts.of(features, key.image)
+                writer.add_sample(key.sample, facts, pack(features, manifest.packing, dtype))
+                if features.image is not None:
+                    embedding = features.image.embedding.to("cpu", manifest.packing.embedding_type)
+                    writer.add_image(key.image, features.image.input_hw, embedding)
+                    images.discard(key.image)
             full = writer.bytes >= SHARD_BYTES or time.monotonic() - since > SHARD_SECONDS
-            if full or stop.asked or done == len(missing):
+            if writer.bytes and (full or stop.asked or done == total):
                 _flush(writer, kept)
                 kept, since = done, time.monotonic()
             if stop.asked:
                 raise KeyboardInterrupt(
-                    f"{done} of {len(missing)} samples are saved; the same command resumes."
+                    f"{done} of {total} samples are saved; the same command resumes."
                 )
             stage.advance()
 

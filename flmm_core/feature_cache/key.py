@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 import flmm_core
 from flmm_core.config import RunConfig
 from flmm_core.data.images import read_image
+from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
 from flmm_core.errors import DataError, WeightsError
 from flmm_core.pipeline.backbone.weights import choose_device, choose_dtype, find_source
@@ -39,10 +40,11 @@ TRAINED_HALF = {
 
 
 class SampleKey(NamedTuple):
-    """Digests of a sample (image, caption and its phrases) and of its image file."""
+    """Digests of a sample (image, caption and its phrases) and of its image file at `path`."""
 
     sample: str
     image: str
+    path: Path
 
 
 def frozen_facts(config: RunConfig, spec: BackboneSpec) -> dict[str, Any]:
@@ -86,20 +88,27 @@ def differences(cache: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     )
 
 
-def sample_keys(samples: Sequence[Sample], progress: Progress, name: str) -> list[SampleKey]:
+def sample_keys(
+    samples: Sequence[Sample], left_out: LeftOut, progress: Progress, name: str
+) -> list[SampleKey | None]:
     """The key of every sample, in order; each image file is read once.
 
-    Raises:
-        DataError: An image cannot be read.
+    None for a sample that cannot be read, which goes to `left_out`.
     """
     images: dict[Path, str] = {}
-    keys = []
+    keys: list[SampleKey | None] = []
     with progress.stage(name, len(samples)) as stage:
-        for sample in samples:
-            path = sample.image_path
-            if path not in images:
-                images[path] = _image_digest(path)
-            keys.append(SampleKey(sample_key(sample, images[path]), images[path]))
+        for index in range(len(samples)):
+            try:
+                sample = samples[index]
+                path = sample.image_path
+                if path not in images:
+                    images[path] = _image_digest(path)
+            except DataError as error:
+                left_out.add(index, str(error))
+                keys.append(None)
+            else:
+                keys.append(SampleKey(sample_key(sample, images[path]), images[path], path))
             stage.advance()
     return keys
 

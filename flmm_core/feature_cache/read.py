@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
 from flmm_core.errors import DataError
 from flmm_core.feature_cache.key import sample_key, sample_keys
@@ -41,20 +42,25 @@ class StoredFeatures(FeatureSource):
         self.images = images
         self._digests: dict[Path, str] = {}
 
-    def expect(self, samples: Sequence[Sample], progress: Progress) -> None:
-        """Check that samples are in the cache.
+    def expect(self, samples: Sequence[Sample], left_out: LeftOut, progress: Progress) -> None:
+        """Check that samples are in the cache, but for those that the build had to leave out.
 
         Raises:
             DataError: Some are missing, perhaps because files of the cache are broken.
         """
-        keys, missing = sample_keys(samples, progress, "Checking the cache"), []
-        for sample, key in zip(samples, keys, strict=True):
-            self._digests[sample.image_path] = key.image
+        missing: list[int] = []
+        for index, key in enumerate(sample_keys(samples, left_out, progress, "Checking the cache")):
+            if key is None:
+                continue
+            self._digests[key.path] = key.image
             has_image = not self.images or key.image in self.store.images
-            if key.sample not in self.store.samples or not has_image:
-                missing.append(sample.name)
+            if reason := self.store.left_out.get(key.sample):
+                left_out.add(index, reason)
+            elif key.sample not in self.store.samples or not has_image:
+                missing.append(index)
         if missing:
-            found = f"{len(missing)} of {len(samples)}, the first: '{missing[0]}'."
+            first = samples[missing[0]].name
+            found = f"{len(missing)} of {len(samples)}, the first: '{first}'."
             if self.store.broken:
                 path, reason = next(iter(self.store.broken.items()))
                 found += f"\n{len(self.store.broken)} of its files are broken: {path} ({reason})."
@@ -65,7 +71,12 @@ class StoredFeatures(FeatureSource):
             )
 
     def prepare(self, sample: Sample) -> Features:
-        return self.store.features(sample_key(sample, self._digests[sample.image_path]))
+        digest = self._digests.get(sample.image_path)
+        key = "" if digest is None else sample_key(sample, digest)
+        if key not in self.store.samples:
+            reason = self.store.left_out.get(key, "Its image could not be read.")
+            raise DataError(f"The cache has no features of '{sample.name}'.", found=reason)
+        return self.store.features(key)
 
     def collate(self, prepared: Sequence[Any]) -> Any:
         return StoredBatch(tuple(prepared))

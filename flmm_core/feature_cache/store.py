@@ -4,6 +4,7 @@ DIR/cache.json                 what the cache depends on and how it is stored
     features-HASH.safetensors  features of some samples and embeddings of their images; everything
                                else is in the metadata of the file, so there is no separate index
     features-HASH.safetensors.partial   an unfinished shard; useless after a stop
+    left-out.json                  samples that cannot be used, by key, with the reason
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from flmm_core.files import discard_empty, hold, sweep, whole_file, write_json
 from flmm_core.pipeline.backbone.identity import ModelIdentity
 from flmm_core.pipeline.types import EncodedImage, Features, VlmShape
 
-MANIFEST = "cache.json"
+MANIFEST, LEFT_OUT = "cache.json", "left-out.json"
 NAME, SHARD = "features-", ".safetensors"
 OPEN_SHARDS = 128
 """Maximum number of shards that a process keeps open."""
@@ -102,6 +103,8 @@ class Store:
         samples: Facts and shard of each sample, by its key.
         images: Input size and shard of each encoded image, by its key.
         broken: Shards that cannot be read, with the reason.
+        left_out: Why samples without features cannot be used, by key. A key holds the contents of
+            the image, so a repaired image is another sample.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -113,6 +116,7 @@ class Store:
         self._open = lru_cache(OPEN_SHARDS)(_open)
         for path in shards(folder):
             self._add(path)
+        self.left_out = read_left_out(folder)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
@@ -214,6 +218,15 @@ class ShardWriter:
         self._tensors, self._about, self.bytes = {}, {"samples": {}, "images": {}}, 0
 
 
+def read_left_out(folder: Path) -> dict[str, str]:
+    """`left-out.json`; empty if there is none or it is broken, so that its samples are tried."""
+    try:
+        found = json.loads((folder / LEFT_OUT).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+
 def shards(folder: Path) -> list[Path]:
     """The shards of a cache, sorted by name."""
     return sorted(folder.glob(f"{NAME}*{SHARD}"))
@@ -230,9 +243,9 @@ def clear(folder: Path) -> int:
     freed = 0
     with hold(folder, "building the cache in"):
         sweep(folder, NAME)
-        for path in (*shards(folder), folder / MANIFEST):
-            freed += path.stat().st_size
-            path.unlink()
+        for path in (*shards(folder), folder / LEFT_OUT, folder / MANIFEST):
+            freed += path.stat().st_size if path.exists() else 0
+            path.unlink(missing_ok=True)
         discard_empty(folder)
     return freed
 

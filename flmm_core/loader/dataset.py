@@ -20,6 +20,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from flmm_core.config import Workers
 from flmm_core.data import rle
 from flmm_core.data.images import read_image
+from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
 from flmm_core.errors import FlmmError, dead_worker_error
 from flmm_core.loader.samplers import fixed_batches
@@ -27,6 +28,8 @@ from flmm_core.pipeline.observer import Observer, ObserverInputs
 from flmm_core.pipeline.types import Features
 from flmm_core.progress import Progress
 
+TRIES = 50
+"""How many samples are tried in place of one that cannot be used."""
 MOST = 8
 """More workers are faster than any model on one accelerator."""
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -53,8 +56,12 @@ class FeatureSource(ABC):
             FlmmError: It cannot be used.
         """
 
-    def expect(self, samples: Sequence[Sample], progress: Progress) -> None:  # noqa: B027
+    def expect(  # noqa: B027
+        self, samples: Sequence[Sample], left_out: LeftOut, progress: Progress
+    ) -> None:
         """Check that features of these samples are available, before training on them.
+
+        Those that could not be computed go to `left_out`.
 
         Raises:
             DataError: Some are missing.
@@ -143,11 +150,18 @@ class ExampleDataset(Dataset["Example | Unusable"]):
 
     The error of a broken sample is returned: raised in a DataLoader worker, it would become a
     traceback.
+
+    Attributes:
+        fill: Put the next sample in place of one that cannot be used, so that the batches of
+            training keep their size.
     """
 
-    def __init__(self, samples: Sequence[Sample], source: FeatureSource) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], source: FeatureSource, *, fill: bool = False
+    ) -> None:
         self.samples = samples
         self.source = source
+        self.fill = fill
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -168,17 +182,24 @@ class ExampleDataset(Dataset["Example | Unusable"]):
 
     def collate(self, examples: list[Example | Unusable]) -> Loaded:
         """The batch of some samples, and those that cannot be used."""
-        unusable = tuple(example for example in examples if isinstance(example, Unusable))
+        unusable = [example for example in examples if isinstance(example, Unusable)]
         usable = [example for example in examples if isinstance(example, Example)]
+        for lost in tuple(unusable) if self.fill else ():
+            for further in range(1, min(TRIES, len(self))):
+                other = self[(lost.index + further) % len(self)]
+                if isinstance(other, Example):
+                    usable.append(other)
+                    break
+                unusable.append(other)
         if not usable:
-            return None, unusable
+            return None, tuple(unusable)
         batch = ExampleBatch(
             inputs=self.source.collate([example.inputs for example in usable]),
             truths=tuple(example.truth for example in usable),
             samples=tuple(example.sample for example in usable),
             indices=tuple(example.index for example in usable),
         )
-        return batch, unusable
+        return batch, tuple(unusable)
 
 
 Batches = Sampler[list[int]] | Sequence[list[int]]
@@ -221,15 +242,20 @@ def load_batches(
     batch_size: int = 1,
     sampler: Batches | None = None,
     workers: Workers = 0,
+    left_out: LeftOut | None = None,
 ) -> Generator[ExampleBatch, None, None]:
-    """As `read_batches`, but raises the error of the first unusable sample.
+    """As `read_batches`, but passes unusable samples to `left_out`, or raises the first error.
 
     Without `sampler`: all samples in order, `batch_size` at a time.
     """
     if sampler is None:
         sampler = fixed_batches(len(dataset), batch_size)
     for batch, unusable in read_batches(dataset, sampler, workers=workers):
-        if unusable:
+        for lost in unusable:
+            if left_out is None:
+                raise lost.error
+            left_out.add(lost.index, str(lost.error))
+        if batch is None and dataset.fill:
             raise unusable[0].error
         if batch is not None:
             yield batch

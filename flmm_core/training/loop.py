@@ -5,6 +5,7 @@ runs/NAME/config.yaml        the resolved settings
           metrics.jsonl      a line every `log_every` steps
           checkpoints/step-N head and optimizer; `best` and `last` link to two of them;
                              with validation data also the calibrated confidence and the score
+          left-out.json      samples that could not be used, if any
           pictures/          contact sheets of unseen images
           summary.json       the final scores
           failed-step-N/     the batch of a step whose loss or gradient was not finite
@@ -27,8 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from flmm_core.config import RunConfig, option_name
+from flmm_core.config import RunConfig, SkipLimit, option_name
 from flmm_core.data.images import read_image
+from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source, open_sources
 from flmm_core.evaluation.baselines import head_method
@@ -36,7 +38,13 @@ from flmm_core.evaluation.calibration import Judgements, fit_confidence
 from flmm_core.evaluation.evaluate import evaluate
 from flmm_core.evaluation.running_scores import Evaluation
 from flmm_core.files import whole_folder, write_json
-from flmm_core.loader.dataset import ExampleBatch, ExampleDataset, FeatureSource, load_batches
+from flmm_core.loader.dataset import (
+    ExampleBatch,
+    ExampleDataset,
+    FeatureSource,
+    Unusable,
+    load_batches,
+)
 from flmm_core.loader.samplers import BucketSampler, StepSampler, sample_extents, spread
 from flmm_core.loader.throughput import Throughput
 from flmm_core.pipeline.confidence import read_confidence, write_confidence
@@ -58,6 +66,7 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
     Raises:
         UsageError: The output folder has another run, or there is nothing to resume, or the run to
             resume was begun with other settings.
+        DataError: Too much of the data cannot be used.
         RunError: The loss or the gradient is not finite, or a checkpoint cannot be written.
         KeyboardInterrupt: On Ctrl-C or SIGTERM; while training, the last step is saved.
     """
@@ -70,6 +79,8 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
         try:
             loop = prepare(config, spec, folder, progress)
             held_out = {text: open_source(text, config.protocol) for text in config.eval_data}
+            for others in held_out.values():
+                LeftOut(others, loop.left_out.limit)  # rather now than after the training
         except Exception:
             if not config.resume:
                 folder.forget()
@@ -78,6 +89,7 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
         scores, digest = evaluate_head(loop, held_out)
         summary = summarize(config, loop.head, scores)
         summary["vlm_sha256"] = {"before": loop.setup.vlm_digest, "after": digest}
+        summary["left_out"] = loop.left_out.to_list()
         summary["seconds"] = round(time.monotonic() - started, 1)
         write_json(folder.path / "summary.json", summary)
     for text, score in scores.items():
@@ -99,11 +111,13 @@ def prepare(
     seed_everything(config.seed)
     setup = (open_observed if config.cache is None else open_cached)(config, spec, progress)
     progress.say(f"Reading {', '.join(config.data)} (drawn scenes are generated on first use)")
-    samples = open_sources(config.data, config.train_protocol)
+    samples = open_sources(config.data, config.train_protocol, split_captions=True)
     watched = open_sources(config.val_data, config.protocol) if config.val_data else ()
-    for needed in (samples, watched):
-        setup.source.expect(needed, progress)
-    return TrainingLoop(config, setup, samples, watched, folder, progress)
+    limit = SkipLimit.given(config.max_skipped)
+    left_out = LeftOut(samples, limit)
+    setup.source.expect(samples, left_out, progress)
+    setup.source.expect(watched, LeftOut(watched, limit), progress)
+    return TrainingLoop(config, setup, samples, watched, folder, progress, left_out)
 
 
 def evaluate_head(
@@ -124,7 +138,14 @@ def evaluate_head(
     source, digest = loop.setup.observed()
     method = head_method(source, head, confidence)
     scores = {
-        text: evaluate(method, part, workers=config.workers, progress=loop.progress, name=text)
+        text: evaluate(
+            method,
+            part,
+            workers=config.workers,
+            max_skipped=loop.left_out.limit,
+            progress=loop.progress,
+            name=text,
+        )
         for text, part in held_out.items()
     }
     write_sheets(source, head, next(iter(held_out.values())), config.pictures, folder.pictures)
@@ -145,7 +166,10 @@ def seed_of_step(seed: int, step: int) -> int:
 
 @dataclass
 class TrainingLoop:
-    """The steps of one run; `watched` is the validation data, possibly empty."""
+    """The steps of one run; `watched` is the validation data, possibly empty.
+
+    Samples that cannot be used are replaced by others and go to `left_out`.
+    """
 
     config: RunConfig
     setup: Setup
@@ -153,6 +177,7 @@ class TrainingLoop:
     watched: Sequence[Sample]
     folder: RunFolder
     progress: Progress
+    left_out: LeftOut
 
     def __post_init__(self) -> None:
         config = self.config
@@ -180,15 +205,21 @@ class TrainingLoop:
             if config.bucket
             else StepSampler(len(self.samples), *order)
         )
-        dataset = ExampleDataset(self.samples, self.source)
+        dataset = ExampleDataset(self.samples, self.source, fill=True)
+        loaded = load_batches(
+            dataset, sampler=sampler, workers=config.workers, left_out=self.left_out
+        )
         self.head.train()
-        throughput = Throughput()
+        throughput, noted = Throughput(), 0
         with (
             StopRequest() as stop,
-            closing(load_batches(dataset, sampler=sampler, workers=config.workers)) as batches,
+            closing(loaded) as batches,
             self.progress.stage("Training", config.steps, done=first) as stage,
         ):
             for step, batch in zip(steps, throughput.waiting(batches), strict=True):
+                if len(self.left_out.unusable) > noted:
+                    self.folder.note_left_out(self.left_out.unusable)
+                    noted = len(self.left_out.unusable)
                 loss = self._step(step, batch)
                 done = step + 1
                 throughput.count(batch.samples)
@@ -210,6 +241,8 @@ class TrainingLoop:
         Everything is read and checked before anything changes.
         """
         last = self.folder.last()
+        for index, reason in self.folder.left_out().items():
+            self.left_out.add(index, reason)
         if last is None:  # stopped before the first checkpoint
             self.folder.record(self.config)
             self.folder.rewind(0)
@@ -263,7 +296,8 @@ class TrainingLoop:
         self.head.eval()
         result = evaluate(
             head_method(self.source, self.head), self.watched, watch=judged.add,
-            workers=self.config.workers, progress=self.progress, name="Validating",
+            workers=self.config.workers, max_skipped=self.left_out.limit, progress=self.progress,
+            name="Validating",
         )  # fmt: skip
         self.head.train()
         write_confidence(self.folder.step(done), fit_confidence(judged))
@@ -305,7 +339,9 @@ def write_sheets(
     dataset, method = ExampleDataset(samples, source), head_method(source, head)
     with whole_folder(folder, replace=True) as aside:
         for number, index in enumerate(spread(range(len(samples)), count)):
-            example = dataset.example(index)
+            example = dataset[index]
+            if isinstance(example, Unusable):
+                continue
             (grounding,) = method.ground(source.collate([example.inputs]))
             sheet = draw_sheet(
                 read_image(example.sample.image_path),

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from flmm_core.training.optimizer_file import write_optimizer
 
 PACKAGES = ("flmm", "torch", "torchvision", "transformers", "segment-anything", "numpy")
 ENVIRONMENT, METRICS, SCORE = "environment.json", "metrics.jsonl", "score.json"
+LEFT_OUT = "left-out.json"
 KEPT = 2
 """Number of newest checkpoints of the schedule that are kept, besides the best one."""
 
@@ -87,6 +88,20 @@ class RunFolder:
         for name in (CONFIG, ENVIRONMENT):
             (self.path / name).unlink(missing_ok=True)
         discard_empty(self.path)
+
+    def note_left_out(self, unusable: Mapping[int, str]) -> None:
+        """Write which training samples cannot be used, so that a resumed run knows them."""
+        write_json(self.path / LEFT_OUT, [[index, why] for index, why in unusable.items()])
+
+    def left_out(self) -> dict[int, str]:
+        """The training samples that could not be used, by index; none if the file is broken."""
+        try:
+            return {
+                int(index): str(why)
+                for index, why in json.loads((self.path / LEFT_OUT).read_bytes())
+            }
+        except (OSError, ValueError, TypeError):
+            return {}
 
     # --- metrics ------------------------------------------------------------------------------
 

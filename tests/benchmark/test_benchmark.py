@@ -24,7 +24,7 @@ from flmm_core.cli import main
 from flmm_core.data.drawn.writing import draw_images
 from flmm_core.data.formats import FORMATS
 from flmm_core.data.sources import open_source
-from flmm_core.errors import RunError, UsageError
+from flmm_core.errors import DataError, UsageError
 from flmm_core.evaluation.benchmark_folder import read_measurement
 from flmm_core.evaluation.phrase_rows import PhraseRow, read_rows
 from flmm_core.evaluation.running_scores import Evaluation
@@ -193,21 +193,19 @@ def test_samples_that_cannot_be_scored_are_listed_and_limited(
     broken.write_bytes(whole[:300])
     plan = plan.model_copy(update={"data": (source,)})
     output = tmp_path / "out"
-    with pytest.raises(RunError) as error:
+    with pytest.raises(DataError) as error:
         BenchmarkRun(plan, output).run()
-    assert (
-        error.value.asked
-        == "1 samples of qwen on refcoco@train cannot be scored; --max-skipped is 0."
-    )
+    assert error.value.asked == f"More of '{source}' cannot be used than --max-skipped 1% allows."
+    assert f"Left out: 1 of {len(samples)} samples. The last is " in error.value.found
     assert str(broken) in error.value.found
-    BenchmarkRun(plan, output, max_skipped=len(lost)).run()
+    BenchmarkRun(plan, output, max_skipped=str(len(lost))).run()
     folder = measurement_of(output)
     listed = (read_measurement(folder).model_extra or {})["skipped"]
-    assert [one["item"] for one in listed] == [f"sample {place} of {source}" for place in lost]
+    assert [one["item"] for one in listed] == [samples[place].name for place in lost]
     assert len(rows_of(folder)) == len(samples) - len(lost)
 
     other = tmp_path / "repaired"
-    with pytest.raises(RunError):
+    with pytest.raises(DataError):
         BenchmarkRun(plan, other).run()
     broken.write_bytes(whole)
     BenchmarkRun(plan, other).run()

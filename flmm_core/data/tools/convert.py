@@ -6,9 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from flmm_core.config import MAX_SKIPPED, SkipLimit
 from flmm_core.data.findings import Findings, Skipped, Track
 from flmm_core.data.formats import jsonl
 from flmm_core.data.formats.shared.new_image import NewImage
+from flmm_core.data.images import read_image
+from flmm_core.data.left_out import LeftOut
+from flmm_core.data.protocols import ImageSamples
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Segment
 from flmm_core.data.sources import read_source
 from flmm_core.errors import UsageError
@@ -16,24 +20,33 @@ from flmm_core.files import whole_folder
 
 
 def convert_source(
-    text: str, folder: Path, *, link: bool = False, track: Track = iter
+    text: str,
+    folder: Path,
+    *,
+    link: bool = False,
+    max_skipped: str = MAX_SKIPPED,
+    track: Track = iter,
 ) -> tuple[Path, tuple[Skipped, ...]]:
     """Write a source to FOLDER/SPLIT, with the source's split or "train", whole or not at all.
 
-    Both protocols read the same phrases and masks from it.
+    Both protocols read the same phrases and masks from it. Images are read, so that nothing is
+    written that `check_source` finds faulty.
 
     Args:
         text: `NAME[:PATH][@SPLIT]`.
         folder: May contain other splits.
         link: Create symbolic links to the images instead of copies.
+        max_skipped: How much of the source may be left out because it cannot be used.
 
     Returns:
         FOLDER/SPLIT, and the skipped items.
 
-    Raises UsageError as `parse_source` and if the split exists, DataError if the source is faulty.
+    Raises UsageError as `parse_source` and if the split exists, DataError if the source or an image
+    is faulty, or if too much is left out.
     """
-    findings = Findings()
+    findings, limit = Findings(), SkipLimit.given(max_skipped)
     source, images = read_source(text, findings)
+    LeftOut(ImageSamples(images, "standard", skipped=findings.skipped, title=text), limit)
     split = source.split or "train"
     target = folder / split
     if target.exists():
@@ -56,6 +69,8 @@ def _new_images(
 ) -> Iterator[NewImage]:
     names: set[str] = set()
     for images in groups:
+        for image_hw in dict.fromkeys(image.image_hw for image in images):
+            read_image(images[0].path, image_hw=image_hw)
         objects: list[GroundedObject] = []
         captions: list[tuple[Segment, ...]] = []
         for image in images:
