@@ -92,6 +92,8 @@ class BackboneSpec(PluginSpec):
     Attributes:
         models: Alias to model; always with "tiny".
         capabilities: What it can do beyond grounding, for example "chat".
+        converted: For weights in their authors' own format, which transformers does not read: the
+            `model_type` or class in their config.json -> the hub id of the same weights converted.
     """
 
     kind = "backbone"
@@ -99,6 +101,7 @@ class BackboneSpec(PluginSpec):
     models: Mapping[str, ModelInfo]
     capabilities: frozenset[str] = frozenset()
     options: type[BackboneOptions] = field(default=BackboneOptions, kw_only=True)
+    converted: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

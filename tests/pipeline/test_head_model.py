@@ -19,7 +19,7 @@ from flmm_core.config import load_config
 from flmm_core.errors import WeightsError
 from flmm_core.files import SEAL
 from flmm_core.pipeline import head_folder
-from flmm_core.pipeline.backbone.identity import differences, identify
+from flmm_core.pipeline.backbone.identity import differences
 from flmm_core.pipeline.build import Recipe
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.plugins import load_backbones
@@ -180,15 +180,3 @@ def test_a_run_is_resumed_behind_its_own_model(
     run(resume=True, force=True)
     shutil.copytree(random_twin, model, dirs_exist_ok=True)
     run(resume=True)
-
-
-def test_an_adapter_makes_another_model() -> None:
-    backbone = build("qwen")
-    known = backbone.identity()
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    backbone.vlm.add_adapter(config)
-    adapted = identify(backbone.vlm, backbone.processor)
-    assert differences(known, adapted) == ["adapter: head no adapter, model an adapter"]
-    assert differences(adapted, adapted) == []
-    assert differences(adapted, known) == ["adapter: head an adapter, model no adapter"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import importlib.util
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,14 +18,29 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 
-from flmm_core.errors import ConfigError, UsageError, WeightsError, did_you_mean
+from flmm_core.errors import (
+    ConfigError,
+    MissingExtraError,
+    UsageError,
+    WeightsError,
+    did_you_mean,
+    shortened,
+)
+from flmm_core.plugins import load_backbones
 from flmm_core.spec import BackboneSpec
+
+logger = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 PACKAGE_FOLDER = re.compile(r"([A-Za-z_][\w.]*):([\w./-]+)")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, hub_errors.StrictDataclassError)
+ADAPTER = "adapter_config.json"
+WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+"""What DataParallel and torch.compile write before the names of a model's tensors."""
+CLASS_TOKENS = "class_embedding", "cls_token"
+"""What vision models call the token that they add to those of the image."""
 DOWNLOAD = "Download it on a machine with network access (hf download) and pass it with --model."
 
 
@@ -45,21 +62,77 @@ def load_pretrained(
         (model, processor).
 
     Raises:
-        WeightsError: Some of the model's weights are missing. transformers would initialize them
-            randomly and go on.
+        WeightsError: Some of the model's weights are missing, or there is an adapter that cannot be
+            applied. transformers would go on, with random weights or without the adapter.
     """
+    _check_adapter(source, kwargs)
     model, report = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
+    unknown = sorted(report["unexpected_keys"])
+    if report["missing_keys"] and unknown and all(map(WRAPPERS.match, unknown)):
+        del model
+        mapping = {WRAPPERS.pattern: ""}
+        model, report = model_class.from_pretrained(
+            source, output_loading_info=True, key_mapping=mapping, **kwargs
+        )
+        unknown = sorted(report["unexpected_keys"])
     if missing := sorted(report["missing_keys"]):
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        others = f" {len(unknown)} others are not the model's: {_few(unknown)}." if unknown else ""
         raise WeightsError(
             f"The weights in '{source}' are incomplete.",
-            found=f"{len(missing)} of the model's tensors are missing: {shown}.",
-            repair="Download the folder again, with all its *.safetensors files.",
+            found=f"{len(missing)} of the model's tensors are missing: {_few(missing)}.{others}",
+            repair="Download the folder again, with all its *.safetensors files."
+            if not unknown
+            else "Save the model with transformers' save_pretrained, without a wrapper around it.",
+        )
+    if unknown:
+        logger.warning(
+            "%d tensors in '%s' are not the model's and are not used: %s.",
+            *(len(unknown), source, _few(unknown)),
         )
     files = {k: kwargs[k] for k in (*HUB_ARGUMENTS, "trust_remote_code") if k in kwargs}
     processor = processor_class.from_pretrained(source, **files)
     processor.image_processor = image_class.from_pretrained(source, backend="pil", **files)
+    complete_processor(processor, model)
     return model, processor
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _check_adapter(source: str, hub: Mapping[str, Any]) -> None:
+    """`WeightsError` if an adapter (LoRA) is beside the weights and nothing here can apply it."""
+    if importlib.util.find_spec("peft") is not None:
+        return
+    folder = Path(source)
+    if not folder.is_dir():
+        with suppress(OSError, hub_errors.EntryNotFoundError):
+            folder = _hub_file(source, ADAPTER, hub).parent
+    if (folder / ADAPTER).is_file():
+        raise WeightsError(
+            f"The model '{source}' has an adapter that cannot be applied.",
+            found=f"It has {ADAPTER}, and the package peft is not installed.",
+            repair="Install it (pip install peft); or merge the adapter into the weights "
+            f"(merge_and_unload); or remove {ADAPTER} to use the base model.",
+        )
+
+
+def complete_processor(processor: Any, vlm: Any) -> None:
+    """Fill in what a processor does not say because an older transformers saved it.
+
+    The model's own settings say it too: patches, which features are used, the class token.
+    """
+    config = vlm.config
+    known = {
+        "patch_size": getattr(getattr(config, "vision_config", None), "patch_size", None),
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+    }
+    for name, value in known.items():
+        if hasattr(processor, name) and getattr(processor, name) is None:
+            setattr(processor, name, value)
+    if getattr(processor, "num_additional_image_tokens", None) == 0:
+        names = [name.rpartition(".")[2] for name, _ in vlm.named_parameters()]
+        processor.num_additional_image_tokens = sum(name in CLASS_TOKENS for name in names)
 
 
 def find_source(spec: BackboneSpec, model: str) -> str:
@@ -71,7 +144,7 @@ def find_source(spec: BackboneSpec, model: str) -> str:
     """
     source = spec.models[model].source if model in spec.models else model
     folder = Path(source).expanduser()
-    if not folder.exists():
+    if not _exists(folder):
         if packaged := PACKAGE_FOLDER.fullmatch(source):
             package, within = packaged.groups()
             with suppress(ModuleNotFoundError):
@@ -87,6 +160,13 @@ def find_source(spec: BackboneSpec, model: str) -> str:
             )
     if (folder / "config.json").is_file():
         return str(folder)
+    if (folder / ADAPTER).is_file():
+        raise WeightsError(
+            f"The folder '{folder}' holds an adapter (LoRA) without its base model.",
+            found=f"It has {ADAPTER}, but no config.json.",
+            repair="Merge the adapter into the base model (peft: merge_and_unload) and give that "
+            "folder, or copy the adapter's files into the base model's folder.",
+        )
     raise WeightsError(
         f"The weights of model '{model}' of backbone '{spec.name}' are missing.",
         found=f"The folder {folder} has no config.json."
@@ -95,6 +175,13 @@ def find_source(spec: BackboneSpec, model: str) -> str:
         repair="Pass the folder of a complete transformers model, a hub id, "
         f"or one of: {', '.join(spec.models)}.",
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the file system
+        return False
 
 
 def check_model_type(
@@ -111,25 +198,40 @@ def check_model_type(
     folder = Path(source)
     file = folder / "config.json" if folder.is_dir() else _hub_config(source, hub)
     try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+        config = json.loads(file.read_text(encoding="utf-8"))
+        found, classes = config.get("model_type"), config.get("architectures") or []
     except (OSError, ValueError, AttributeError) as error:
         raise WeightsError(
             f"The config.json of '{source}' cannot be read.",
             found=str(error),
             repair="Copy or download the model again.",
         ) from error
-    if expected and found not in expected:
-        raise WeightsError(
-            f"Backbone '{spec.name}' does not support the model '{source}'.",
-            found=f"Its config.json says model_type '{found}'; expected: {', '.join(expected)}.",
-            repair="Use the backbone of that family (flmm backbones list), or another model.",
-        )
+    if not expected or found in expected:
+        return
+    for each in (spec, *load_backbones().specs.values()):
+        for name in (found, *classes):
+            if name in each.converted:
+                raise WeightsError(
+                    f"The model '{source}' is in its authors' own format.",
+                    found=f"Its config.json says '{name}', which transformers does not read.",
+                    repair="Use the weights converted for transformers: "
+                    f"--backbone {each.name} --model {each.converted[name]}.",
+                )
+    raise WeightsError(
+        f"Backbone '{spec.name}' does not support the model '{source}'.",
+        found=f"Its config.json says model_type '{found}'; expected: {', '.join(expected)}.",
+        repair="Use the backbone of that family (flmm backbones list), or another model.",
+    )
+
+
+def _hub_file(source: str, name: str, hub: Mapping[str, Any]) -> Path:
+    wanted = {key: hub[key] for key in HUB_ARGUMENTS if key in hub}
+    return Path(hf_hub_download(source, name, **wanted))
 
 
 def _hub_config(source: str, hub: Mapping[str, Any]) -> Path:
-    wanted = {key: hub[key] for key in HUB_ARGUMENTS if key in hub}
     try:
-        return Path(hf_hub_download(source, "config.json", **wanted))
+        return _hub_file(source, "config.json", hub)
     except (OSError, hub_errors.HFValidationError, hub_errors.EntryNotFoundError) as error:
         found, repair = _explain_hub_error(error)
         asked = f"The model '{source}' cannot be downloaded from the Hugging Face hub."
@@ -155,9 +257,15 @@ def _explain_hub_error(error: Exception) -> tuple[str, str]:
 
 @contextmanager
 def explain_errors(spec: BackboneSpec, source: str) -> Iterator[None]:
-    """Turn the errors of `from_pretrained` for bad or missing files into a `WeightsError`."""
+    """Turn the errors of `from_pretrained` for bad or missing files or packages into ours."""
     try:
         yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f"The model '{source}' needs a package that is missing or too old.",
+            found=shortened(" ".join(str(error).split()), 300),
+            repair=_package_advice(error),
+        ) from error
     except LOAD_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
@@ -168,6 +276,19 @@ def explain_errors(spec: BackboneSpec, source: str) -> Iterator[None]:
         ) from error
 
 
+def _package_advice(error: ImportError) -> str:
+    text = str(error)
+    if "FlashAttention" in text:
+        return (
+            "Install it (pip install flash-attn); or choose another attention: remove "
+            "_attn_implementation from the model's config.json, or give attn_implementation='sdpa'."
+        )
+    named = re.search(r"pip install (?:-U |--upgrade )?([^\s`'\")]+)", text)
+    package = named[1].rstrip(".,") if named else error.name
+    install = f"Install it: pip install {package}" if package else "Install it"
+    return f"{install}; or choose weights that do not need it, such as the ones not quantized."
+
+
 def check_processor(processor: Any, config: Any, source: str) -> None:
     """`WeightsError` unless a processor has a chat template and the model's image token."""
     asked = f"The processor of '{source}' cannot be used."
@@ -175,6 +296,10 @@ def check_processor(processor: Any, config: Any, source: str) -> None:
     tokenizer = processor.tokenizer
     if not (getattr(processor, "chat_template", None) or tokenizer.chat_template):
         raise WeightsError(asked, found="It has no chat template.", repair=repair)
+    settings = "patch_size", "vision_feature_select_strategy"
+    unknown = [name for name in settings if getattr(processor, name, name) is None]
+    if unknown:
+        raise WeightsError(asked, found=f"It does not say {' and '.join(unknown)}.", repair=repair)
     token = getattr(processor, "image_token", None)
     found = None if token is None else tokenizer.convert_tokens_to_ids(token)
     expected = getattr(config, "image_token_id", None)

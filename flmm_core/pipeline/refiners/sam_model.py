@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -225,6 +225,7 @@ def _read_official(name: str, weights: Path | None) -> dict[str, Tensor]:
     except Exception as error:  # a corrupt pickle can raise anything
         kind = type(error).__name__
         raise failed(f"The file is truncated or holds no PyTorch weights ({kind}).") from error
+    state = _unwrapped(state)
     if not (
         isinstance(state, Mapping)
         and all(isinstance(value, Tensor) for value in state.values())
@@ -240,6 +241,23 @@ def _read_official(name: str, weights: Path | None) -> dict[str, Tensor]:
                 raise failed(f"{found}: it is '{other}'.", f"Use --refiner sam:{other}.")
         raise failed(f"{found}.")
     return dict(state)
+
+
+def _unwrapped(content: Any) -> Any:
+    """The weights in what a training script saved: under a key of their own, or behind a prefix.
+
+    `{"model": ...}` and `{"state_dict": ...}` are how fine-tunes are saved; DataParallel writes
+    "module." before each name, Lightning the name of its attribute.
+    """
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        return content
+    end = "image_encoder.pos_embed"
+    first = next((str(name) for name in content if str(name).endswith(end)), end)
+    prefix = first.removesuffix(end)
+    return {str(name).removeprefix(prefix): value for name, value in content.items()}
 
 
 def _fill(parts: SamParts, state: Mapping[str, Tensor], source: str) -> SamParts:

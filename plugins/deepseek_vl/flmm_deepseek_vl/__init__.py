@@ -19,6 +19,7 @@ SPEC = BackboneSpec(
         "1.3b-base": ModelInfo("deepseek-community/deepseek-vl-1.3b-base", "DeepSeek Model"),
     },
     capabilities=frozenset({"chat"}),
+    converted={"multi_modality": "deepseek-community/deepseek-vl-1.3b-chat"},
 )
 
 

@@ -21,6 +21,12 @@ SPEC = BackboneSpec(
         "llama3-8b": ModelInfo("llava-hf/llama3-llava-next-8b-hf", "Llama 3 Community"),
     },
     capabilities=frozenset({"chat"}),
+    converted={
+        "llava_llama": "llava-hf/llava-v1.6-vicuna-7b-hf",
+        "llava_mistral": "llava-hf/llava-v1.6-mistral-7b-hf",
+        "LlavaLlamaForCausalLM": "llava-hf/llava-v1.6-vicuna-7b-hf",
+        "LlavaMistralForCausalLM": "llava-hf/llava-v1.6-mistral-7b-hf",
+    },
 )
 
 

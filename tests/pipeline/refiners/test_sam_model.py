@@ -73,6 +73,30 @@ def test_an_official_file_gives_segment_anythings_features(reduced: None, meta_f
             assert torch.equal(state[key], value), key
 
 
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [("", "module."), ("model", ""), ("state_dict", "sam."), ("model", "module.")],
+)
+def test_a_fine_tune_is_read_as_training_scripts_save_it(
+    reduced: None, meta_file: Path, key: str, prefix: str
+) -> None:
+    wanted = flat_state(build_sam("vit_b", meta_file))
+    state = {f"{prefix}{name}": value for name, value in torch.load(meta_file).items()}
+    torch.save({key: state, "epoch": 3} if key else state, meta_file)
+    found = flat_state(build_sam("vit_b", meta_file))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_weights_that_are_no_numbers_are_refused(reduced: None, meta_file: Path) -> None:
+    state = torch.load(meta_file)
+    state["mask_decoder.mask_tokens.weight"][0, 0] = torch.nan
+    torch.save(state, meta_file)
+    assert "mask_decoder.mask_tokens.weight holds values that are not finite" in failure(
+        "vit_b", meta_file
+    )
+
+
 def test_an_official_sam_is_whole_float32_and_in_evaluation_mode(
     reduced: None, meta_file: Path
 ) -> None:
