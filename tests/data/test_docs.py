@@ -44,6 +44,9 @@ def test_the_examples_are_read(
     for name, width, height in re.findall(r"<!-- image: (.*) (\d+)x(\d+) -->", example):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (int(width), int(height))).save(name)
+    for name, width, height in re.findall(r"<!-- white: (.*) (\d+)x(\d+) -->", example):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (int(width), int(height)), 255).save(name)
     for name in re.findall(r"<!-- segments: (.*) -->", example):
         panoptic = json.loads(Path("annotations/panoptic_val2017.json").read_text())
         pixels = np.zeros((10, 12, 3), dtype=np.uint8)
@@ -60,7 +63,7 @@ def test_the_examples_are_read(
 
 
 def test_every_source_is_described() -> None:
-    assert len(EXAMPLES) == 8
+    assert len(EXAMPLES) == 9
     for name in FORMATS:
         assert f"`{name}" in PAGE, name
 

@@ -109,6 +109,7 @@ _TABLE = (
     DataFormat("jsonl", "a metadata.jsonl with its images", needs_split=False),
     DataFormat("coco", "COCO-style instances of your own", needs_split=False),
     DataFormat("labelme", "a folder of LabelMe files", needs_split=False),
+    DataFormat("masks", "images with mask files beside them", writable=False, needs_split=False),
     DataFormat("voc", "Pascal VOC segmentation", writable=False, needs_split=False),
     DataFormat("yolo", "YOLO segmentation: data.yaml", writable=False, needs_split=False),
 )

@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 from flmm_core.data.findings import Findings
 from flmm_core.data.formats import Source
 from flmm_core.data.formats.shared.label_maps import (
+    BACKGROUND,
     VOID,
     class_objects,
     color_code,
@@ -135,11 +136,7 @@ def _names(root: Path) -> _Names:
                 found=f"Expected 'name:red,green,blue::'; it is {brief(line)}.",
             ) from error
         listed[name.strip()] = color
-    numbered = enumerate(listed)
-    return _Names(
-        {number: name for number, name in numbered if name.lower() != "background"},
-        {color: name for name, color in listed.items() if name.lower() != "background"},
-    )
+    return _Names(dict(enumerate(listed)), {color: name for name, color in listed.items()})
 
 
 def _color(number: int) -> int:
@@ -160,7 +157,7 @@ def _objects(
         mask = open_mask(path)
         values = colors_of(mask)
         # Palettes hold the colors of the classes, unless a tool left them out.
-        if mask.mode.startswith("RGB") or not names.colors.keys().isdisjoint(present(values)):
+        if mask.mode.startswith("RGB") or set(names.colors) & set(present(values)) - {BACKGROUND}:
             known, void = names.colors, VOID_COLOR
         else:
             values = values_of(mask, path)

@@ -19,6 +19,9 @@ from flmm_core.images import MAX_PIXELS
 
 BACKGROUND, VOID = 0, 255
 """Values that mark no class unless they have a name; the pixels of `VOID` are not scored."""
+BACKGROUND_NAMES = ("background", "_background_", "unlabeled", "unlabelled", "none")
+VOID_NAMES = ("void", "ignore", "ignored", "__ignore__", "ignore_region")
+"""Names of values that are no classes."""
 
 
 def open_mask(path: Path) -> Image.Image:
@@ -81,19 +84,24 @@ def class_objects(
 
     Args:
         values: (H, W) as of `values_of` or `colors_of`.
-        names: The class of each value; equal names are one class.
+        names: The class of each value; equal names are one class. Those among `BACKGROUND_NAMES`
+            are none; the pixels of those among `VOID_NAMES` are not scored.
         where: Names the label map in messages. Values without a name are listed in `findings`,
             except `BACKGROUND` and `void`.
-        void: The value of pixels that are not scored.
+        void: The value of pixels that are not scored, if it has no name.
         phrases: The phrases of classes whose name does not say it.
     """
     masks = ClassMasks((values.shape[0], values.shape[1]), split, phrases or {})
+    ignored = np.zeros(values.shape, dtype=np.bool_)
     for value in present(values):
-        if value in names:
-            masks.add(names[value], values == value, where)
-        elif value not in (BACKGROUND, void):
+        name = names.get(value, "void" if value == void else "")
+        if name.lower() in VOID_NAMES:
+            ignored |= values == value
+        elif name and name.lower() not in BACKGROUND_NAMES:
+            masks.add(name, values == value, where)
+        elif not name and value != BACKGROUND:
             findings.skip(f"the value {value} of {where}", "it has no name")
-    return masks.objects(None if void in names else values == void)
+    return masks.objects(ignored)
 
 
 def present(values: NDArray[np.int32]) -> list[int]:

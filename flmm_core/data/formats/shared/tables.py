@@ -9,22 +9,16 @@ from typing import Any
 import yaml
 
 from flmm_core.config.yaml_files import parse_yaml
-from flmm_core.data.records import read_bytes, read_json
+from flmm_core.data.records import decode, read_bytes, read_json
 from flmm_core.errors import DataError
 
 TABLE_ENDINGS = (".csv", ".json", ".yaml", ".yml")
+"""Of what `read_table` reads."""
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte-order mark; DataError if it is none."""
-    try:
-        return read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"The file {path} is not UTF-8 text.",
-            found=f"{error}.",
-            repair="Save it as UTF-8.",
-        ) from error
+    """A text file in any encoding that `decode` knows; DataError if it is none."""
+    return decode(read_bytes(path), f"the file {path}")
 
 
 def read_yaml(path: Path) -> Any:
@@ -48,6 +42,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return [
         {str(key).strip(): str(value or "").strip() for key, value in row.items() if key}
         for row in rows
+        if any(row.values())
     ]
 
 
