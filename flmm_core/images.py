@@ -35,7 +35,7 @@ _TURNS = {
 _SAY_ORIENTATION = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
-def to_image(source: object) -> Image.Image:
+def to_image(source: object, *, upright: bool = True) -> Image.Image:
     """An image as upright RGB, whatever it is given as.
 
     Gray and 16-bit values are scaled to 8 bits; transparency is composited on white; CMYK is
@@ -46,17 +46,18 @@ def to_image(source: object) -> Image.Image:
     Args:
         source: A path; a PIL image, which is left as it is; or an array or tensor of uint8,
             (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, upright.
+        upright: False leaves a file or PIL image as it is stored, whatever its EXIF data say.
 
     Raises:
         DataError: The file or image is missing, empty, truncated, too large or not an image.
         UsageError: It is nothing of the above.
     """
     if isinstance(source, str | os.PathLike):
-        return _read_file(Path(source))
+        return _read_file(Path(source), upright)
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "")) or "given"
         with _decoding(f"The image {name}"):
-            return _to_rgb(source, f"The image {name}")
+            return _to_rgb(source, f"The image {name}", upright)
     if hasattr(source, "__array__"):
         return _from_array(source)
     raise UsageError(
@@ -66,7 +67,7 @@ def to_image(source: object) -> Image.Image:
     )
 
 
-def _read_file(path: Path) -> Image.Image:
+def _read_file(path: Path, upright: bool) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise DataError(f"The image {path} is empty.", found="It has zero bytes.", repair=AGAIN)
@@ -79,7 +80,7 @@ def _read_file(path: Path) -> Image.Image:
             repair="Check the path.",
         ) from error
     with file, _decoding(f"The image {path}", f"The file {path}"), Image.open(file) as stored:
-        return _to_rgb(stored, f"The image {path}")
+        return _to_rgb(stored, f"The image {path}", upright)
 
 
 @contextmanager
@@ -113,7 +114,7 @@ def _decoding(image: str, file: str = "") -> Iterator[None]:
             ) from error
 
 
-def _to_rgb(stored: Image.Image, name: str) -> Image.Image:
+def _to_rgb(stored: Image.Image, name: str, upright: bool = True) -> Image.Image:
     if stored.width * stored.height > MAX_PIXELS:
         raise Image.DecompressionBombError  # as Pillow does at 179 million
     if stored.format == "EPS":
@@ -122,7 +123,7 @@ def _to_rgb(stored: Image.Image, name: str) -> Image.Image:
             repair="Save it as PNG or JPEG.",
         )
     stored.load()
-    image = _upright_rgb(stored, name)
+    image = _as_rgb(_turned(stored) if upright else stored, name)
     for key in _SAY_ORIENTATION:
         image.info.pop(key, None)
     return image
@@ -158,10 +159,19 @@ def _from_array(source: Any) -> Image.Image:
         return _to_rgb(Image.fromarray(np.ascontiguousarray(values)), "The image given")
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 if there is none."""
+    stated = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return stated if stated in _TURNS else 1
+
+
+def _turned(image: Image.Image) -> Image.Image:
     # `ImageOps.exif_transpose` also rewrites the EXIF data, and so fails on any damaged entry.
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    image = image if turn is None else image.transpose(turn)
+    turn = _TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _from_16_bits(image)
     if image.mode == "F":

@@ -1,35 +1,54 @@
-"""Images of data sets: read at the size that their annotations were made for."""
+"""Images of data sets: read at the size and in the orientation that they were annotated in."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from flmm_core.errors import DataError
-from flmm_core.images import to_image
+from flmm_core.images import orientation, to_image
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 """Of the files that are looked for as images; `read_image` reads others too."""
 
 
-def read_image(path: str | Path, *, image_hw: tuple[int, int] | None = None) -> Image.Image:
-    """The image as upright RGB; see `flmm_core.images.to_image`.
+def read_image(
+    path: str | Path, *, image_hw: tuple[int, int] | None = None, as_stored: bool = False
+) -> Image.Image:
+    """The image as RGB; see `flmm_core.images.to_image`.
+
+    It is upright, as most tools show it. `as_stored` says that it was annotated as it is stored,
+    whatever its EXIF data say. If `image_hw` is its size only the other way, it is read that way.
 
     Raises:
         DataError: The file is missing, empty, truncated, too large, not an image, or not of
             the size `image_hw`.
     """
     path = Path(path)
-    image = to_image(path)
-    if image_hw is not None and (image.height, image.width) != tuple(image_hw):
-        raise DataError(
-            f"The image {path} does not have the size that its annotations were made for.",
-            found=f"It is {image.height} x {image.width} (height x width, upright), the "
-            f"annotations say {image_hw[0]} x {image_hw[1]}.",
-            repair="Check that this is the image that was annotated, neither resized nor turned.",
-        )
-    return image
+    image = to_image(path, upright=not as_stored)
+    if image_hw is None or image.size[::-1] == tuple(image_hw):
+        return image
+    if image.size == tuple(image_hw):
+        other = to_image(path, upright=as_stored)
+        if other.size[::-1] == tuple(image_hw):
+            return other
+    raise DataError(
+        f"The image {path} does not have the size that its annotations were made for.",
+        found=f"It is {image.height} x {image.width} (height x width, "
+        f"{'as stored' if as_stored else 'upright'}), the annotations say "
+        f"{image_hw[0]} x {image_hw[1]}.",
+        repair="Check that this is the image that was annotated, neither resized nor turned.",
+    )
+
+
+def is_left_turned(path: Path, image_hw: tuple[int, int], *, as_stored: bool = False) -> bool:
+    """Whether `read_image` leaves an image as it is stored although EXIF data turn it."""
+    upright, stored = image_size_of(path), image_size_of(path, upright=False)
+    with Image.open(path) as file:
+        if orientation(file) == 1:
+            return False
+    return stored == image_hw and (as_stored or upright != image_hw)
 
 
 def image_size_of(path: Path, *, upright: bool = True) -> tuple[int, int]:
@@ -40,9 +59,7 @@ def image_size_of(path: Path, *, upright: bool = True) -> tuple[int, int]:
     try:
         with Image.open(path) as stored:
             width, height = stored.size
-            if upright and stored.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
-                return width, height
-            return height, width
+            return (width, height) if upright and orientation(stored) >= 5 else (height, width)
     except Exception:
         image = read_image(path)  # raises the error that describes the problem
         return image.height, image.width

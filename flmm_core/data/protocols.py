@@ -160,7 +160,14 @@ class ImageSamples(LazySamples):
                     _distractors(image, thing) if thing.category else None,
                 )
             )
-        return Sample(self.name(index), image.path, image.image_hw, tuple(segments), tuple(phrases))
+        return Sample(
+            self.name(index),
+            image.path,
+            image.image_hw,
+            tuple(segments),
+            tuple(phrases),
+            as_stored=image.as_stored,
+        )
 
     def extent(self, index: int) -> tuple[int, int, int]:
         image, _, segments, _ = self._captioned(index)

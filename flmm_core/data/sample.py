@@ -72,6 +72,7 @@ class Sample:
         image_hw: Height and width of the image and the masks in pixels.
         segments: The caption in pieces, which refer to `phrases` by index.
         phrases: The phrases to ground, P >= 1.
+        as_stored: For `read_image`: the image is not turned as its EXIF data say.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Sample:
     image_hw: tuple[int, int]
     segments: tuple[Segment, ...]
     phrases: tuple[Phrase, ...]
+    as_stored: bool = False
 
     def __post_init__(self) -> None:
         named = {segment.phrase for segment in self.segments} - {None}
@@ -137,6 +139,7 @@ class AnnotatedImage:
         caption: The annotated caption, in pieces that refer to every object by its index; empty
             if a protocol has to put the sentences together.
         name: Distinguishes this caption from others of the same image.
+        as_stored: As in `Sample`.
     """
 
     file_name: str
@@ -145,6 +148,7 @@ class AnnotatedImage:
     objects: tuple[GroundedObject, ...]
     caption: tuple[Segment, ...] = ()
     name: str = ""
+    as_stored: bool = False
 
     def only(self, indices: Collection[int]) -> AnnotatedImage:
         """The image with some of its objects; those that remain in the caption are plain words."""

@@ -47,6 +47,8 @@ class PhraseRow(BaseModel):
     """Further subsets ("plural", "stuff")."""
     size: tuple[Side, Side]
     """[H, W] of the image."""
+    as_stored: bool = False
+    """Whether the image is shown as it is stored, whatever its EXIF data say."""
     segmentation: Rle
     """The predicted mask."""
     truth_segmentation: Rle | None = None

@@ -66,6 +66,7 @@ def rows_from_masks(
                 PhraseRow(
                     item=f"{sample.name}:{place}",
                     picture=_relative(sample.image_path, folder),
+                    as_stored=sample.as_stored,
                     phrase=phrase.text,
                     slice=phrase.slice,
                     tags=tuple(sorted(phrase.tags)),

@@ -116,7 +116,8 @@ def sample_keys(
 def sample_key(sample: Sample, image: str) -> str:
     """The key of a sample, from the digest of its image."""
     caption = [[segment.text, segment.phrase] for segment in sample.segments]
-    text = json.dumps([image, list(sample.image_hw), caption])
+    facts = [image, list(sample.image_hw), caption, *(["as stored"] if sample.as_stored else [])]
+    text = json.dumps(facts)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

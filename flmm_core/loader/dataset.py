@@ -87,20 +87,20 @@ class ObservedFeatures(FeatureSource):
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
         self.device = observer.device
-        self._last: tuple[Path, Image.Image, ObserverInputs] | None = None
+        self._last: tuple[Any, Image.Image, ObserverInputs] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}
 
     def prepare(self, sample: Sample) -> ObserverInputs:
         """Read one sample; consecutive samples of the same image share it."""
-        path, size = sample.image_path, sample.image_hw
+        path, size, as_stored = sample.image_path, sample.image_hw, sample.as_stored
         last = self._last
-        if last is not None and (last[0], last[2].backbone.image_hw) == (path, size):
+        if last is not None and last[0] == (path, size, as_stored):
             return self.observer.prepare(last[1], sample.segments, name=sample.name, like=last[2])
-        image = read_image(path, image_hw=size)
+        image = read_image(path, image_hw=size, as_stored=as_stored)
         inputs = self.observer.prepare(image, sample.segments, name=sample.name)
-        self._last = path, image, inputs
+        self._last = (path, size, as_stored), image, inputs
         return inputs
 
     def collate(self, prepared: Sequence[Any]) -> Any:

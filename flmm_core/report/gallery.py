@@ -72,7 +72,8 @@ def best_and_worst(
 def _example(folder: Path, item: PhraseRow) -> Example:
     note, panels, side = "", {}, min(SIDE, max(item.size))
     try:
-        small = scale_to(read_image(folder / item.picture, image_hw=item.size), side)
+        image = read_image(folder / item.picture, image_hw=item.size, as_stored=item.as_stored)
+        small = scale_to(image, side)
         panels["image"] = _data_uri(small)
     except DataError:
         note = "The image was not found; the masks are shown on gray."

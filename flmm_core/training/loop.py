@@ -344,7 +344,11 @@ def write_sheets(
                 continue
             (grounding,) = method.ground(source.collate([example.inputs]))
             sheet = draw_sheet(
-                read_image(example.sample.image_path),
+                read_image(
+                    example.sample.image_path,
+                    image_hw=example.sample.image_hw,
+                    as_stored=example.sample.as_stored,
+                ),
                 [phrase.text for phrase in example.sample.phrases],
                 grounding.maps,
                 grounding.coarse_logits,

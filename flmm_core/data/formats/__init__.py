@@ -7,7 +7,7 @@ add its entry to the table. `--data`, `flmm data` and their help texts read the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,8 @@ class DataFormat:
         """The images of a source, without objects that mark no pixel and are not said absent."""
         from flmm_core.data.formats.shared.degenerate import without_degenerate
 
-        return without_degenerate(self.code.read(source, findings), findings)
+        images = without_degenerate(self.code.read(source, findings), findings)
+        return [replace(image, as_stored=True) for image in images] if source.as_stored else images
 
     def write(self, folder: Path, images: Iterable[NewImage]) -> Path:
         """Write images to a folder; those without a split go to "train"."""

@@ -96,7 +96,7 @@ def _image(file: Path, source: Source, findings: Findings) -> AnnotatedImage | N
     path = _find_image(record, name, file, source)
     sides = [record.get(key) for key in ("imageHeight", "imageWidth")]
     height, width = (
-        image_size_of(path)
+        image_size_of(path, upright=not source.as_stored)
         if None in sides
         else image_size(record, where, ("imageHeight", "imageWidth"))
     )

@@ -81,7 +81,7 @@ def _image(file: Path, source: Source, findings: Findings) -> AnnotatedImage:
     is_sentence = record.get("is_sentence")
     if is_sentence not in (True, False):
         raise unfit(where, "is_sentence", is_sentence, "true or false")
-    height, width = image_size_of(path)
+    height, width = image_size_of(path, upright=not source.as_stored)
     shapes = field(record, "shapes", list, where)
     target, ignored = _paint(shapes, height, width, file, findings)
     thing = GroundedObject(

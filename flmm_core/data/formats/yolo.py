@@ -53,7 +53,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
     images: list[AnnotatedImage] = []
     for path in dict.fromkeys(path for place in labels.folders for path in _images(place)):
         with findings.part():
-            masks = ClassMasks(image_size_of(path), source.split)
+            masks = ClassMasks(image_size_of(path, upright=not source.as_stored), source.split)
             _read_labels(path, labels, masks, findings)
             if things := masks.objects():
                 name = path.relative_to(labels.file.parent) if _within(path, labels) else path

@@ -52,7 +52,7 @@ def check_source(
         if image.path not in whole:
             whole[image.path] = False
             with findings.part():
-                read_image(image.path, image_hw=image.image_hw)
+                read_image(image.path, image_hw=image.image_hw, as_stored=image.as_stored)
                 whole[image.path] = True
         readable = 0
         for thing in image.objects:

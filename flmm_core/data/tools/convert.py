@@ -10,7 +10,7 @@ from flmm_core.config import MAX_SKIPPED, SkipLimit
 from flmm_core.data.findings import Findings, Skipped, Track
 from flmm_core.data.formats import jsonl
 from flmm_core.data.formats.shared.new_image import NewImage
-from flmm_core.data.images import read_image
+from flmm_core.data.images import is_left_turned, read_image
 from flmm_core.data.left_out import LeftOut
 from flmm_core.data.protocols import ImageSamples
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Segment
@@ -35,7 +35,8 @@ def convert_source(
     Args:
         text: `NAME[:PATH][@SPLIT]`.
         folder: May contain other splits.
-        link: Create symbolic links to the images instead of copies.
+        link: Create symbolic links to the images instead of copies. An image that was annotated
+            as stored but that EXIF data turn is saved anew, as PNG, without these data.
         max_skipped: How much of the source may be left out because it cannot be used.
 
     Returns:
@@ -69,15 +70,21 @@ def _new_images(
 ) -> Iterator[NewImage]:
     names: set[str] = set()
     for images in groups:
-        for image_hw in dict.fromkeys(image.image_hw for image in images):
-            read_image(images[0].path, image_hw=image_hw)
+        path, image_hw, as_stored = images[0].path, images[0].image_hw, images[0].as_stored
+        pixels = [
+            read_image(path, image_hw=size, as_stored=as_stored)
+            for size in dict.fromkeys(image.image_hw for image in images)
+        ]
         objects: list[GroundedObject] = []
         captions: list[tuple[Segment, ...]] = []
         for image in images:
             captions += [_shifted(image.caption, len(objects))] if image.caption else []
             objects += [replace(thing, split=split) for thing in image.objects]
-        name = _free_name(images[0], names)
-        yield NewImage(images[0].path, name, objects, captions, link)
+        if is_left_turned(path, image_hw, as_stored=as_stored):  # other readers would turn it
+            yield NewImage(pixels[0], _free_name(images[0], names, ".png"), objects, captions)
+        else:
+            name = _free_name(images[0], names, path.suffix)
+            yield NewImage(path, name, objects, captions, link)
 
 
 def _shifted(caption: Sequence[Segment], by: int) -> tuple[Segment, ...]:
@@ -87,16 +94,13 @@ def _shifted(caption: Sequence[Segment], by: int) -> tuple[Segment, ...]:
     )
 
 
-def _free_name(image: AnnotatedImage, names: set[str]) -> str:
-    """A unique file name within the new folder, similar to the old one.
-
-    The suffix is that of the file, from which the annotations may differ.
-    """
+def _free_name(image: AnnotatedImage, names: set[str], ending: str) -> str:
+    """A unique file name within the new folder, similar to the old one, with this ending."""
     parts = PurePosixPath(PureWindowsPath(image.file_name).as_posix()).parts
     kept = [part for part in parts if part.strip("./") and ":" not in part]
     if kept[0] == "images" and len(kept) > 1:  # where the writer puts them anyway
         kept = kept[1:]
-    stem, ending = PurePosixPath(*kept).with_suffix("").as_posix(), image.path.suffix
+    stem = PurePosixPath(*kept).with_suffix("").as_posix()
     name, number = jsonl.image_name(f"{stem}{ending}"), 2
     while name in names:
         name, number = jsonl.image_name(f"{stem}-{number}{ending}"), number + 1

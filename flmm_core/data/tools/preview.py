@@ -18,7 +18,7 @@ def draw_preview(picture: AnnotatedImage) -> Image.Image:
 
     Below each panel stand the object's phrases and tags, "(not there)" if its mask is empty.
     """
-    image = read_image(picture.path, image_hw=picture.image_hw)
+    image = read_image(picture.path, image_hw=picture.image_hw, as_stored=picture.as_stored)
     large = scale_to(image, 2 * SIDE)
     caption = "".join(piece.text for piece in picture.caption)
     faded, panels = fade(large), [(large, caption or picture.file_name)]
