@@ -44,10 +44,10 @@ def read_image(
 
 def is_left_turned(path: Path, image_hw: tuple[int, int], *, as_stored: bool = False) -> bool:
     """Whether `read_image` leaves an image as it is stored although EXIF data turn it."""
-    upright, stored = image_size_of(path), image_size_of(path, upright=False)
     with Image.open(path) as file:
         if orientation(file) == 1:
             return False
+    upright, stored = image_size_of(path), image_size_of(path, upright=False)
     return stored == image_hw and (as_stored or upright != image_hw)
 
 

@@ -44,7 +44,7 @@ def test_a_row_is_the_documented_json() -> None:
         "item", "picture", "phrase", "slice", "tags", "size", "segmentation",
         "truth_segmentation", "intersection", "union", "predicted", "truth", "ignored",
         "coarse_intersection", "coarse_union", "score", "probability", "box_iou",
-        "point_in_mask", "distractors", "seconds", "there",
+        "point_in_mask", "distractors", "seconds", "there", "as_stored",
     }  # fmt: skip
     assert row["size"] == row["segmentation"]["size"] == [48, 64]
     assert isinstance(row["segmentation"]["counts"], str)
