@@ -31,7 +31,7 @@ class Recipe:
         channels: The attention channels that the mask head takes; empty means all.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     backbone: str
     model: str = "tiny"

@@ -172,7 +172,7 @@ class AttentionMaps:
 class VlmShape:
     """L, N, D and the names of the V views: what the shape of a head's weights depends on."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     layers: Annotated[int, Field(ge=1, le=10_000)]
     heads: Annotated[int, Field(ge=1, le=10_000)]

@@ -177,6 +177,7 @@ def test_channels_are_chosen_on_the_training_data_and_stay_with_the_head(
     assert head["mask_head.unet.encoder.0.0.convs.0.conv.weight"].shape[1] == 5
     grounder = Grounder.from_pretrained(run)
     assert grounder.info.recipe.channels == manifest.channels
+    assert grounder.info.model == manifest.identity == grounder.backbone.identity()
     picture = read_image(next(drawn.rglob("*.png")))
     result = grounder.ground(picture, ["red ring"])
     assert result.logits.shape == (1, picture.height, picture.width)

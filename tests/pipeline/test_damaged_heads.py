@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from flmm_core.errors import FlmmError
+from flmm_core.errors import FlmmError, WeightsError
 from flmm_core.evaluation.calibration import Judgements, fit_confidence
 from flmm_core.files import SEAL, sealed
 from flmm_core.pipeline.build import Recipe
@@ -62,6 +62,34 @@ def earlier(head: Path) -> Path:
     del content[SEAL]
     (folder / CONFIDENCE).write_text(json.dumps(content))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("base_channels", 704, "conv.weight is (4, 3, 3, 3) instead of (704, 3, 3, 3)"),
+        ("base_channels", 10**6, "recipe.base_channels: Input should be less than or equal to"),
+        ("base_channels", "4", "recipe.base_channels: Input should be a valid integer"),
+        ("enlarge_to", 10**6, "recipe.enlarge_to: Input should be less than or equal to"),
+        ("pool", "maximum", "recipe.pool: Input should be 'mean' or 'max'"),
+        ("channels", [0, 3, 99], "channels [99] of 16"),
+        ("channels", [0, 3], "conv.weight is (4, 3, 3, 3) instead of (4, 2, 3, 3)"),
+        ("prompt", None, "recipe.prompt: Input should be a valid string"),
+        ("widths", 3, "recipe.widths: Unexpected keyword argument"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_allocated(
+    earlier: Path, tmp_path: Path, key: str, value: Any, reason: str
+) -> None:
+    copy = Path(shutil.copytree(earlier, tmp_path / "copy"))
+    content = json.loads((copy / CONFIG).read_text())
+    content["recipe"][key] = value
+    (copy / CONFIG).write_text(json.dumps(content))
+    before = peak()
+    with pytest.raises(WeightsError) as error:
+        Grounder.from_pretrained(copy)
+    assert reason in str(error.value)
+    assert peak() - before < 50 << 10  # KiB; a U-Net of 704 channels has 3.8 GB
 
 
 # --- damages of any file ----------------------------------------------------------------------

@@ -61,7 +61,7 @@ class ModelIdentity:
         image_processor: The settings that decide the pixels.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     architecture: Mapping[str, str | int]
     weights: Mapping[str, Sample]
