@@ -145,6 +145,22 @@ def test_another_language_model_of_the_same_shape_is_refused(
     Grounder.from_pretrained(made / "head", model=str(made / "mistral"), force=True)
 
 
+def test_evaluation_and_benchmark_refuse_it_too(
+    made: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = ["--data", f"refcoco:{drawn}@train", "--limit", "1", "--device", "cpu"]
+    evaluation = ["eval", str(made / "head"), *limits, "--model", str(made / "mistral")]
+    model = Path(shutil.copytree(made / "llama", tmp_path / "model"))
+    grounder = Grounder.from_pretrained(made / "head", model=str(model))
+    head = grounder.save_pretrained(tmp_path / "head")
+    retrained(model)  # the same path, another model
+    benchmark = ["benchmark", "--head", str(head), *limits, "--output", str(tmp_path / "bench")]
+    for command in (evaluation, benchmark):
+        assert main(command) == WeightsError.exit_code
+        assert "was trained behind another model" in capsys.readouterr().err
+        assert main([*command, "--force"]) == 0
+
+
 def test_a_head_of_an_earlier_version_is_noted_once(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
