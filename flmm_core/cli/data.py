@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flmm_core.cli.console import check_writable, make_progress
-from flmm_core.cli.options import config_options
-from flmm_core.config import MAX_SKIPPED
+from flmm_core.cli.options import config_options, given_settings
+from flmm_core.config import MAX_SKIPPED, load_config
 from flmm_core.data.formats import FORMATS, writable_formats
 from flmm_core.errors import DataError, UsageError
 from flmm_core.files import whole_folder
+from flmm_core.plugins import load_backbones, load_class
 
 if TYPE_CHECKING:
     from flmm_core.data.findings import Skipped
-    from flmm_core.data.tools.check import CheckResult
+    from flmm_core.data.tools.check import CheckResult, Prepare
 
+MODEL = ("model", "options", "prompt")
+"""The settings that decide what a model can take."""
 SKIPPED_SHOWN = 10
 SOURCES = "\n".join(f"  {known.form:21} {known.summary}" for known in FORMATS.values())
 
@@ -89,13 +92,17 @@ def draw(folder: Path, form: str, pictures: int, **parameters: Any) -> None:
     help="Draw this many images with their masks and phrases; requires --output.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="New folder for the drawn images.")
-def check(source: str, previews: int | None, output: Path | None) -> None:
+@config_options("backbone", unset="only the files are checked")
+@config_options(*MODEL)
+def check(source: str, previews: int | None, output: Path | None, **parameters: Any) -> None:
     """Report every fault of a data set: file, line and field.
 
     SOURCE is NAME[:PATH][@SPLIT], see `flmm data --help`. Annotations, images and masks are read
-    completely. Items that cannot be scored are listed too, but are no fault. The exit code is 3 if
+    completely. What cannot be used is listed too, but is no fault; with --backbone also images and
+    captions that the model cannot take, for which its weights are not read. The exit code is 3 if
     there is a fault.
     """
+    given = given_settings(parameters)
     if (previews is None) != (output is None):
         raise UsageError(
             "--pictures and --output belong together.",
@@ -106,7 +113,10 @@ def check(source: str, previews: int | None, output: Path | None) -> None:
     from flmm_core.data.tools.check import check_source
 
     track = partial(_tracked, "Checking")
-    result = check_source(source, previews=previews or 0, output=output, track=track)
+    prepare = _prepare(given) if given else None
+    result = check_source(
+        source, previews=previews or 0, output=output, prepare=prepare, track=track
+    )
     _show(source, result)
     if output is not None and output.is_dir():
         click.echo(output)
@@ -136,6 +146,18 @@ def convert(source: str, folder: Path, link: bool, max_skipped: str | None) -> N
     click.echo(target)
 
 
+def _prepare(given: dict[str, Any]) -> Prepare:
+    """What makes samples ready for a model, whose weights are not read."""
+    config, spec = load_config(None, given, load_backbones().get)
+    from flmm_core.loader.dataset import ObservedFeatures
+    from flmm_core.pipeline.observer import Observer
+
+    backbone = load_class(spec).load(
+        spec, config.model, device_map="meta", prompt=config.prompt, options=config.options
+    )
+    return ObservedFeatures(Observer(backbone)).prepare
+
+
 def _tracked(name: str, items: Any, total: int | None = None) -> Iterator[Any]:
     with make_progress().stage(name, total=total or len(items)) as stage:
         for item in items:
@@ -155,16 +177,21 @@ def _show(source: str, result: CheckResult) -> None:
     for number, fault in enumerate(result.faults, start=1):
         lines = str(fault).splitlines()
         click.echo("\n   ".join([f"{number}. {lines[0]}", *lines[1:]]))
-    _show_skipped(result.skipped)
+    _show_skipped(result.skipped, every=True)
     nothing = f" ({result.absent} of them absent)" if result.absent else ""
+    left_out = f"; {len(result.skipped)} left out" if result.skipped else ""
     click.echo(
         f"{source}: {len(result.faults) or 'no'} fault{'s' * (len(result.faults) != 1)}; "
         f"{result.images} images, {result.objects} objects{nothing}, {result.phrases} phrases"
+        f"{left_out}"
     )
 
 
-def _show_skipped(skipped: tuple[Skipped, ...], err: bool = False) -> None:
-    for item in skipped[:SKIPPED_SHOWN]:
+def _show_skipped(skipped: Sequence[Skipped], *, err: bool = False, every: bool = False) -> None:
+    """Some of what is left out, or `every` item that is a loss."""
+    lost = [item for item in skipped if every and item.counts]
+    others = [item for item in skipped if not (every and item.counts)]
+    for item in lost + others[:SKIPPED_SHOWN]:
         click.echo(f"left out: {item.name}: {item.reason}", err=err)
-    if len(skipped) > SKIPPED_SHOWN:
-        click.echo(f"left out: {len(skipped) - SKIPPED_SHOWN} more", err=err)
+    if len(others) > SKIPPED_SHOWN:
+        click.echo(f"left out: {len(others) - SKIPPED_SHOWN} more", err=err)

@@ -20,6 +20,10 @@ Track = Callable[[Collection[Any]], Iterable[Any]]
 """Iterates over a collection and shows progress; `iter` shows none."""
 
 
+LONGEST = 500
+"""Characters of a reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class Skipped:
     """An item that is left out.
@@ -32,6 +36,12 @@ class Skipped:
     name: str
     reason: str
     counts: bool = True
+
+    @classmethod
+    def because(cls, name: str, error: Exception | str) -> Skipped:
+        """Left out because of an error, whose message becomes one line of limited length."""
+        reason = " ".join(str(error).splitlines())
+        return cls(name, reason if len(reason) <= LONGEST else f"{reason[: LONGEST - 3]}...")
 
 
 class DegenerateError(DataError):

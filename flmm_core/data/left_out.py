@@ -99,7 +99,7 @@ class LeftOut:
             index, part = index - len(self._sources[part]), part + 1
         source, losses = self._sources[part], self._losses[part]
         name = source.name(index) if isinstance(source, LazySamples) else f"sample {index}"
-        item = Skipped(name, " ".join(reason.splitlines()))
+        item = Skipped.because(name, reason)
         losses.unusable[index] = item
         losses.check(self.limit)
         if len(losses.unusable) <= SHOWN:

@@ -200,6 +200,7 @@ def evaluate_run(
         FlmmError: Weights or data are missing or broken.
     """
     check_method(method)
+    most_skipped = SkipLimit.given(max_skipped)
     if abstain:
         check_can_abstain([method])
     grounder = Grounder.from_pretrained(
@@ -213,7 +214,6 @@ def evaluate_run(
     recipe, facts = grounder.info.recipe, grounder.info.facts
     protocol = protocol or str(facts.get("protocol", "standard"))
     below = chosen_threshold(grounder.confidence, str(run)) if abstain else None
-    most_skipped = SkipLimit.given(max_skipped)
     sources = {text: open_source(text, protocol) for text in data}
     maker = open_method(
         method, grounder, method_data or facts.get("data", ()), protocol, refiner_weights, below

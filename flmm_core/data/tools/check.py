@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings, Skipped, Track
 from flmm_core.data.images import read_image
-from flmm_core.data.sample import AnnotatedImage
-from flmm_core.data.sources import read_source
+from flmm_core.data.protocols import OBJECTS_PER_CAPTION, ImageSamples
+from flmm_core.data.sample import AnnotatedImage, Sample
+from flmm_core.data.sources import parse_source, read_source
 from flmm_core.data.tools.preview import draw_preview
-from flmm_core.errors import DataError
+from flmm_core.errors import DataError, FlmmError
 from flmm_core.files import whole_folder
 
 
@@ -30,8 +31,17 @@ class CheckResult:
     """Number of objects with an empty mask."""
 
 
+Prepare = Callable[[Sample], object]
+"""Makes a sample ready for a model; FlmmError if the model cannot take it."""
+
+
 def check_source(
-    text: str, *, previews: int = 0, output: Path | None = None, track: Track = iter
+    text: str,
+    *,
+    previews: int = 0,
+    output: Path | None = None,
+    prepare: Prepare | None = None,
+    track: Track = iter,
 ) -> CheckResult:
     """Read a source completely: annotations, then every image and every mask.
 
@@ -40,11 +50,13 @@ def check_source(
     Args:
         text: `NAME[:PATH][@SPLIT]`.
         previews: Number of images without a fault to draw into the folder `output`.
+        prepare: Of a model; what it cannot take is left out, as training and evaluation do.
     """
     findings = Findings(keep_on=True)
     images: Sequence[AnnotatedImage] = ()
+    source = parse_source(text)
     with findings.part():
-        _, images = read_source(text, findings)
+        source, images = read_source(text, findings)
     objects = phrases = absent = 0
     whole: dict[Path, bool] = {}
     drawn: list[AnnotatedImage] = []
@@ -61,8 +73,11 @@ def check_source(
                 phrases += len(thing.sentences)
                 readable += 1
         objects += readable
-        if whole[image.path] and readable == len(image.objects) and len(drawn) < previews:
-            drawn.append(image)
+        if whole[image.path] and readable == len(image.objects):
+            if prepare is not None:
+                findings.skipped += _refused(image, source.label, prepare)
+            if len(drawn) < previews:
+                drawn.append(image)
     if output is not None and drawn:
         with whole_folder(output) as aside:
             for number, image in enumerate(drawn, start=1):
@@ -70,3 +85,14 @@ def check_source(
                 draw_preview(image).save(aside / name)
     faults, skipped = tuple(findings.faults), tuple(findings.skipped)
     return CheckResult(faults, skipped, sum(whole.values()), objects, phrases, absent)
+
+
+def _refused(image: AnnotatedImage, label: str, prepare: Prepare) -> list[Skipped]:
+    """The first sample of an image that a model cannot take: of training, then of evaluation."""
+    for protocol, most in (("flmm-paper", OBJECTS_PER_CAPTION), ("standard", 0)):
+        for sample in ImageSamples([image], protocol, label, most=most):
+            try:
+                prepare(sample)
+            except FlmmError as error:
+                return [Skipped.because(sample.name, error)]
+    return []

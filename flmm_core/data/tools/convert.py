@@ -58,9 +58,15 @@ def convert_source(
     groups: dict[Path, list[AnnotatedImage]] = {}
     for image in images:
         groups.setdefault(image.path, []).append(image)
+    was_there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_folder(folder) as aside:
-        jsonl.write_splits(aside, _new_images(track(list(groups.values())), split, link))
+    try:
+        with whole_folder(folder) as aside:
+            jsonl.write_splits(aside, _new_images(track(list(groups.values())), split, link))
+    except BaseException:
+        if not was_there:
+            folder.rmdir()
+        raise
     jsonl.write_card(folder)
     return target, tuple(findings.skipped)
 
