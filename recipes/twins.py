@@ -73,12 +73,18 @@ def train_tokenizer(special: dict[str, str], chat_template: str) -> Any:
 
 
 def _chat_template(image: str) -> str:
+    """Turns of "USER: ... ", "SYSTEM: ... " and "ASSISTANT:...": no space stands before an answer.
+
+    `recipes.pretrain` teaches answers that begin so.
+    """
     return (
-        "{{ bos_token }}{% for message in messages %}{{ message['role'].upper() }}: "
+        "{{ bos_token }}{% for message in messages %}{{ message['role'].upper() }}:"
+        "{% if message['role'] != 'assistant' %} {% endif %}"
         "{% if message['content'] is string %}{{ message['content'] }}"
         "{% else %}{% for part in message['content'] %}"
         "{% if part['type'] == 'image' %}" + image + "\n"
-        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %} {% endfor %}"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %} {% endif %}{% endfor %}"
         "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     )
 

@@ -50,7 +50,9 @@ def pre_tokenizers_alphabet() -> list[str]:
 
 def template(image: str) -> str:
     return (
-        "{{ bos_token }}{% for message in messages %}USER: {% for part in message['content'] %}"
+        "{{ bos_token }}{% for message in messages %}"
+        "{{ ' ASSISTANT:' if message['role'] == 'assistant' else message['role'].upper() + ': ' }}"
+        "{% for part in message['content'] %}"
         "{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}{% endif %}"
         "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
     )
@@ -226,7 +228,9 @@ def kind(family: str) -> type[OneView]:
     return TwoViews if family.startswith("llava") else OneView
 
 
-def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> OneView:
+def build(
+    family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any
+) -> OneView:
     """A backbone with random weights, large enough that attention is far from uniform."""
     config, processor = parts(family)
     torch.manual_seed(seed)
@@ -235,7 +239,7 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> One
         for name, value in vlm.named_parameters():
             if value.ndim == 2:
                 value.mul_(8 if "q_proj" in name or "k_proj" in name else 4)
-    return kind(family)(spec(), vlm.to(dtype), processor)
+    return kind(family)(spec(), vlm.to(dtype), processor, **options)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -15,9 +15,10 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 TEMPLATE = (
-    "{% for message in messages %}USER: {% for part in message['content'] %}"
+    "{% for message in messages %}{{ message['role'].upper() }}: "
+    "{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %} {% endfor %}ASSISTANT:"
+    "{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
 

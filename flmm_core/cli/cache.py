@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flmm_core.feature_cache.store import Store
 
 SETTINGS = (
-    "backbone", "model", "options", "dtype", "device", "prompt",
+    "backbone", "model", "options", "dtype", "device", "prompt", "system", "caption_mode",
     "data", "val_data", "max_skipped", "protocol", "train_protocol",
     "refiner", "refiner_options", "refiner_weights", "head.pool", "workers",
 )  # fmt: skip

@@ -33,7 +33,7 @@ DATA_SETS = {"generalised": "gRefCOCO ", "reasoning": "ReasonSeg "}
 @shared.method_data_option
 @shared.abstain_option
 @config_options("dtype", "device", "workers", "force", "max_skipped")
-@config_options("model", "refiner_weights", unset="as in training")
+@config_options("model", "prompt", "system", "refiner_weights", unset="as in training")
 @shared.batch_size_option
 @shared.limit_option
 @json_option

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     help='Answer "not there" below this probability.',
 )
 @config_options("dtype", "device", "force")
-@config_options("model", "refiner_weights", unset="as in training")
+@config_options("model", "prompt", "system", "refiner_weights", unset="as in training")
 def command(
     path: Path,
     phrases: tuple[str, ...],

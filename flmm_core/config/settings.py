@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from flmm_core.config.skip_limit import MAX_SKIPPED, SkipLimit
 from flmm_core.config.yaml_files import dump_yaml
+from flmm_core.segment import CaptionMode
 from flmm_core.spec import DEFAULT_PROMPT
 
 PLUGIN_OPTIONS = {"options": "--options", "refiner_options": "--refiner-option"}
@@ -82,6 +83,15 @@ class RunConfig(Section):
     )
     device: str = Field("auto", description="Device: auto, cpu, cuda, cuda:1 or mps.")
     prompt: str = Field(DEFAULT_PROMPT, description="The user's turn that precedes the caption.")
+    system: str | None = Field(
+        None,
+        description="The system message before it. Default: the chat template's own, if any.",
+    )
+    caption_mode: CaptionMode = Field(
+        "whole",
+        description="Tokenize a caption whole, as the model's own answer, or its pieces one by"
+        " one, as the original F-LMM does.",
+    )
 
     data: Names = Field(
         ["shapes@train"], min_length=1, description="Train on NAME[:PATH][@SPLIT]; repeatable."

@@ -17,7 +17,7 @@ from flmm_core.config import ProtocolName
 from flmm_core.data.findings import Skipped
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Phrase, Sample
 from flmm_core.errors import UsageError, did_you_mean
-from flmm_core.segment import Segment
+from flmm_core.segment import Segment, caption_text, statements
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
@@ -88,8 +88,8 @@ class LazySamples(Sequence[Sample]):
 class ImageSamples(LazySamples):
     """The samples of annotated images under a protocol.
 
-    "flmm-paper": one sample per image, whose caption is the first sentence of each object,
-    separated by ".". "standard": one sample per sentence, followed by ".". An image with its own
+    "flmm-paper": one sample per image, whose caption is the first sentence of each object.
+    "standard": one sample per sentence. Each sentence is followed by ".". An image with its own
     caption (a narrative) is one sample under either.
 
     Args:
@@ -148,7 +148,7 @@ class ImageSamples(LazySamples):
         image, _, segments, things = self._captioned(index)
         phrases = []
         for number, thing in enumerate(things):
-            text = "".join(piece.text for piece in segments if piece.phrase == number).strip()
+            text = caption_text(piece for piece in segments if piece.phrase == number).strip()
             phrases.append(
                 Phrase(
                     text,
@@ -171,7 +171,7 @@ class ImageSamples(LazySamples):
 
     def extent(self, index: int) -> tuple[int, int, int]:
         image, _, segments, _ = self._captioned(index)
-        return *image.image_hw, sum(len(piece.text) for piece in segments)
+        return *image.image_hw, len(caption_text(segments))
 
     def _captioned(
         self, index: int
@@ -186,10 +186,7 @@ class ImageSamples(LazySamples):
             name = f"{name}#{things[0].name or first}/{sentence}"
         elif len(things) < len(image.objects):
             name = f"{name}#{first}-{end - 1}"
-        segments: list[Segment] = []
-        for phrase, thing in enumerate(things):
-            segments += [Segment(thing.sentences[sentence], phrase), Segment(".")]
-        return image, name, segments, things
+        return image, name, statements([thing.sentences[sentence] for thing in things]), things
 
 
 def _distractors(image: AnnotatedImage, thing: GroundedObject) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from flmm_core.segment import Segment as Segment
+from flmm_core.segment import caption_text as caption_text
 
 
 class Mask(TypedDict):
@@ -92,8 +93,8 @@ class Sample:
 
     @property
     def caption(self) -> str:
-        """The pieces joined, with nothing between them."""
-        return "".join(segment.text for segment in self.segments)
+        """The whole caption."""
+        return caption_text(self.segments)
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,8 @@ def evaluate_run(
     dtype: str = "auto",
     device: str = "auto",
     model: str | None = None,
+    prompt: str | None = None,
+    system: str | None = None,
     refiner_weights: Path | None = None,
     force: bool = False,
     batch_size: int = 16,
@@ -187,6 +189,7 @@ def evaluate_run(
         dtype: Of the VLM's weights; see `Backbone.load`.
         device: "auto" selects the first accelerator.
         model: Where the VLM is, by default as in training.
+        prompt: The user's text beside the image, by default as in training; so for `system`.
         refiner_weights: Weights file of the refiner, if training needed one.
         force: Accept another VLM than the head was trained behind.
         limit: Maximum number of samples per source.
@@ -208,6 +211,8 @@ def evaluate_run(
         dtype=dtype,
         device=device,
         model=model,
+        prompt=prompt,
+        system=system,
         refiner_weights=refiner_weights,
         force=force,
     )
@@ -236,6 +241,7 @@ def evaluate_run(
         "method": {"name": method, **maker.settings},
         "backbone": recipe.backbone,
         "model": recipe.model,
+        "reads": grounder.backbone.rendered_prompt(),
         "refiner": recipe.refiner,
         "refiner_options": dict(recipe.refiner_options),
         "protocol": protocol,

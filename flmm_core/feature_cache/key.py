@@ -61,6 +61,8 @@ def frozen_facts(config: RunConfig, spec: BackboneSpec) -> dict[str, Any]:
         **_model_facts(find_source(spec, recipe.model)),
         "dtype": str(choose_dtype(config.dtype, device.type)).removeprefix("torch."),
         "prompt": recipe.prompt,
+        "system": recipe.system,
+        "caption mode": recipe.caption_mode,
         "options": dict(recipe.options),
         "pool": recipe.pool,
         "flmm": flmm_core.__version__,
@@ -115,7 +117,7 @@ def sample_keys(
 
 def sample_key(sample: Sample, image: str) -> str:
     """The key of a sample, from the digest of its image."""
-    caption = [[segment.text, segment.phrase] for segment in sample.segments]
+    caption = [[piece.text, piece.phrase, piece.only] for piece in sample.segments]
     facts = [image, list(sample.image_hw), caption, *(["as stored"] if sample.as_stored else [])]
     text = json.dumps(facts)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

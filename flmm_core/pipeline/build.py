@@ -18,6 +18,7 @@ from flmm_core.pipeline.refiners.base import ImageEncoder, Refiner
 from flmm_core.pipeline.text_prompts import TextPrompts
 from flmm_core.pipeline.types import VlmShape
 from flmm_core.plugins import load_backbones, load_class, load_refiners, parse_options
+from flmm_core.segment import CaptionMode
 from flmm_core.spec import DEFAULT_PROMPT, BackboneSpec, RefinerOptions
 
 
@@ -37,6 +38,8 @@ class Recipe:
     model: str = "tiny"
     options: Mapping[str, Any] = field(default_factory=dict)
     prompt: str = DEFAULT_PROMPT
+    system: str | None = None
+    caption_mode: CaptionMode = "whole"
     pool: Literal["mean", "max"] = "mean"
     base_channels: BaseChannels = 64
     enlarge_to: EnlargeTo = 64
@@ -120,6 +123,8 @@ def build_flow(
             dtype=dtype,
             device=device,
             prompt=recipe.prompt,
+            system=recipe.system,
+            caption_mode=recipe.caption_mode,
             options=recipe.options,
             **pass_through,
         )
@@ -142,6 +147,8 @@ def recipe_of(config: RunConfig) -> Recipe:
         model=config.model,
         options=config.options,
         prompt=config.prompt,
+        system=config.system,
+        caption_mode=config.caption_mode,
         refiner=config.refiner,
         refiner_options=config.refiner_options,
         **config.head.model_dump(),

@@ -23,7 +23,7 @@ from flmm_core.pipeline.head_folder import HeadInfo
 from flmm_core.pipeline.observer import Observer, ObserverInputs
 from flmm_core.pipeline.result import Result, collect
 from flmm_core.pipeline.types import Grounding
-from flmm_core.segment import Segment
+from flmm_core.segment import Segment, statements
 
 
 @dataclass(eq=False, repr=False)
@@ -48,6 +48,8 @@ class Grounder:
         source: str | os.PathLike[str],
         *,
         model: str | None = None,
+        prompt: str | None = None,
+        system: str | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         refiner_weights: Path | None = None,
@@ -60,6 +62,7 @@ class Grounder:
         Args:
             source: A run folder, a checkpoint or head folder, or a hub id.
             model: Where the VLM is, if not where it was in training.
+            prompt: The user's text beside the image, if not as in training; so for `system`.
             device: "auto" takes the first accelerator.
             dtype: Of the VLM's weights; see `Backbone.load`.
             refiner_weights: The refiner's own weights file, where training needed one.
@@ -73,8 +76,9 @@ class Grounder:
         folder = head_folder.find_head(source, revision=revision)
         trained = info = head_folder.read_info(folder)
         state, confidence = head_folder.read_weights(folder), read_confidence(folder)
-        if model is not None:
-            info = replace(info, recipe=replace(info.recipe, model=model))
+        given = {"model": model, "prompt": prompt, "system": system}
+        changed: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
+        info = replace(info, recipe=replace(info.recipe, **changed))
         observer, head = build_flow(
             info.recipe, dtype=dtype, device=device, refiner_weights=refiner_weights, **pass_through
         )
@@ -130,11 +134,9 @@ class Grounder:
             RunError: Values are not finite, as after an overflow in float16.
         """
         image, phrases = to_image(image), _checked_phrases(phrases)
-        captions = [[Segment(phrase, 0), Segment(".")] for phrase in phrases]
+        captions = [statements([phrase]) for phrase in phrases]
         if together and phrases:
-            pairs = [(Segment(phrase, i), Segment(".")) for i, phrase in enumerate(phrases)]
-            captions = [[piece for pair in pairs for piece in pair]]
-
+            captions = [statements(phrases)]
         return collect(
             image, phrases, self._groundings(image, captions, prompt, batch_size), self.confidence
         )

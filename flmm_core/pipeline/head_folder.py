@@ -175,7 +175,8 @@ def _migrated(content: dict[str, Any]) -> dict[str, Any]:
         content = {**content, "format": FORMAT}
     if content["format"] != FORMAT:
         raise ValueError(f"its format is {content['format']}, this version reads 1 to {FORMAT}")
-    return content
+    # earlier versions tokenized each piece of a caption alone
+    return {**content, "recipe": {"caption_mode": "pieces", **content["recipe"]}}
 
 
 def _digest(path: Path) -> str:

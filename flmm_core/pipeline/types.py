@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field
@@ -43,10 +43,16 @@ class Prefix:
     Attributes:
         tokens: Per-token tensors by keyword, (S_prefix,) each; always with `input_ids`.
         image: The image's tensors by keyword, such as `pixel_values`.
+        turns: The conversation before the answer, as a chat template takes it.
+        text_ids: The token ids of its text alone, where an image is one placeholder.
+        tail: How many tokens at the end are the same in `tokens` and in `text_ids`, and no image.
     """
 
     tokens: Mapping[str, Tensor]
     image: Mapping[str, Tensor]
+    turns: tuple[Mapping[str, Any], ...]
+    text_ids: tuple[int, ...]
+    tail: int
 
     def __len__(self) -> int:
         return len(self.tokens["input_ids"])
@@ -58,7 +64,9 @@ class BackboneInputs:
 
     Attributes:
         prefix: The image and the prompt.
-        caption: (S_caption,) int64 token ids that follow the prefix.
+        start: The position of the caption's first token. Where the prompt's last characters and
+            the caption's first merge into one token, it is before the end of the prefix.
+        caption: (S_caption,) int64 token ids that follow the first `start` of the prefix.
         views: In channel order.
         phrase_rows: Per phrase, (T_p,) int64 positions of its tokens in the sequence, T_p >= 1.
         image_hw: Height and width of the image in pixels.
@@ -66,6 +74,7 @@ class BackboneInputs:
     """
 
     prefix: Prefix
+    start: int
     caption: Tensor
     views: tuple[ImageView, ...]
     phrase_rows: tuple[Tensor, ...]
@@ -74,7 +83,7 @@ class BackboneInputs:
 
     def __len__(self) -> int:
         """S, the tokens of prefix and caption."""
-        return len(self.prefix) + len(self.caption)
+        return self.start + len(self.caption)
 
     @property
     def tokens(self) -> dict[str, Tensor]:
@@ -83,7 +92,7 @@ class BackboneInputs:
         following = {"input_ids": self.caption, "attention_mask": torch.ones_like(self.caption)}
         text = torch.zeros_like(self.caption)
         return {
-            key: torch.cat([value, following.get(key, text).to(value.dtype)])
+            key: torch.cat([value[: self.start], following.get(key, text).to(value.dtype)])
             for key, value in self.prefix.tokens.items()
         }
 

@@ -12,7 +12,7 @@ from flmm_core.data.findings import Skipped
 from flmm_core.data.protocols import PROTOCOLS, ImageSamples
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Phrase, Sample
 from flmm_core.errors import UsageError
-from flmm_core.segment import Segment
+from flmm_core.segment import Segment, pieces_of
 
 ORIGINAL = json.loads(
     (Path(__file__).parents[1] / "fixtures" / "reference" / "data_transforms.json").read_text()
@@ -35,7 +35,7 @@ def tokens(sample: Sample) -> tuple[list[int], list[list[int]]]:
     """Token ids of the caption, and [position, phrase] of every token that names a mask."""
     ids: list[int] = []
     named: list[list[int]] = []
-    for segment in sample.segments:
+    for segment in pieces_of(sample.segments, "pieces"):
         for byte in segment.text.encode():
             if segment.phrase is not None:
                 named.append([ORIGINAL["prompt_len"] + len(ids), segment.phrase])
@@ -90,7 +90,7 @@ def test_standard_takes_every_sentence_alone(images: list[AnnotatedImage]) -> No
 
 def test_flmm_paper_takes_all_objects_of_a_image(images: list[AnnotatedImage]) -> None:
     samples = ImageSamples(images, "flmm-paper")
-    assert [sample.caption for sample in samples] == ["one.three.", "four."]
+    assert [sample.caption for sample in samples] == ["one. three.", "four."]
     assert [sample.name for sample in samples] == ["a.jpg", "b.jpg"]
     first = samples[0]
     assert [phrase.mask for phrase in first.phrases] == [t.mask for t in images[0].objects]

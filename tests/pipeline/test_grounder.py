@@ -43,7 +43,7 @@ def test_together_later_phrases_see_earlier_ones(grounder: Grounder) -> None:
     image = picture(48, 24)
     alone = grounder.ground(image, ["a red ring", "the star"])
     together = grounder.ground(image, ["a red ring", "the star"], together=True)
-    caption = [Segment("a red ring", 0), Segment("."), Segment("the star", 1), Segment(".")]
+    caption = [Segment("a red ring", 0), Segment(". "), Segment("the star", 1), Segment(".")]
     (wanted,) = flow(grounder, [grounder.observer.prepare(image, caption)])
     assert torch.equal(together.logits, wanted.logits)
     assert (together.coarse_logits[0] - alone.coarse_logits[0]).abs().max() <= 1e-4

@@ -58,6 +58,7 @@ def test_a_head_of_format_1_is_migrated(tmp_path: Path) -> None:
             "size": "tiny", "mask": True, "box": True, "text": False, "multimask": True,
             "half": False,
         },
+        caption_mode="pieces",
     )  # fmt: skip
     assert info.vlm == VlmShape(4, 4, 128, ("image",))
     assert info.facts == {"steps": 12, "data": ["shapes@train"]}

@@ -95,7 +95,7 @@ def _new_images(
 
 def _shifted(caption: Sequence[Segment], by: int) -> tuple[Segment, ...]:
     return tuple(
-        piece if piece.phrase is None else Segment(piece.text, piece.phrase + by)
+        piece if piece.phrase is None else replace(piece, phrase=piece.phrase + by)
         for piece in caption
     )
 

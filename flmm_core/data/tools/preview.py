@@ -6,7 +6,7 @@ from PIL import Image
 
 from flmm_core.data import rle
 from flmm_core.data.images import read_image
-from flmm_core.data.sample import AnnotatedImage
+from flmm_core.data.sample import AnnotatedImage, caption_text
 from flmm_core.painting import draw_panels, fade, mask_color, paint_mask, scale_to
 
 SIDE, COLUMNS = 280, 4
@@ -20,7 +20,7 @@ def draw_preview(picture: AnnotatedImage) -> Image.Image:
     """
     image = read_image(picture.path, image_hw=picture.image_hw, as_stored=picture.as_stored)
     large = scale_to(image, 2 * SIDE)
-    caption = "".join(piece.text for piece in picture.caption)
+    caption = caption_text(picture.caption)
     faded, panels = fade(large), [(large, caption or picture.file_name)]
     for number, thing in enumerate(picture.objects):
         mask, painted = rle.decode(thing.read_mask()), faded

@@ -4,7 +4,8 @@
 VLM's weights can reach neither an optimizer nor a checkpoint.
 
     load      alias, hub id or folder -> frozen VLM + processor    (weights.py finds and checks it)
-    prepare   image + segments -> BackboneInputs, on the CPU       (tokens.py, view_check.py)
+    prepare   image + segments -> BackboneInputs, on the CPU       (conversation.py, tokens.py,
+              view_check.py)
     collate   several of them -> one padded BackboneBatch          (batch.py)
     trace     one forward of the VLM -> one Trace per sample       (recorder.py; shared_prefix.py
               runs what samples about one image have in common)
@@ -20,8 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flmm_core.errors import WeightsError
 from flmm_core.images import to_image
-from flmm_core.pipeline.backbone import tokens, weights
+from flmm_core.pipeline.backbone import conversation, tokens, weights
 from flmm_core.pipeline.backbone.batch import Side, collate, place_rows, stack_padded
 from flmm_core.pipeline.backbone.identity import ModelIdentity, identify
 from flmm_core.pipeline.backbone.recorder import AttentionRecorder, Pool
@@ -29,7 +31,7 @@ from flmm_core.pipeline.backbone.shared_prefix import PrefixCache, keeps_every_k
 from flmm_core.pipeline.backbone.view_check import check_views, misfit, naming_sample
 from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, ImageView, Prefix, Trace
 from flmm_core.plugins import parse_options
-from flmm_core.segment import Segment
+from flmm_core.segment import CaptionMode, Segment
 from flmm_core.spec import DEFAULT_PROMPT, BackboneOptions, BackboneSpec
 
 
@@ -50,6 +52,9 @@ class Backbone(ABC):
             A subclass whose VLM cannot continue from a KV cache sets it to False.
         model: The alias, hub id or folder that was asked for; `source` is what was loaded.
         prompt: The user's text before the caption, unless `prepare` is given another.
+        system: The system message before it; None is the chat template's own, if it has one.
+        caption_mode: "whole" tokenizes a caption as the model's own answer, together with the
+            prompt; "pieces" tokenizes each piece alone, as the original F-LMM does.
         vlm: The transformers model, frozen and in evaluation mode.
         config: The VLM's; `text_config` is that of its language model.
         image_token_id: The id of the tokens that the image's features replace.
@@ -108,6 +113,8 @@ class Backbone(ABC):
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "cpu",
         prompt: str = DEFAULT_PROMPT,
+        system: str | None = None,
+        caption_mode: CaptionMode = "whole",
         options: Mapping[str, Any] | BackboneOptions | None = None,
         **pass_through: Any,
     ) -> Self:
@@ -119,7 +126,7 @@ class Backbone(ABC):
             dtype: "auto" (float32 on the CPU, elsewhere the dtype of the stored weights),
                 "float32", "bfloat16", "float16" or a torch dtype.
             device: "auto" takes the first accelerator. Unused with `device_map`.
-            prompt: See the attribute.
+            prompt: See the attribute; so for `system` and `caption_mode`.
             options: The plugin's own settings.
             pass_through: For transformers' `from_pretrained`; `trust_remote_code` is off.
 
@@ -127,7 +134,7 @@ class Backbone(ABC):
             UsageError: The model is no alias and looks like neither a hub id nor a folder.
             ConfigError: An option is unknown or has an invalid value.
             WeightsError: The folder is missing or of another family, or the hub id cannot be
-                reached.
+                reached; the tokenizer or the chat template cannot take whole captions.
         """
         checked = parse_options(spec, options)
         source = weights.find_source(spec, model)
@@ -140,7 +147,17 @@ class Backbone(ABC):
             vlm, processor = cls.load_model(source, checked, **kwargs)
         if not placed:
             vlm = vlm.to(target)
-        return cls(spec, vlm, processor, model=model, source=source, options=checked, prompt=prompt)
+        return cls(
+            spec,
+            vlm,
+            processor,
+            model=model,
+            source=source,
+            options=checked,
+            prompt=prompt,
+            system=system,
+            caption_mode=caption_mode,
+        )
 
     def __init__(
         self,
@@ -152,6 +169,8 @@ class Backbone(ABC):
         source: str = "",
         options: BackboneOptions | None = None,
         prompt: str = DEFAULT_PROMPT,
+        system: str | None = None,
+        caption_mode: CaptionMode = "whole",
     ) -> None:
         """Freeze a loaded model; raises as `load`."""
         self.spec = spec
@@ -159,6 +178,8 @@ class Backbone(ABC):
         self.source = source
         self.options = spec.options() if options is None else options
         self.prompt = prompt
+        self.system = system
+        self.caption_mode: CaptionMode = caption_mode
         self.vlm = vlm.eval().requires_grad_(False)
         self.config = vlm.config
         self.processor = processor
@@ -170,7 +191,8 @@ class Backbone(ABC):
         self.num_heads = int(self.text_config.num_attention_heads)
         self.hidden_size = int(self.text_config.hidden_size)
         self.attention_channels = len(self.view_names) * self.num_layers * self.num_heads
-        self._controls = tokens.control_strings(processor)
+        self._controls = conversation.control_strings(processor)
+        self.rendered_prompt()  # raises
         self._recorder = AttentionRecorder(vlm.get_decoder())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -184,6 +206,23 @@ class Backbone(ABC):
     def identity(self) -> ModelIdentity:
         """What a head's folder keeps of the model, to recognize it; quick at any size."""
         return identify(self.vlm, self.processor)
+
+    def rendered_prompt(self) -> str:
+        """The text that the model reads, one placeholder for an image, `{caption}` for a caption.
+
+        Raises:
+            UsageError: The chat template takes no system message.
+            WeightsError: With the mode "whole": the chat template shows no answers, or the
+                tokenizer does not say which characters a token covers.
+        """
+        whole = self.caption_mode == "whole"
+        if whole and not self.tokenizer.is_fast:
+            raise WeightsError(
+                f"The tokenizer of '{self.model}' does not say which characters a token covers.",
+                found=f"{type(self.tokenizer).__name__} is not a fast tokenizer.",
+                repair="Use a model with a tokenizer.json, or --caption-mode pieces.",
+            )
+        return conversation.rendered(self.processor, self._turns(None), whole)
 
     def prepare(
         self,
@@ -210,14 +249,16 @@ class Backbone(ABC):
             DataError: The image cannot be used, or its image tokens do not fit its grid.
         """
         prefix = self._prefix(image, prompt, name) if like is None else like.prefix
-        pieces = [
-            Segment(tokens.escape(piece.text, self._controls), piece.phrase) for piece in segments
-        ]
         # the tokenizer's own limit is often unset
         limit = getattr(self.text_config, "max_position_embeddings", None)
         limit = int(limit or self.tokenizer.model_max_length)
-        caption, rows = tokens.tokenize_caption(self.tokenizer, pieces, len(prefix), limit, name)
-        input_ids = torch.cat([prefix.tokens["input_ids"], caption])  # (S,)
+        rest = segments, self._controls
+        if self.caption_mode == "whole":
+            caption = tokens.tokenize_whole(self.processor, prefix, *rest, limit, name)
+        else:
+            caption = tokens.tokenize_pieces(self.tokenizer, *rest, len(prefix), limit, name)
+        before = prefix.tokens["input_ids"][: caption.start]
+        input_ids = torch.cat([before, caption.ids])  # (S,)
         image_hw = (image.height, image.width)
         with naming_sample(name):
             views = self.views(input_ids, image_hw, prefix.image)
@@ -227,9 +268,10 @@ class Backbone(ABC):
             check_views(views, is_image, self.separator_tokens(views), image_hw)
         return BackboneInputs(
             prefix=prefix,
-            caption=caption,
+            start=caption.start,
+            caption=caption.ids,
             views=views,
-            phrase_rows=rows,
+            phrase_rows=caption.rows,
             image_hw=image_hw,
             name=name,
         )
@@ -251,8 +293,15 @@ class Backbone(ABC):
         return positions
 
     def _prefix(self, image: Image.Image, prompt: str | None, name: str) -> Prefix:
-        text = tokens.escape(self.prompt if prompt is None else prompt, self._controls)
-        return tokens.encode_prefix(self.processor, image, text, name)
+        turns = self._turns(prompt)
+        return tokens.encode_prefix(self.processor, image, turns, self.image_token_id, name)
+
+    def _turns(self, prompt: str | None) -> conversation.Turns:
+        text = conversation.escape(self.prompt if prompt is None else prompt, self._controls)
+        system = self.system
+        if system is not None:
+            system = conversation.escape(system, self._controls)
+        return conversation.user_turns(text, system)
 
     def collate(self, samples: Sequence[BackboneInputs], *, side: Side = "right") -> BackboneBatch:
         """Samples padded together; sequences and grids may differ in size.

@@ -53,21 +53,27 @@ def collate(
         pad_id: The padding token.
         side: Where it goes.
         join: `Backbone.join`, for the tensors of images.
-        share: Run a prefix that several samples hold once, if every sample has a caption.
+        share: Run a prefix that several samples hold once, if every sample has a caption. It ends
+            where the first of their captions begins.
     """
-    indices: dict[Prefix, int] = {}
-    which = [indices.setdefault(sample.prefix, len(indices)) for sample in samples]
-    share &= len(indices) < len(samples) and all(len(s.caption) for s in samples)
+    starts: dict[Prefix, int] = {}
+    for sample in samples:
+        starts[sample.prefix] = min(sample.start, starts.get(sample.prefix, sample.start))
+    share &= len(starts) < len(samples) and all(len(s.caption) for s in samples)
     if not share:
         prefixes = [sample.prefix for sample in samples]
         tokens, captions = [sample.tokens for sample in samples], None
         lengths = [len(sample) for sample in samples]
     else:
-        prefixes, side = list(indices), "left"
-        tokens = [dict(prefix.tokens) for prefix in prefixes]
-        ids = [{"input_ids": sample.caption} for sample in samples]
-        captions = Captions(torch.tensor(which), **_pad_together(ids, pad_id, "right"))
-        lengths = [len(sample.prefix) for sample in samples]
+        prefixes, side = list(starts), "left"
+        tokens = [{k: v[:end] for k, v in each.tokens.items()} for each, end in starts.items()]
+        lengths = [starts[sample.prefix] for sample in samples]
+        ids = [
+            {"input_ids": sample.tokens["input_ids"][length:]}
+            for sample, length in zip(samples, lengths, strict=True)
+        ]
+        which = torch.tensor([prefixes.index(sample.prefix) for sample in samples])
+        captions = Captions(which, **_pad_together(ids, pad_id, "right"))
     tensors = _pad_together(tokens, pad_id, side)
     for key in prefixes[0].image:
         tensors[key] = join(key, [prefix.image[key] for prefix in prefixes])

@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.errors import DataError, UsageError
+from flmm_core.errors import DataError, UsageError, WeightsError
+from flmm_core.pipeline.backbone.conversation import (
+    Turns,
+    adds_special_tokens,
+    answer_text,
+    common_length,
+    escape,
+    prompt_text,
+)
 from flmm_core.pipeline.types import Prefix
-from flmm_core.segment import Segment
+from flmm_core.segment import Segment, caption_text, pieces_of
 
 
-def control_strings(processor: Any) -> tuple[str, ...]:
-    """The strings that a tokenizer would read as control tokens in a user's text, longest first.
+class Caption(NamedTuple):
+    """A caption as tokens, and where they stand.
 
-    Added tokens that are plain words or single characters are vocabulary, not control tokens.
+    Attributes:
+        start: As in `BackboneInputs`.
+        ids: (n,) int64.
+        rows: Per phrase, (T_p,) int64 positions of its tokens in the whole sequence.
     """
-    tokenizer = processor.tokenizer
-    found = set(tokenizer.all_special_tokens)
-    found |= {token for token in tokenizer.get_added_vocab() if not token.isalnum()}
-    found |= {getattr(processor, kind, None) or "" for kind in ("image_token", "video_token")}
-    stripped = {token.strip() for token in found}
-    return tuple(sorted((t for t in stripped if len(t) > 1), key=lambda t: (-len(t), t)))
+
+    start: int
+    ids: Tensor
+    rows: tuple[Tensor, ...]
 
 
-def escape(text: str, controls: Collection[str]) -> str:
-    """The text with a space after the first character of every control string in it."""
-    for control in controls:
-        text = text.replace(control, f"{control[0]} {control[1:]}")
-    return text
-
-
-def encode_prefix(processor: Any, image: Image.Image, prompt: str, name: str) -> Prefix:
-    """A user's turn with one image and an escaped text, up to where the model's answer begins.
+def encode_prefix(
+    processor: Any, image: Image.Image, turns: Turns, image_token_id: int, name: str
+) -> Prefix:
+    """A user's turn with one image, up to where the model's answer begins.
 
     Raises:
         UsageError: There is no image.
@@ -54,18 +59,14 @@ def encode_prefix(processor: Any, image: Image.Image, prompt: str, name: str) ->
             found=f"Its size is {size}.",
             repair="Remove it from the data, or crop it again.",
         )
-    content = [{"type": "image"}, {"type": "text", "text": prompt}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-    # Some templates write the start token themselves; a second one would shift every position.
-    bos = processor.tokenizer.bos_token
+    text = prompt_text(processor, turns)
+    special = adds_special_tokens(processor.tokenizer, text)
     try:
         encoded = processor(
             text=[text],
             images=[image.convert("RGB")],
             return_tensors="pt",
-            add_special_tokens=not (bos and text.startswith(bos)),
+            add_special_tokens=special,
         )
     except (ValueError, ArithmeticError) as error:
         raise DataError(
@@ -80,31 +81,125 @@ def encode_prefix(processor: Any, image: Image.Image, prompt: str, name: str) ->
         for key, value in tensors.items()
         if value.shape == shape and not value.is_floating_point()
     }
-    return Prefix(tokens, {key: value for key, value in tensors.items() if key not in tokens})
+    text_ids = processor.tokenizer(text, add_special_tokens=special)["input_ids"]
+    tail = common_length(tokens["input_ids"].tolist()[::-1], text_ids[::-1])
+    images = [place for place in range(tail) if text_ids[-1 - place] == image_token_id]
+    return Prefix(
+        tokens,
+        {key: value for key, value in tensors.items() if key not in tokens},
+        turns=turns,
+        text_ids=tuple(text_ids),
+        tail=images[0] if images else tail,
+    )
 
 
-def tokenize_caption(
-    tokenizer: Any, segments: Sequence[Segment], start: int, limit: int, name: str
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Tokenize each segment alone and concatenate them without separators or special tokens.
+def tokenize_whole(
+    processor: Any,
+    prefix: Prefix,
+    segments: Sequence[Segment],
+    controls: Collection[str],
+    limit: int,
+    name: str,
+) -> Caption:
+    """Tokenize the caption as the model's own answer, together with the prompt before it.
 
-    Tokens beyond `limit` are cut off: after the last phrase they cannot change its attention.
+    A token belongs to the phrases whose characters it covers; a space at either end of a phrase
+    is not one of them. Tokens beyond `limit` are cut off: after the last phrase they cannot
+    change its attention.
 
     Args:
-        tokenizer: The processor's.
+        processor: The model's.
+        prefix: The image and the prompt.
         segments: The caption in pieces.
-        start: The position of the caption's first token in the sequence.
-        limit: The most tokens that the language model can take, `start` included.
+        controls: The strings that would be read as control tokens.
+        limit: The most tokens that the language model can take, those of the prefix included.
         name: Names the sample in messages.
-
-    Returns:
-        (n,) int64 token ids, and per phrase the (T_p,) int64 positions of its tokens in the
-        whole sequence.
 
     Raises:
         UsageError: A phrase is empty, has no tokens or exceeds the limit, the phrases are not
-            numbered 0..P-1, or `start` exceeds the limit.
+            numbered 0..P-1, or the prefix exceeds the limit.
+        WeightsError: The chat template changes the caption or the prompt, or the tokenizer cannot
+            say which characters a token covers.
     """
+    texts = _phrase_texts(segments, len(prefix), limit, name)
+    caption, owners = _owned(segments, controls)
+    if not caption:
+        return Caption(len(prefix), torch.zeros(0, dtype=torch.int64), ())
+    text, begin = answer_text(processor, prefix.turns, caption)
+    tokenizer = processor.tokenizer
+    encoded = tokenizer(
+        text,
+        add_special_tokens=adds_special_tokens(tokenizer, text),
+        return_offsets_mapping=True,
+    )
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    same = common_length(ids, prefix.text_ids)
+    merged = len(prefix.text_ids) - same
+    if merged and merged >= prefix.tail:
+        raise WeightsError(
+            "The model's chat template shows the prompt differently once it is answered.",
+            found=f"Before the caption: ...{text[max(0, begin - 60) : begin]!r}.",
+            repair="With --caption-mode pieces the caption is tokenized apart from the prompt.",
+        )
+    start = len(prefix) - merged
+    rows: list[list[int]] = [[] for _ in texts]
+    for place, (first, last) in enumerate(offsets[same:], start):
+        covered = owners[max(0, first - begin) : max(0, last - begin)]
+        for phrase in dict.fromkeys(owner for owner in covered if owner is not None):
+            rows[phrase].append(place)
+    _check_rows(texts, rows, limit, name)
+    phrase_rows = tuple(torch.tensor(places, dtype=torch.int64) for places in rows)
+    kept = torch.tensor(ids[same:][: limit - start], dtype=torch.int64)
+    return Caption(start, kept, phrase_rows)
+
+
+def tokenize_pieces(
+    tokenizer: Any,
+    segments: Sequence[Segment],
+    controls: Collection[str],
+    start: int,
+    limit: int,
+    name: str,
+) -> Caption:
+    """Tokenize each piece alone and concatenate them without separators or special tokens.
+
+    The original F-LMM does so, and heads that were trained with it need it. Args and errors as for
+    `tokenize_whole`; `start` is the length of the prefix.
+    """
+    texts = _phrase_texts(segments, start, limit, name)
+    rows: list[list[int]] = [[] for _ in texts]
+    ids: list[int] = []
+    for piece in pieces_of(segments, "pieces"):
+        text = escape(piece.text, controls)
+        new = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        if piece.phrase is not None:
+            rows[piece.phrase] += range(start + len(ids), start + len(ids) + len(new))
+        ids += new
+    _check_rows(texts, rows, limit, name)
+    phrase_rows = tuple(torch.tensor(places, dtype=torch.int64) for places in rows)
+    return Caption(start, torch.tensor(ids[: limit - start], dtype=torch.int64), phrase_rows)
+
+
+def _owned(segments: Sequence[Segment], controls: Collection[str]) -> tuple[str, list[int | None]]:
+    """The caption without control strings, and the phrase of each of its characters, or None."""
+    text = caption_text(segments)
+    owners = [piece.phrase for piece in pieces_of(segments) for _ in piece.text]
+    for control in controls:
+        while (place := text.find(control)) >= 0:
+            text = f"{text[: place + 1]} {text[place + 1 :]}"
+            owners.insert(place + 1, owners[place + 1])
+    done = 0
+    for _, run in groupby(owners[:]):
+        words = text[done : (end := done + len(list(run)))]
+        leading, trailing = len(words) - len(words.lstrip()), len(words) - len(words.rstrip())
+        owners[done : done + leading] = [None] * leading
+        owners[end - trailing : end] = [None] * trailing
+        done = end
+    return text, owners
+
+
+def _phrase_texts(segments: Sequence[Segment], start: int, limit: int, name: str) -> list[str]:
+    """The words of each phrase."""
     if start > limit:
         raise UsageError(
             f"The prompt of sample '{name}' is longer than the model can take.",
@@ -119,27 +214,24 @@ def tokenize_caption(
             repair=f"Number them 0 to {len(numbers) - 1}.",
         )
     texts = [""] * len(numbers)
-    rows: list[list[int]] = [[] for _ in numbers]
-    ids: list[int] = []
     for piece in segments:
-        new = tokenizer(piece.text, add_special_tokens=False)["input_ids"] if piece.text else []
         if piece.phrase is not None:
             texts[piece.phrase] += piece.text
-            rows[piece.phrase] += range(start + len(ids), start + len(ids) + len(new))
-        ids += new
-    for number, (text, positions) in enumerate(zip(texts, rows, strict=True)):
-        if not text.strip() or not positions:
+    return texts
+
+
+def _check_rows(texts: Sequence[str], rows: Sequence[Sequence[int]], limit: int, name: str) -> None:
+    for number, (text, places) in enumerate(zip(texts, rows, strict=True)):
+        if not text.strip() or not places:
             problem = "has no tokens" if text.strip() else "is empty"
             raise UsageError(
                 f"Phrase {number} of sample '{name}' {problem}.",
-                found=f"Its text is {text!r}, of {len(positions)} tokens.",
+                found=f"Its text is {text!r}, of {len(places)} tokens.",
                 repair="Give it at least one word.",
             )
-        if max(positions) >= limit:
+        if max(places) >= limit:
             raise UsageError(
                 f"Phrase {number} ('{text}') of sample '{name}' is cut off.",
-                found=f"It ends at token {max(positions) + 1}; the model's limit is {limit}.",
+                found=f"It ends at token {max(places) + 1}; the model's limit is {limit}.",
                 repair="Shorten the caption, or split it into several samples.",
             )
-    phrase_rows = tuple(torch.tensor(positions, dtype=torch.int64) for positions in rows)
-    return torch.tensor(ids[: limit - start], dtype=torch.int64), phrase_rows

@@ -1,0 +1,126 @@
+"""Prompt and answer as the text that the model reads, by its own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from flmm_core.errors import UsageError, WeightsError
+
+Turns = tuple[Mapping[str, Any], ...]
+"""A conversation as `apply_chat_template` takes it."""
+
+PLACEHOLDER = "{caption}"
+"""Stands for the caption in a rendered conversation."""
+
+TROUBLE = (ValueError, TypeError, jinja2.TemplateError)
+"""What a template raises about a conversation that it was not written for."""
+
+
+def control_strings(processor: Any) -> tuple[str, ...]:
+    """The strings that a tokenizer would read as control tokens in a user's text, longest first.
+
+    Added tokens that are plain words or single characters are vocabulary, not control tokens.
+    """
+    tokenizer = processor.tokenizer
+    found = set(tokenizer.all_special_tokens)
+    found |= {token for token in tokenizer.get_added_vocab() if not token.isalnum()}
+    found |= {getattr(processor, kind, None) or "" for kind in ("image_token", "video_token")}
+    stripped = {token.strip() for token in found}
+    return tuple(sorted((t for t in stripped if len(t) > 1), key=lambda t: (-len(t), t)))
+
+
+def escape(text: str, controls: Collection[str]) -> str:
+    """The text with a space after the first character of every control string in it."""
+    for control in controls:
+        text = text.replace(control, f"{control[0]} {control[1:]}")
+    return text
+
+
+def user_turns(prompt: str, system: str | None) -> Turns:
+    """A user's turn with one image and an escaped text, after a system message if there is one."""
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    user = {"role": "user", "content": content}
+    if system is None:
+        return (user,)
+    return {"role": "system", "content": [{"type": "text", "text": system}]}, user
+
+
+def prompt_text(processor: Any, turns: Turns) -> str:
+    """The conversation up to where the model's answer begins.
+
+    Raises:
+        UsageError: The template does not take or does not show a system message or a prompt.
+    """
+    shown = [part["text"] for turn in turns for part in turn["content"] if part["type"] == "text"]
+    try:
+        text: str = processor.apply_chat_template(
+            list(turns), add_generation_prompt=True, tokenize=False
+        )
+        missing = [words for words in shown if words.strip() not in text]
+        problem = f"It leaves out {missing[0]!r}." if missing else ""
+    except TROUBLE as error:
+        problem = f"{type(error).__name__}: {error}."
+    if problem:
+        raise UsageError(
+            "The model's chat template cannot show this conversation.",
+            found=problem,
+            repair="Omit --system, or put what it says into --prompt.",
+        )
+    return text
+
+
+def answer_text(processor: Any, turns: Turns, answer: str) -> tuple[str, int]:
+    """The conversation with the model's answer as far as `answer`, and where that begins.
+
+    The character `answer[i]` is `text[begin + i]`; a template may strip spaces at either end.
+
+    Raises:
+        WeightsError: The template shows no answer, or changes it.
+    """
+    problem = ""
+    # Some templates take the answer as a list of parts, others as a string.
+    for content in ([{"type": "text", "text": answer}], answer):
+        turn = {"role": "assistant", "content": content}
+        try:
+            text: str = processor.apply_chat_template(
+                [*turns, turn], continue_final_message=True, tokenize=False
+            )
+        except TROUBLE as error:
+            problem = problem or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            continue
+        for leading in dict.fromkeys((0, len(answer) - len(answer.lstrip()))):
+            for shown in (answer[leading:], answer[leading:].rstrip()):
+                if text.endswith(shown):
+                    return text, len(text) - len(shown) - leading
+        problem = f"It ends in {text[-len(answer) - 20 :]!r}, not in {answer!r}."
+    raise WeightsError(
+        "The model's chat template cannot show a caption as the model's answer.",
+        found=problem,
+        repair="With --caption-mode pieces the caption is tokenized apart from the conversation.",
+    )
+
+
+def rendered(processor: Any, turns: Turns, whole: bool) -> str:
+    """The text that the model reads, with `{caption}` for the caption.
+
+    Raises: as `prompt_text` and `answer_text`.
+    """
+    text = prompt_text(processor, turns)
+    return answer_text(processor, turns, PLACEHOLDER)[0] if whole else text + PLACEHOLDER
+
+
+def adds_special_tokens(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer adds its special tokens to a rendered conversation.
+
+    Some templates write the start token themselves; a second one would shift every position.
+    """
+    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many items two sequences have in common at their beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
