@@ -14,6 +14,7 @@ from typing import TypedDict
 
 from flmm_core.segment import Segment as Segment
 from flmm_core.segment import caption_text as caption_text
+from flmm_core.segment import pieces_of as pieces_of
 
 
 class Mask(TypedDict):
@@ -155,7 +156,7 @@ class AnnotatedImage:
         """The image with some of its objects; those that remain in the caption are plain words."""
         places = {index: place for place, index in enumerate(indices)}
         caption = tuple(
-            Segment(piece.text, None if piece.phrase is None else places.get(piece.phrase))
+            replace(piece, phrase=None if piece.phrase is None else places.get(piece.phrase))
             for piece in self.caption
         )
         objects = tuple(self.objects[index] for index in indices)

@@ -46,7 +46,7 @@ from flmm_core.data.records import (
     texts,
     unfit,
 )
-from flmm_core.data.sample import AnnotatedImage, GroundedObject, Segment
+from flmm_core.data.sample import AnnotatedImage, GroundedObject, Segment, pieces_of
 from flmm_core.errors import DataError, did_you_mean
 from flmm_core.files import open_whole, write_text
 
@@ -297,7 +297,7 @@ def _new_captions(new: NewImage, kept: Sequence[int]) -> list[list[dict[str, Any
     """The captions that refer only to objects of `kept`, for a line."""
     places = {index: place for place, index in enumerate(kept)} | {None: -1}
     return [
-        [{"text": piece.text, "object": places[piece.phrase]} for piece in caption]
+        [{"text": piece.text, "object": places[piece.phrase]} for piece in pieces_of(caption)]
         for caption in new.captions
         if all(piece.phrase in places for piece in caption)
     ]

@@ -9,12 +9,13 @@
 
 The JSON files and PNG folders may also be in ROOT. Splits: train and val (train2017, val2017).
 
-A narrative is one sample, the concatenation of its utterances. Every noun utterance with segment
-ids is one phrase, its mask the union of its segments. Tags: "plural" with several segments, else
-"singular" (as in the published evaluation, regardless of the file's "plural"); "thing" if one of
-its segments has a category with isthing, else "stuff". Narratives in which no phrase has a segment
-are skipped. (The publishers' baseline also skips narratives that its tokenizer splits differently
-from the file.)
+A narrative is one sample. Its utterances are aligned with "caption", which holds the spaces between
+them; without a caption they are joined as they stand. Every noun utterance with segment ids is one
+phrase, its mask the union of its segments. Tags: "plural" with several segments, else "singular"
+(as in the published evaluation, regardless of the file's "plural"); "thing" if one of its segments
+has a category with isthing, else "stuff". Narratives in which no phrase has a segment are skipped,
+and so are those whose utterances are not the words of their caption. (The publishers' baseline also
+skips narratives that its tokenizer splits differently from the file.)
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from flmm_core.data.formats.shared.panoptic import (
     check_png_size,
     png_name,
 )
+from flmm_core.data.formats.shared.utterances import align
 from flmm_core.data.records import (
     Record,
     expect,
@@ -48,7 +50,13 @@ from flmm_core.data.records import (
     sentence,
     unfit,
 )
-from flmm_core.data.sample import AnnotatedImage, GroundedObject, Segment
+from flmm_core.data.sample import (
+    AnnotatedImage,
+    GroundedObject,
+    Segment,
+    caption_text,
+    pieces_of,
+)
 from flmm_core.errors import DataError, did_you_mean
 from flmm_core.files import write_json
 
@@ -77,10 +85,12 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
         with findings.part():
             where = f"narrative {number} of {narratives_path}"
             image = _narrative(record, where, files, split)
-            if image.objects:
-                images.append(replace(image, name=str(number)))
-            else:
+            if not image.objects:
                 findings.skip(where, "none of its phrases has a segment", counts=False)
+            elif not image.caption:
+                findings.skip(where, "its utterances are not the words of its caption")
+            else:
+                images.append(replace(image, name=str(number)))
     return tuple(images)
 
 
@@ -128,6 +138,7 @@ class _Files:
 
 
 def _narrative(record: Record, where: str, files: _Files, split: str) -> AnnotatedImage:
+    """One record; without a caption if its utterances are not the words of its own."""
     image_id = _number(field(record, "image_id", object, where), "image_id", where)
     image, png, segments = files.find(image_id, where)
     caption: list[Segment] = []
@@ -164,6 +175,9 @@ def _narrative(record: Record, where: str, files: _Files, split: str) -> Annotat
                 tags=frozenset(tags),
             )
         )
+    whole = record.get("caption")
+    if whole is not None:
+        caption = align(caption, field(record, "caption", str, where)) or []
     return replace(image, objects=tuple(objects), caption=tuple(caption))
 
 
@@ -206,12 +220,12 @@ def _record(
     caption: Sequence[Segment], ids: Sequence[Sequence[int]], image_id: int
 ) -> dict[str, Any]:
     segments = []
-    for piece in caption:
+    for piece in pieces_of(caption):
         its_ids = [] if piece.phrase is None else [str(i) for i in ids[piece.phrase]]
         segment = {"utterance": piece.text, "segment_ids": its_ids}
         segments.append({**segment, "noun": piece.phrase is not None, "plural": len(its_ids) > 1})
     return {
         "image_id": str(image_id),
-        "caption": "".join(piece.text for piece in caption),
+        "caption": caption_text(caption),
         "segments": segments,
     }

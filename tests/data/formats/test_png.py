@@ -14,7 +14,7 @@ from flmm_core.data.formats.shared.panoptic import read_segment_ids, segment_col
 from flmm_core.data.protocols import PROTOCOLS
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError
-from flmm_core.segment import Segment
+from flmm_core.segment import Segment, pieces_of
 from tests.data.conftest import read
 
 DOG, CAT, GRASS = 3226956, 255, 65536
@@ -116,6 +116,59 @@ def test_a_narrative_is_one_sample_joined_with_nothing(files: Files, protocol: s
     assert grass.tags == {"singular", "stuff"}
     np.testing.assert_array_equal(rle.decode(animals.mask), (files.ids == DOG) | (files.ids == CAT))
     np.testing.assert_array_equal(rle.decode(grass.mask), files.ids == GRASS)
+
+
+SPOKEN = "In this image, there are two animals on the grass-field and the sky."
+
+
+@pytest.mark.parametrize(
+    "utterances",
+    [
+        ("In this image,", "there are", "two animals", "on", "the grass-field", "and the sky."),
+        ("In this image, ", "there are ", "two animals ", "on ", "the grass-field ", "and the sky"),
+        (
+            "In this image",
+            " there are",
+            " two animals",
+            " on",
+            " the grass - field",
+            " and the sky",
+        ),
+        (
+            "In this image,",
+            " ",
+            "there are",
+            "two  animals",
+            "on",
+            "the grass",
+            "-field and the sky.",
+        ),
+    ],
+    ids=["bare", "spaces after", "spaces before", "mixed"],
+)
+def test_utterances_are_set_into_their_caption(files: Files, utterances: tuple[str, ...]) -> None:
+    named = {"two": [DOG, CAT], "the": [GRASS]}
+    files.narratives[0] = files.narrative(
+        *[(words, named.get(words.split()[0] if words.strip() else "", []), True, False)
+          for words in utterances]
+    )  # fmt: skip
+    files.narratives[0]["caption"] = SPOKEN
+    first = open_source(f"png:{files.save().root}@val")[0]
+    assert first.caption == SPOKEN
+    grass = "the grass" if "the grass" in utterances else "the grass-field"
+    assert [phrase.text for phrase in first.phrases] == ["two animals", grass]
+    alone = [piece.text for piece in pieces_of(first.segments, "pieces")]
+    assert alone == list(utterances)  # the original joins them as the file has them
+
+
+def test_utterances_that_are_not_the_caption_are_left_out(files: Files) -> None:
+    files.narratives[0]["caption"] = "In this image there are three animals."
+    files.narratives[2]["caption"] += " and more"
+    del files.narratives[1]
+    files.save()
+    found = Findings()
+    assert read(f"png:{files.root}@val", found) == ()
+    assert {s.reason for s in found.skipped} == {"its utterances are not the words of its caption"}
 
 
 def test_a_narrative_without_a_mask_is_counted_and_never_replaced(
