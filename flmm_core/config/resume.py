@@ -40,7 +40,7 @@ def load_resumed(
         find_backbone: As for `load_config`.
 
     Raises:
-        UsageError: The run is not named or does not exist, or its backbone would change.
+        UsageError: The run is not named or does not exist, or a setting may not change.
         ConfigError: As for `load_config`.
     """
     if path is None and "output" not in overrides:
@@ -48,18 +48,19 @@ def load_resumed(
             "--resume does not say which run.",
             repair="Give the run folder with --output, or a --config that names it.",
         )
-    if path is None:
-        path = Path(overrides["output"]).expanduser() / CONFIG
-        if not path.is_file() and "backbone" in overrides:
-            path = None  # there may be a run without settings, or none: the run folder says so
-        elif not path.is_file():
-            raise nothing_to_resume(path.parent)
-        else:
-            recorded = load_config(path, {}, find_backbone)[0]
-            asked = {"backbone": overrides.get("backbone", recorded.backbone)}
-            # Otherwise the recorded options of one backbone would be wrong for the other.
-            check_changes({"backbone": recorded.backbone}, asked, path.parent)
-    return load_config(path, overrides, find_backbone)
+    own = Path(overrides["output"]).expanduser() / CONFIG if path is None else None
+    if own is not None and own.is_file():
+        recorded = load_config(own, {}, find_backbone)[0]
+        asked = {"backbone": overrides.get("backbone", recorded.backbone)}
+        # Otherwise the recorded options of one backbone would be wrong for the other.
+        check_changes({"backbone": recorded.backbone}, asked, own.parent)
+        path = own
+    elif own is not None and "backbone" not in overrides:
+        raise nothing_to_resume(own.parent)
+    config, spec = load_config(path, overrides, find_backbone)
+    if (config.output / CONFIG).is_file():
+        changed_settings(config.output, config)
+    return config, spec
 
 
 def nothing_to_resume(folder: Path) -> UsageError:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import click
 import pytest
@@ -22,7 +22,7 @@ from flmm_core.cli import COMMANDS, flmm, main
 from flmm_core.config import option_name, settings
 from flmm_core.errors import DataError, FlmmError, RunError, UsageError, WeightsError
 from flmm_core.files import write_text
-from flmm_core.pipeline.refiners import SamOptions
+from tests.values import as_arguments, other_value
 
 Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
@@ -199,36 +199,6 @@ def test_a_closed_pipe_is_silent() -> None:
 
 
 # --- train -----------------------------------------------------------------------------------
-
-
-def other_value(setting: Any) -> Any:
-    """A value that is not the default."""
-    if setting.key == "options":
-        return {"min_pixels": 3136, "max_pixels": 50_000}
-    if setting.key == "refiner_options":
-        return SamOptions(size="vit_b", mask=False, text=False, half=True).model_dump()
-    if setting.key in ("backbone", "refiner"):
-        return {"backbone": "qwen", "refiner": "sam"}[setting.key]
-    if get_origin(setting.type) is list:
-        return ["refcoco:/a@b", "jsonl:/c"]
-    if setting.type is bool:
-        return not setting.default
-    if get_origin(setting.type) is Literal:
-        return next(value for value in get_args(setting.type) if value != setting.default)
-    if setting.key == "workers":
-        return 3
-    return {int: 777, float: 0.25}.get(setting.type, "some/where")
-
-
-def as_arguments(key: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [option_name(key if value else f"no_{key}")]
-    if isinstance(value, dict):
-        option = option_name(key)
-        return [part for pair in value.items() for part in (option, "{}={}".format(*pair))]
-    if isinstance(value, list):
-        return [part for item in value for part in (option_name(key), item)]
-    return [option_name(key), str(value)]
 
 
 def test_every_setting_has_an_option_and_reaches_the_configuration(capsys: Capture) -> None:
