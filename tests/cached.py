@@ -56,8 +56,8 @@ class Runs:
         self.loads += counting.count
         return forecast
 
-    def train(self, name: str, **more: Any) -> Path:
-        return train(*self.config(output=self.folder / name, **more))
+    def train(self, name: str, *, progress: Progress | None = None, **more: Any) -> Path:
+        return train(*self.config(output=self.folder / name, **more), progress=progress)
 
 
 def weights(run: Path) -> bytes:

@@ -1,16 +1,17 @@
-"""Runs the command line in a process of its own that is really killed, at an exact place.
+"""Runs the command line in a process of its own, to which something happens at an exact place.
 
 A place is a row of events of Python's audit hooks (opening, renaming, removing a file, ...), each
-with a part of the path. When the last one is about to happen, the process sends itself the signal:
-nothing of the code under test is replaced, and SIGKILL leaves it no time to clean up.
+with a part of the path. When the last one is about to happen, the process kills itself or may write
+no more: nothing of the code under test is replaced, and SIGKILL leaves it no time to clean up.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,20 @@ def _paths(arguments: tuple[Any, ...]) -> list[str | bytes]:
     return [one for one in arguments if isinstance(one, str | bytes)]
 
 
+def kill(signal: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), signal)
+
+
+def fill_disk() -> None:
+    """No file may become larger than this; the error is that of a full disk, but for its number."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
 def run_command(
-    arguments: Sequence[str], log: Path, place: Sequence[Event] = (), signal: int = 0
+    arguments: Sequence[str],
+    log: Path,
+    place: Sequence[Event] = (),
+    happens: Callable[[], object] = fill_disk,
 ) -> int:
     """Run `flmm` in a forked process; returns its exit code, or minus the signal that ended it.
 
@@ -51,7 +64,7 @@ def run_command(
             sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
             torch.set_num_threads(1)  # a thread pool does not survive a fork
             if place:
-                sys.addaudithook(_Hook(place, signal))
+                sys.addaudithook(_Hook(place, happens))
             code = main(arguments)
         except BaseException:
             traceback.print_exc()
@@ -64,11 +77,11 @@ def run_command(
 
 
 class _Hook:
-    def __init__(self, place: Sequence[Event], signal: int) -> None:
-        self.left, self.signal = list(place), signal
+    def __init__(self, place: Sequence[Event], happens: Callable[[], object]) -> None:
+        self.left, self.happens = list(place), happens
 
     def __call__(self, name: str, arguments: tuple[Any, ...]) -> None:
         if self.left and self.left[0].is_it(name, arguments):
             del self.left[0]
             if not self.left:
-                os.kill(os.getpid(), self.signal)
+                self.happens()

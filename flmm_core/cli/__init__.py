@@ -28,7 +28,7 @@ COMMANDS = {
 INTERRUPTED = 130
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 # The user can fix these errors of the operating system; any other OSError is a bug of ours.
-REPAIRABLE = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS}
+REPAIRABLE = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 
 class _LazyGroup(click.Group):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 
 from flmm_core.data.drawn.writing import draw_images
 from flmm_core.data.formats import FORMATS
-from tests.killing import Event, run_command
+from tests.killing import Event, fill_disk, kill, run_command
 
 pytestmark = pytest.mark.multiprocess
 
@@ -34,9 +35,7 @@ def rated(step: int) -> Event:
 
 FEW = {
     "a checkpoint is half written": (SIGKILL, [Event("open", ".step-4."), Event("open", ".pt")]),
-    "the last validation": (SIGKILL, [saved(6), IMAGE, IMAGE]),
-    "a step, by SIGTERM": (SIGTERM, [saved(2), rated(2), IMAGE, IMAGE]),
-    "the final evaluation": (SIGKILL, [rated(6), IMAGE, IMAGE]),
+    "the last validation": (SIGKILL, [saved(7), IMAGE, IMAGE]),
 }
 MORE = {
     "the model loads": (SIGKILL, [Event("open", "processor_config.json")]),
@@ -46,13 +45,15 @@ MORE = {
     "a checkpoint becomes the last": (SIGKILL, [saved(4)]),
     "the first validation, by Ctrl-C": (SIGINT, [saved(2), IMAGE, IMAGE]),
     "the confidence is written, the score not": (
-        SIGKILL, [saved(6), Event("open", "confidence.json"), Event("open", "score.json")],
+        SIGKILL, [saved(7), Event("open", "confidence.json"), Event("open", "score.json")],
     ),
     "the score is written, best not linked": (SIGKILL, [rated(2), Event("os.symlink", "step-2")]),
     "an old checkpoint is half removed": (
         SIGKILL, [Event("shutil.rmtree", ".step-"), Event("os.remove"), Event("os.remove")],
     ),
-    "the final evaluation, by SIGTERM": (SIGTERM, [rated(6), IMAGE, IMAGE]),
+    "a step, by SIGTERM": (SIGTERM, [saved(2), rated(2), IMAGE, IMAGE]),
+    "the final evaluation": (SIGKILL, [rated(7), IMAGE, IMAGE]),
+    "the final evaluation, by SIGTERM": (SIGTERM, [rated(7), IMAGE, IMAGE]),
     "a sheet is drawn": (SIGKILL, [Event("open", "/01.png")]),
     "the summary is written": (SIGKILL, [Event("open", "summary.json")]),
     "the summary gets its name": (SIGKILL, [Event("os.rename", "summary.json")]),
@@ -61,7 +62,7 @@ MORE = {
 
 @pytest.fixture(scope="module")
 def config(random_twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of settings: three checkpoints, each validated."""
+    """A file of settings: four checkpoints, each validated; one is removed."""
     folder = tmp_path_factory.mktemp("kills")
     drawn = FORMATS["refcoco"].write(folder / "drawn", draw_images(2, seed=5, kinds=("plain",)))
     settings = {
@@ -73,13 +74,13 @@ def config(random_twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train_protocol": "standard",
         "refiner": "sam:tiny",
         "refiner_options": {"text": False},
-        "steps": 6,
+        "steps": 7,
         "batch_size": 2,
         "save_every": 2,
         "log_every": 1,
         "pictures": 2,
         "workers": 0,
-        "learning_rate": 1e-2,
+        "learning_rate": 3e-3,
         "head": {"base_channels": 4, "enlarge_to": 16},
     }
     path = folder / "run.yaml"
@@ -130,17 +131,29 @@ def plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
-def check(name: str, signal: int, place: list[Event], config: Path, whole: dict[str, Any]) -> None:
+def begin(name: str, config: Path, place: list[Event], happens: Callable[[], object]) -> Any:
+    """Begin a run to which something happens: its folder, its exit code and what it said."""
     output, log = config.parent / name.replace(" ", "-"), config.parent / f"{name}.log"
-    code = run_command(
-        ["train", "--config", str(config), "--output", str(output)], log, place, signal
-    )
-    assert code == (-signal if signal == SIGKILL else 130), log.read_text()
-    assert not (output / "summary.json").exists()
+    arguments = ["train", "--config", str(config), "--output", str(output)]
+    return output, run_command(arguments, log, place, happens), log.read_text()
+
+
+def resume(output: Path) -> dict[str, Any]:
+    log = output.with_suffix(".resumed")
     code = run_command(["train", "--resume", "--output", str(output)], log)
     assert code == 0, log.read_text()
-    found = outcome(output)
-    assert [key for key in whole.keys() | found.keys() if whole.get(key) != found.get(key)] == []
+    return outcome(output)
+
+
+def different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    return [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
+
+
+def check(name: str, signal: int, place: list[Event], config: Path, whole: dict[str, Any]) -> None:
+    output, code, said = begin(name, config, place, kill(signal))
+    assert code == (-signal if signal == SIGKILL else 130), said
+    assert not (output / "summary.json").exists()
+    assert different(whole, resume(output)) == []
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -156,10 +169,29 @@ def test_a_run_killed_anywhere_loses_nothing(
     check(name, *MORE[name], config, unstopped)
 
 
+@pytest.mark.parametrize("full", [Event("os.mkdir", ".step-4."), Event("open", ".step-4.")])
+def test_a_full_disk_leaves_the_checkpoint_before(
+    full: Event, config: Path, unstopped: dict[str, Any]
+) -> None:
+    """Full before the head is written, and after."""
+    output, code, said = begin(f"disk full at {full.name}", config, [full], fill_disk)
+    assert code == 1, said
+    message = said[said.index("flmm: ") :].splitlines()
+    last = output / "checkpoints" / "step-2"
+    assert message[0] == f"flmm: The checkpoint '{last.with_name('step-4')}' cannot be written."
+    assert "File too large" in message[1]
+    assert message[2] == (
+        f"Free some space or make the folder writable. The last checkpoint, '{last}', is kept; "
+        f"`flmm train --resume --output {output}` goes on from there."
+    )
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-2"]
+    assert different(unstopped, resume(output)) == []
+
+
 def test_the_unstopped_run_has_what_a_kill_could_lose(unstopped: dict[str, Any]) -> None:
-    assert unstopped["links"]["last"] == "step-6"
-    assert [row["step"] for row in unstopped["metrics"]] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
-    assert {"checkpoints/step-6/confidence.json", "pictures/01.png"} <= unstopped.keys()
+    assert unstopped["links"]["last"] == "step-7"
+    assert [row["step"] for row in unstopped["metrics"]] == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 7]
+    assert {"checkpoints/step-7/confidence.json", "pictures/01.png"} <= unstopped.keys()
     scores = {
         row["validation"]["refined"]["ciou"] for row in unstopped["metrics"] if "validation" in row
     }
