@@ -21,17 +21,14 @@ from flmm_core.cli import main
 
 
 class Event(NamedTuple):
-    """An audit event ("open", "os.rename", ...) whose arguments contain a text."""
+    """An audit event ("open", "os.rename", ...) one of whose paths contains a text."""
 
     name: str
     text: str = ""
 
     def is_it(self, name: str, arguments: tuple[Any, ...]) -> bool:
-        return name == self.name and any(self.text in os.fsdecode(one) for one in _paths(arguments))
-
-
-def _paths(arguments: tuple[Any, ...]) -> list[str | bytes]:
-    return [one for one in arguments if isinstance(one, str | bytes)]
+        paths = [one for one in arguments if isinstance(one, str | bytes | os.PathLike)]
+        return name == self.name and any(self.text in os.fsdecode(path) for path in paths)
 
 
 def kill(signal: int) -> Callable[[], None]:
