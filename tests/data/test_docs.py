@@ -63,7 +63,7 @@ def test_the_examples_are_read(
 
 
 def test_every_source_is_described() -> None:
-    assert len(EXAMPLES) == 9
+    assert len(EXAMPLES) == 10
     for name in FORMATS:
         assert f"`{name}" in PAGE, name
 
