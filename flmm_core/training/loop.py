@@ -57,7 +57,7 @@ from flmm_core.training.failed_step import StepValues, insist_finite
 from flmm_core.training.losses import GroundingLoss, grounding_loss
 from flmm_core.training.optimizer_file import read_optimizer
 from flmm_core.training.run_folder import RunFolder
-from flmm_core.training.setup import Setup, open_cached, open_observed
+from flmm_core.training.setup import Setup, check_same_cache, open_cached, open_observed
 
 
 def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = None) -> Path:
@@ -247,8 +247,9 @@ class TrainingLoop:
             self.folder.record(self.config)
             self.folder.rewind(0)
             return 0
+        trained = read_info(last)
+        check_same_cache(trained, self.setup.info, self.config.cache)
         if (model := self.setup.info.model) is not None:
-            trained = read_info(last)
             check_model(str(last), trained, self.config.model, model, force=self.config.force)
         weights, state = read_weights(last), read_optimizer(last, self.optimizer)
         self.head.load_weights(weights)

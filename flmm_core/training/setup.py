@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from flmm_core.config import RunConfig
 from flmm_core.errors import UsageError
-from flmm_core.feature_cache.key import frozen_facts
+from flmm_core.feature_cache.key import differences, frozen_facts
 from flmm_core.feature_cache.read import StoredFeatures
 from flmm_core.feature_cache.store import Store
 from flmm_core.loader.dataset import FeatureSource, ObservedFeatures
@@ -99,3 +100,17 @@ def open_cached(config: RunConfig, spec: BackboneSpec, progress: Progress) -> Se
 
 def _facts(config: RunConfig) -> dict[str, Any]:
     return {"steps": 0, "protocol": config.protocol, "data": config.data}
+
+
+def check_same_cache(trained: HeadInfo, now: HeadInfo, cache: Path | None) -> None:
+    """UsageError if a checkpoint was trained on a cache that stores something else than `cache`."""
+    stored = (
+        {"channels": info.recipe.channels, **(info.facts.get("cache") or {})}
+        for info in (now, trained)
+    )
+    if different := differences(*stored):
+        raise UsageError(
+            f"The cache in '{cache}' is not like the one that the run began with.",
+            found=different,
+            repair="Give --cache the one that it began with, or another --output.",
+        )

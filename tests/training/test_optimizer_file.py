@@ -112,9 +112,11 @@ class Runs:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize(
-    "write", [torch.save, lambda what, path: path.write_bytes(pickle.dumps(what))]
-)
+def save_as_pickle(what: Any, path: Path) -> None:
+    path.write_bytes(pickle.dumps(what, protocol=2))
+
+
+@pytest.mark.parametrize("write", [torch.save, save_as_pickle])
 def test_code_is_not_run(checkpoint: Path, write: Callable[[Any, Path], object]) -> None:
     (checkpoint / ABOUT).unlink()
     write({"step": 2, "optimizer": Runs(checkpoint / "ran")}, checkpoint / STATE)
