@@ -55,9 +55,10 @@ def test_large_star_polygons_are_opencvs(seed: int) -> None:
     np.testing.assert_array_equal(fill_poly(points, height, width), expected)
 
 
-def test_points_far_beyond_the_image_cost_nothing() -> None:
-    corners = [(-(10**12), -(10**12)), (10**12, -(10**12)), (10**12, 10**12), (-(10**12), 10**12)]
-    assert fill_poly(corners, 4, 5).all()
+@pytest.mark.parametrize("far", [10**6, 10**12, 10**300])
+def test_points_far_beyond_the_image_cost_nothing(far: int) -> None:
+    assert fill_poly([(-far, -far), (far, -far), (far, far), (-far, far)], 4, 5).all()
+    assert not fill_poly([(far, 0), (far, far), (far + 9, 3)], 4, 5).any()
 
 
 def test_reasonseg_is_painted_as_its_publishers_paint_it(tmp_path: Path) -> None:

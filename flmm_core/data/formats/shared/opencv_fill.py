@@ -8,7 +8,6 @@ to 4.10, which the publishers' requirements name.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -19,6 +18,8 @@ Point = tuple[int, int]
 
 _ONE = 1 << 16
 """A pixel, in the fixed-point numbers of OpenCV's edges."""
+_FAR = 1 << 30
+"""Points further away are drawn here; OpenCV's own coordinates end at twice that."""
 
 
 def fill_poly(points: Sequence[Point], height: int, width: int) -> NDArray[np.bool_]:
@@ -28,52 +29,68 @@ def fill_poly(points: Sequence[Point], height: int, width: int) -> NDArray[np.bo
     line, one is a pixel. `polylines` of one pixel before it changes nothing.
     """
     mask = np.zeros((height, width), dtype=np.bool_)
-    crossings: dict[int, list[int]] = defaultdict(list)
-    for start, end in pairwise([*points, *points[:1]]):
-        _draw_line(mask, start, end)
-        _cross_rows(crossings, start, end, (height, width))
-    for row, xs in crossings.items():
-        xs.sort()
-        for left, right in zip(xs[::2], xs[1::2], strict=True):
-            mask[row, max(left // _ONE, 0) : max(right // _ONE + 1, 0)] = True
+    near = [(max(-_FAR, min(x, _FAR)), max(-_FAR, min(y, _FAR))) for x, y in points]
+    edges = list(pairwise([*near, *near[:1]]))
+    clipped = [_clip(start, end, (height, width)) for start, end in edges]
+    _draw_lines(mask, [ends for ends, inside in clipped if inside])
+    rows, xs = _crossings(edges, [ends for ends, _ in clipped], (height, width))
+    order = np.lexsort((xs, rows))
+    columns = (xs[order] // _ONE).clip(-1, width)
+    lefts, ends = columns[::2].clip(0), columns[1::2] + 1
+    for row, left, end in zip(rows[order][::2], lefts, ends, strict=True):
+        mask[row, left:end] = True
     return mask
 
 
-def _draw_line(mask: NDArray[np.bool_], start: Point, end: Point) -> None:
-    """Set the pixels of a line (Bresenham), drawn from left to right."""
-    (start, end), inside = _clip(start, end, mask.shape)
-    if not inside:
-        return
-    (x, y), (right, last) = sorted((start, end), key=lambda point: point[0])
+def _draw_lines(mask: NDArray[np.bool_], lines: Sequence[tuple[Point, Point]]) -> None:
+    """Set the pixels of lines within the mask (Bresenham), drawn from left to right."""
+    ends = [sorted(line, key=lambda point: point[0]) for line in lines]
+    x, y, right, last = np.array(ends, dtype=np.int64).reshape(-1, 4).T
     across, down = right - x, abs(last - y)
-    longer, shorter = max(across, down), min(across, down)
-    steps = np.arange(longer + 1)
+    longer, shorter = np.maximum(across, down), np.minimum(across, down)
+    line, steps = _ranges(longer + 1)
     # The shorter side moves at the nearest step; halves are rounded to the start.
-    moved = -((longer - 2 * shorter * steps) // max(2 * longer, 1))
-    xs, ys = (steps, moved) if across >= down else (moved, steps)
-    mask[y + (ys if last >= y else -ys), x + xs] = True
+    longer, shorter = longer[line], shorter[line]
+    moved = -((longer - 2 * shorter * steps) // np.maximum(2 * longer, 1))
+    flat = (across >= down)[line]
+    xs, ys = np.where(flat, steps, moved), np.where(flat, moved, steps)
+    mask[y[line] + np.where((last >= y)[line], ys, -ys), x[line] + xs] = True
 
 
-def _cross_rows(
-    crossings: dict[int, list[int]], start: Point, end: Point, image_hw: tuple[int, int]
-) -> None:
-    """Add where an edge crosses the rows of the image: x, fixed-point, by row."""
-    if start[1] == end[1]:
-        return
-    ends, _ = _clip(start, end, image_hw)
-    # An edge that leaves the image runs through the pixels that its line was cut at, unrounded.
-    half = _ONE // 2 if _is_inside(start, image_hw) and _is_inside(end, image_hw) else 0
-    (x, y), (end_x, end_y) = ends if ends[0][1] != ends[1][1] else (start, end)
-    slope = _divide((end_x - x) * _ONE, end_y - y)
-    if start[1] > end[1]:
-        x, y = end_x, end_y
-    top, bottom = sorted((start[1], end[1]))
-    for row in range(max(top, 0), min(bottom, image_hw[0])):
-        crossings[row].append(x * _ONE + half + (row - y) * slope)
+def _crossings(
+    edges: Sequence[tuple[Point, Point]],
+    clipped: Sequence[tuple[Point, Point]],
+    image_hw: tuple[int, int],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where edges cross the rows of the image: the rows, and x in fixed-point numbers."""
+    starts = []
+    for edge, ends in zip(edges, clipped, strict=True):
+        bottom, top = max(edge[0][1], edge[1][1]), min(edge[0][1], edge[1][1])
+        first, count = max(top, 0), min(bottom, image_hw[0]) - max(top, 0)
+        if count <= 0:
+            continue
+        # An edge that leaves the image runs through the pixels that its line was cut at, unrounded.
+        half = _ONE // 2 if all(_is_inside(point, image_hw) for point in edge) else 0
+        (x, y), (end_x, end_y) = ends if ends[0][1] != ends[1][1] else edge
+        slope = _divide((end_x - x) * _ONE, end_y - y)
+        if edge[0][1] > edge[1][1]:
+            x, y = end_x, end_y
+        starts.append((first, count, x * _ONE + half + (first - y) * slope, slope))
+    firsts, counts, xs, slopes = np.array(starts, dtype=np.int64).reshape(-1, 4).T
+    places, steps = _ranges(counts)
+    return firsts[places] + steps, xs[places] + steps * slopes[places]
+
+
+def _ranges(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For every n of the counts its place, n times, and the numbers below n."""
+    places = np.repeat(np.arange(len(counts)), counts)
+    return places, np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def _clip(start: Point, end: Point, image_hw: tuple[int, ...]) -> tuple[tuple[Point, Point], bool]:
     """The line's ends moved along it to the image's border, and whether any of it is inside."""
+    if _is_inside(start, image_hw) and _is_inside(end, image_hw):
+        return (start, end), True
     lasts = image_hw[1] - 1, image_hw[0] - 1
     ends = [list(start), list(end)]
     for axis in (1, 0):
