@@ -111,6 +111,7 @@ _TABLE = (
     DataFormat("coco", "COCO-style instances of your own", needs_split=False),
     DataFormat("labelme", "a folder of LabelMe files", needs_split=False),
     DataFormat("masks", "images with mask files beside them", writable=False, needs_split=False),
+    DataFormat("parquet", "parquet files or a Hub data set", writable=False, needs_split=False),
     DataFormat("labelstudio", "a Label Studio export", writable=False, needs_split=False),
     DataFormat("voc", "Pascal VOC segmentation", writable=False, needs_split=False),
     DataFormat("yolo", "YOLO segmentation: data.yaml", writable=False, needs_split=False),

@@ -19,9 +19,7 @@ pixels that are not scored. Images without shapes are skipped.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
-import os
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -35,6 +33,7 @@ from flmm_core.data.findings import DegenerateError, Findings
 from flmm_core.data.formats import Source
 from flmm_core.data.formats.shared.degenerate import NO_PIXEL
 from flmm_core.data.formats.shared.image_paths import spellings, tails
+from flmm_core.data.formats.shared.kept_images import keep_image
 from flmm_core.data.formats.shared.new_image import NewImage, checked
 from flmm_core.data.formats.shared.polygons import check_points, fill, fill_circle
 from flmm_core.data.images import image_size_of
@@ -51,7 +50,7 @@ from flmm_core.data.records import (
 )
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask
 from flmm_core.errors import DataError
-from flmm_core.files import cache_folder, write_bytes, write_json
+from flmm_core.files import write_json
 
 IGNORE = "__ignore__"
 POINTS: dict[str, tuple[int, ...]] = {
@@ -143,21 +142,13 @@ def _find_image(record: Record, name: str, file: Path, source: Source) -> Path:
 def _unpack(encoded: str, name: str, file: Path) -> Path:
     """The file of an image in base64, in the cache folder."""
     try:
-        data = base64.b64decode(encoded)
-        with Image.open(io.BytesIO(data)) as stored:
-            ending = str(stored.format).lower()
-    except Exception as error:  # decoders raise nearly anything on broken data
+        return keep_image(base64.b64decode(encoded), "labelme")
+    except ValueError as error:
         raise DataError(
             f"The 'imageData' of {file} is not an image in base64.",
             found=f"There is no file named {name} either.",
             repair="Save the image under the name in 'imagePath'.",
         ) from error
-    path = cache_folder() / "labelme" / f"{hashlib.sha256(data).hexdigest()}.{ending}"
-    if not path.is_file():
-        own = path.with_name(f"{os.getpid()}-{path.name}")  # others may be unpacking it too
-        write_bytes(own, data)
-        own.replace(path)
-    return path
 
 
 def _shape(shape: Any, height: int, width: int, where: str) -> tuple[str, NDArray[np.bool_]]:

@@ -30,8 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from flmm_core.data import rle
 from flmm_core.data.findings import DegenerateError, Findings
@@ -48,6 +46,7 @@ from flmm_core.data.formats.shared.image_paths import ImagePaths
 from flmm_core.data.formats.shared.label_maps import (
     class_objects,
     colors_of,
+    marked_pixels,
     open_mask,
     values_of,
 )
@@ -81,21 +80,10 @@ class MaskFiles(StoredMask):
         for path, value in self.parts:
             image = open_mask(path)
             _check_size(path, (image.height, image.width), self.size)
-            region |= _marked(image) if value is None else values_of(image, path) == value
+            region |= marked_pixels(image) if value is None else values_of(image, path) == value
         if not region.any():
             raise DegenerateError(f"the mask {self.parts[0][0]}", NO_PIXEL)
         return rle.encode(region)
-
-
-def _marked(image: Image.Image) -> NDArray[np.bool_]:
-    """(H, W) bool: what a mask of one object marks, in white, by a palette or by opacity."""
-    values, least = np.asarray(image), 0
-    if image.mode in ("RGBA", "LA") and image.getextrema()[-1] != (255, 255):
-        values, least = values[..., -1], 127
-    elif image.mode != "P":
-        values = values[..., :3].max(axis=-1) if values.ndim == 3 else values
-        least = 127 if values.max(initial=0) > 127 else 0  # white with gray seams, or 1
-    return np.asarray(values > least, dtype=np.bool_)
 
 
 def _check_size(path: Path, size: tuple[int, int], image_hw: tuple[int, int]) -> None:

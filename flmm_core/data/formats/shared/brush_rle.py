@@ -1,4 +1,4 @@
-"""The run-length code of Label Studio's brush (the npm package @thi.ng/rle-pack).
+"""The run-length code of Label Studio's brush (the npm package rle-pack).
 
 A stream of bits, highest first: 32 for the number of values, 5 for the bits of a value less one,
 four times 4 for the bits of a run's length less one; then runs: 1 bit for one value repeated or 0

@@ -12,7 +12,7 @@ from PIL import Image
 
 from flmm_core.data.findings import Findings
 from flmm_core.data.formats.shared.class_masks import ClassMasks
-from flmm_core.data.records import read_bytes
+from flmm_core.data.records import read_bytes, sentence
 from flmm_core.data.sample import GroundedObject
 from flmm_core.errors import DataError
 from flmm_core.images import MAX_PIXELS
@@ -26,7 +26,11 @@ VOID_NAMES = ("void", "ignore", "ignored", "__ignore__", "ignore_region")
 
 def open_mask(path: Path) -> Image.Image:
     """A mask as stored: not turned, with its palette; DataError if missing or broken."""
-    data = read_bytes(path)
+    return decode_mask(read_bytes(path), f"the mask {path}")
+
+
+def decode_mask(data: bytes, where: str) -> Image.Image:
+    """As `open_mask`; `where` names the mask in messages."""
     try:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
@@ -34,11 +38,22 @@ def open_mask(path: Path) -> Image.Image:
         image.load()
     except Exception as error:  # decoders raise nearly anything on broken data
         raise DataError(
-            f"The mask {path} is not an image, or is broken.",
+            f"{sentence(where)} is not an image, or is broken.",
             found=f"Decoding it ended with: {str(error) or type(error).__name__}.",
             repair="Save or download it again.",
         ) from error
     return image
+
+
+def marked_pixels(image: Image.Image) -> NDArray[np.bool_]:
+    """(H, W) bool: what a mask of one object marks, in white, by a palette or by opacity."""
+    values, least = np.asarray(image), 0
+    if image.mode in ("RGBA", "LA") and image.getextrema()[-1] != (255, 255):
+        values, least = values[..., -1], 127
+    elif image.mode != "P":
+        values = values[..., :3].max(axis=-1) if values.ndim == 3 else values
+        least = 127 if values.max(initial=0) > 127 else 0  # white with gray seams, or 1
+    return np.asarray(values > least, dtype=np.bool_)
 
 
 def values_of(mask: Image.Image, path: Path) -> NDArray[np.int32]:
