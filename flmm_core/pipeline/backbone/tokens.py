@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.errors import DataError, UsageError, WeightsError
+from flmm_core.errors import DataError, UsageError, WeightsError, shortened
 from flmm_core.pipeline.backbone.conversation import (
     Turns,
     adds_special_tokens,
@@ -226,12 +226,12 @@ def _check_rows(texts: Sequence[str], rows: Sequence[Sequence[int]], limit: int,
             problem = "has no tokens" if text.strip() else "is empty"
             raise UsageError(
                 f"Phrase {number} of sample '{name}' {problem}.",
-                found=f"Its text is {text!r}, of {len(places)} tokens.",
+                found=f"Its text is {shortened(text)!r}, of {len(places)} tokens.",
                 repair="Give it at least one word.",
             )
         if max(places) >= limit:
             raise UsageError(
-                f"Phrase {number} ('{text}') of sample '{name}' is cut off.",
+                f"Phrase {number} ('{shortened(text)}') of sample '{name}' is cut off.",
                 found=f"It ends at token {max(places) + 1}; the model's limit is {limit}.",
                 repair="Shorten the caption, or split it into several samples.",
             )
