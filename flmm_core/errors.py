@@ -7,6 +7,7 @@ fix it. The command line prints it without a traceback and exits with `exit_code
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,44 @@ def dead_worker_error(error: Exception) -> RunError | None:
         "A DataLoader worker died.",
         found=str(error).splitlines()[0] if str(error) else type(error).__name__,
         repair="The machine may be out of memory or of /dev/shm: use fewer --workers, or 0.",
+    )
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_OTHERS = {
+    errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR,
+    errno.EISDIR,
+}  # fmt: skip
+_NO_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
+
+
+def machine_error(error: BaseException) -> RunError | None:
+    """The error to show if the disk, a permission or the memory is the reason; None if not.
+
+    Any other error of the operating system would be a fault of ours.
+    """
+    if isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, OSError)) and any(s in str(error) for s in _NO_MEMORY)
+    ):
+        return RunError(
+            "There is not enough memory.",
+            found=shortened(str(error).splitlines()[0], 300) if str(error) else "",
+            repair="Use a smaller batch, smaller images, a smaller model or --dtype bfloat16, or a "
+            "device with more memory.",
+        )
+    if not isinstance(error, OSError) or error.errno not in _FULL | _FORBIDDEN | _OTHERS:
+        return None
+    place = f"'{error.filename}'" if error.filename else "a file"
+    repair = "Check the path, or give another one."
+    if error.errno in _FULL:
+        repair = "Free some space and run the command again; what is written whole is kept."
+    elif error.errno in _FORBIDDEN:
+        repair = "Check the permissions of the path, or give another one."
+    return RunError(
+        f"{place[:1].upper()}{place[1:]} cannot be read or written.",
+        found=f"{error.strerror}.",
+        repair=repair,
     )
 
 

@@ -43,8 +43,16 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, line ends as they are."""
-    write_bytes(path, text.encode())
+    """Write a UTF-8 file, line ends as they are.
+
+    Bytes of file names that are not UTF-8 are written as JSON's escapes (`\\udce9`).
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def printable(text: str) -> str:
+    """The same, with bytes of a file name that are not UTF-8 as escapes: `\\udce9`."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def write_json(path: Path, content: Any, *, compact: bool = False) -> None:

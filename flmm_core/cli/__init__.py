@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from flmm_core import __version__
-from flmm_core.errors import FlmmError, dead_worker_error, did_you_mean
+from flmm_core.errors import FlmmError, dead_worker_error, did_you_mean, machine_error
 
 COMMANDS = {
     "train": "Train a mask head on a frozen model.",
@@ -27,8 +27,6 @@ COMMANDS = {
 }
 INTERRUPTED = 130
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
-# The user can fix these errors of the operating system; any other OSError is a bug of ours.
-REPAIRABLE = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 
 class _LazyGroup(click.Group):
@@ -72,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 interrupted. With FLMM_DEBUG=1 every error has its traceback.
     """
     _show_log()
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         result = flmm.main(arguments, prog_name="flmm", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -89,14 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = str(error.__cause__ or error)
         click.echo(f"flmm: Interrupted. {hint}".rstrip(), err=True)
         return INTERRUPTED
-    except OSError as error:
-        if _debugging() or error.errno not in REPAIRABLE:
-            raise
-        place = f": {error.filename}" if error.filename else ""
-        click.echo(f"flmm: {error.strerror}{place}.", err=True)
-        return 1
-    except (FlmmError, RuntimeError) as error:
-        known = error if isinstance(error, FlmmError) else dead_worker_error(error)
+    except (FlmmError, OSError, MemoryError, RuntimeError) as error:
+        known = error if isinstance(error, FlmmError) else machine_error(error)
+        known = known or dead_worker_error(error)
         if _debugging() or known is None:
             raise
         click.echo(f"flmm: {known}", err=True)

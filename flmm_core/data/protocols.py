@@ -17,6 +17,7 @@ from flmm_core.config import ProtocolName
 from flmm_core.data.findings import Skipped
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Phrase, Sample
 from flmm_core.errors import UsageError, did_you_mean
+from flmm_core.files import printable
 from flmm_core.segment import Segment, caption_text, statements
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
@@ -142,7 +143,7 @@ class ImageSamples(LazySamples):
 
     def name(self, index: int) -> str:
         _, name, _, _ = self._captioned(index)
-        return f"{self.source}/{name}" if self.source else name
+        return printable(f"{self.source}/{name}" if self.source else name)
 
     def _make(self, index: int) -> Sample:
         image, _, segments, things = self._captioned(index)

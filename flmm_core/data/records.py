@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, TypeVar
 
 from flmm_core.data.findings import Findings
-from flmm_core.errors import DataError
+from flmm_core.errors import DataError, shortened
 from flmm_core.images import MAX_PIXELS
 
 T = TypeVar("T")
@@ -107,7 +108,7 @@ def field(record: Any, key: str, kind: type[T], where: str) -> T:
     if key not in expect(record, dict, where):
         raise DataError(
             f"{sentence(where)} has no '{key}'.",
-            found=f"Its keys: {', '.join(map(str, record)) or 'none'}.",
+            found=f"Its keys: {shortened(', '.join(map(str, record)), 300) or 'none'}.",
             repair="Add the key, or get an unchanged copy of the file.",
         )
     value = record[key]
@@ -134,8 +135,17 @@ def unfit(where: str, key: str, value: Any, expected: str) -> DataError:
     )
 
 
+def is_text(text: str) -> bool:
+    """Whether a string can be written: JSON and Python also have halves of surrogate pairs."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def is_finite_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
+    """Whether it is a number that a float can hold."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def image_size(
@@ -208,7 +218,16 @@ def sentence(where: str) -> str:
     return where[:1].upper() + where[1:]
 
 
+class _Brief(Repr):
+    """Of nested lists the outer ones only: all of them may take forever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxlong, self.maxother = 4, 200, 60, 200
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 30
+
+
 def brief(value: Any) -> str:
     """`repr(value)`, cut so that an error stays readable."""
-    text = repr(value)
+    text = _Brief().repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from flmm_core.data import rle
 from flmm_core.data.sample import Mask, Sample
 from flmm_core.evaluation.phrase_rows import PhraseRow, Rle
+from flmm_core.files import printable
 from flmm_core.loader.dataset import ExampleBatch
 from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.finite import check_masks
@@ -171,4 +172,4 @@ def _rle(mask: Mask) -> Rle:
 
 
 def _relative(path: Path, folder: Path | None) -> str:
-    return (path if folder is None else path.absolute().relative_to(folder)).as_posix()
+    return printable((path if folder is None else path.absolute().relative_to(folder)).as_posix())

@@ -18,7 +18,8 @@ from flmm_core.data.tools.check import check_source
 
 JUNK: tuple[Any, ...] = (
     None, True, 0, -1, 7, 10**12, 0.5, float("nan"), "", "x", "\0", "~" * 300, [], [[]], {}, [1],
-    {"a": 1}, [None],
+    {"a": 1}, [None], 10**400, -(10**18), 1e300, "\ud800", "\udcff.png", [[[[[[[[]]]]]]]],
+    [[1, 2, 3, 4]], [[5.1, 5.1, 5.2, 5.1, 5.2, 5.2]], [[1, 1], [2, 2]],
 )  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def changed(value: Any, path: tuple[Any, ...], junk: Any) -> Any:
 
 @pytest.mark.parametrize("form", writable_formats())
 @settings(
-    max_examples=40,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

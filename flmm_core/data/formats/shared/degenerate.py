@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
+from flmm_core.data.records import is_text
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, StoredMask
 
 NO_PIXEL = "it covers no pixel"
 NO_SENTENCE = "it has no sentence"
+NO_TEXT = "its words are not Unicode text: they hold half of a surrogate pair"
 
 
 def without_degenerate(
@@ -31,7 +33,9 @@ def without_degenerate(
                 findings.skip(f"object {thing.name or index} of {image.path}", problem)
             else:
                 usable.append(index)
-        if len(usable) == len(image.objects):
+        if not all(is_text(piece.text) for piece in image.caption):
+            findings.skip(f"caption {image.name} of {image.path}", NO_TEXT)
+        elif len(usable) == len(image.objects):
             kept.append(image)
         elif usable:
             kept.append(image.only(usable))
@@ -41,5 +45,7 @@ def without_degenerate(
 def _problem(thing: GroundedObject) -> str:
     if not thing.sentences:
         return NO_SENTENCE
+    if not all(map(is_text, (*thing.sentences, thing.category, thing.slice, *thing.tags))):
+        return NO_TEXT
     in_file = isinstance(thing.mask, StoredMask)
     return "" if in_file or thing.absent or rle.area(thing.read_mask()) else NO_PIXEL
