@@ -117,7 +117,8 @@ def machine_error(error: BaseException) -> RunError | None:
         )
     if not isinstance(error, OSError) or error.errno not in _FULL | _FORBIDDEN | _OTHERS:
         return None
-    place = f"'{error.filename}'" if error.filename else "a file"
+    name = error.filename2 or error.filename  # of a copy, where to
+    place = f"'{name}'" if name else "a file"
     repair = "Check the path, or give another one."
     if error.errno in _FULL:
         repair = "Free some space and run the command again; what is written whole is kept."

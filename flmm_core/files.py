@@ -47,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
 
     Bytes of file names that are not UTF-8 are written as JSON's escapes (`\\udce9`).
     """
-    write_bytes(path, text.encode(errors="backslashreplace"))
+    write_bytes(path, printable(text).encode())
 
 
 def printable(text: str) -> str:

@@ -48,9 +48,9 @@ def echo_table(rows: Iterable[Sequence[str]], indent: str = "") -> None:
 def check_writable(folder: Path, repair: str = "Give another --output.") -> None:
     """`UsageError` if a folder cannot be created or written: better before hours of work."""
     place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
     try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
         with tempfile.TemporaryFile(dir=place):
             return
     except OSError as error:

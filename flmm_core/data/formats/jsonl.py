@@ -48,7 +48,7 @@ from flmm_core.data.records import (
 )
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Segment, pieces_of
 from flmm_core.errors import DataError, did_you_mean
-from flmm_core.files import open_whole, write_text
+from flmm_core.files import open_whole, printable, write_text
 
 FILE_NAME = "metadata.jsonl"
 OPTIONAL: dict[str, Any] = {"category": "", "slice": "", "tags": [], "ignore": None}
@@ -257,7 +257,7 @@ def write_splits(folder: Path, images: Iterable[NewImage]) -> None:
                     line["captions"] = captions
                 if split not in files:
                     files[split] = stack.enter_context(open_whole(folder / split / FILE_NAME))
-                files[split].write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
+                files[split].write(printable(f"{json.dumps(line, ensure_ascii=False)}\n").encode())
 
 
 def image_name(file_name: str) -> str:

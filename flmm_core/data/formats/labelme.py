@@ -191,6 +191,8 @@ def _stored(
             # The color of a palette's index says nothing.
             pixels = stored if len(stored.getbands()) == 1 else stored.convert("L")
             patch = np.asarray(pixels) > 0
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise nearly anything on broken data
         raise DataError(
             f"The mask of {where} is not a PNG in base64.", found=f"{error}."

@@ -36,6 +36,8 @@ def decode_mask(data: bytes, where: str) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"It has more than {MAX_PIXELS / 1e6:g} megapixels")
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise nearly anything on broken data
         raise DataError(
             f"{sentence(where)} is not an image, or is broken.",

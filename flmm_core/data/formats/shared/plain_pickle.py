@@ -161,7 +161,7 @@ def read_plain_pickle(path: Path) -> Any:
         if reader.shares and _count_values(content) > MOST_VALUES:
             raise pickle.UnpicklingError("it is lists within lists without end")
         return content
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # a broken pickle can raise nearly anything
         raise DataError(
