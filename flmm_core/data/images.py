@@ -51,6 +51,12 @@ def is_left_turned(path: Path, image_hw: tuple[int, int], *, as_stored: bool = F
     return stored == image_hw and (as_stored or upright != image_hw)
 
 
+def size_for_mask(path: Path, mask_hw: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of an image: that of its mask if it has it upright or as stored, else upright."""
+    is_stored = image_size_of(path, upright=False) == mask_hw
+    return mask_hw if is_stored else image_size_of(path)
+
+
 def image_size_of(path: Path, *, upright: bool = True) -> tuple[int, int]:
     """(H, W) of an image as read by `read_image`, from its header; DataError if it has none.
 

@@ -97,8 +97,8 @@ def parse_source(text: str) -> Source:
     elif path is not None and not wanted.has_path:
         problem = f"takes no path, but '{path}' was given"
         repair = "Leave out the path and the ':'."
-    elif options and not wanted.has_path:
-        problem, repair = f"takes no option '{next(iter(options))}'", "Leave it out."
+    elif unfit := [key for key in options if key not in wanted.options]:
+        problem, repair = f"takes no option '{unfit[0]}'", "Leave it out."
     elif wanted.needs_split and not split:
         problem, repair = "needs a split", "Write the split after an '@', for example '@train'."
     if problem:

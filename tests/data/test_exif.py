@@ -125,3 +125,35 @@ def test_the_cache_tells_them_apart(tmp_path: Path) -> None:
     text = annotate(tmp_path, (12, 10))
     keys = [sample_key(open_source(t)[0], "digest") for t in (text, f"{text},exif=ignore")]
     assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("form", ["masks", "masks of classes", "voc", "yolo"])
+@pytest.mark.parametrize("option", ["", ",exif=ignore"])
+@pytest.mark.parametrize("as_stored", [False, True])
+def test_masks_beside_a_photo_tell_how_it_was_annotated(
+    tmp_path: Path, form: str, option: str, as_stored: bool
+) -> None:
+    name = "JPEGImages" if form == "voc" else "images"
+    (tmp_path / name).mkdir()
+    stored = photo(tmp_path / name / "a.png", 6)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / name / "a.png")))
+    annotated = stored if as_stored else upright
+    if form == "yolo":  # has no size
+        annotated = stored if option else upright
+        (tmp_path / "labels").mkdir()
+        (tmp_path / "labels" / "a.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+        (tmp_path / "data.yaml").write_text("train: images\nnames: [cup]\n")
+    else:
+        folder = {"masks": "masks/a", "voc": "SegmentationClass"}.get(form, "masks")
+        (tmp_path / folder).mkdir(parents=True)
+        file = "cup.png" if form == "masks" else "a.png"
+        mask = np.zeros(annotated.shape[:2], dtype=np.uint8)
+        mask[2:5, 1:4] = 1
+        Image.fromarray(mask).save(tmp_path / folder / file)
+        (tmp_path / "classes.txt").write_text("background\ncup\n" if "of" in form else "")
+        if form != "masks of classes":
+            (tmp_path / "classes.txt").unlink()
+    text = f"{form.split()[0]}:{tmp_path}{'@train' if form == 'yolo' else ''}{option}"
+    assert check_source(text).faults == ()
+    (sample,) = open_source(text)
+    np.testing.assert_array_equal(shown(sample), annotated)

@@ -147,6 +147,14 @@ def test_an_unknown_name() -> None:
             ),
         ),
         (
+            "yolo:/data,images=/photos",
+            (
+                "The data source 'yolo:/data,images=/photos' takes no option 'images'.\n"
+                "Expected yolo:PATH[@SPLIT]: YOLO segmentation: data.yaml.\n"
+                "Leave it out."
+            ),
+        ),
+        (
             "shapes@train,exif=ignore",
             (
                 "The data source 'shapes@train,exif=ignore' takes no option 'exif'.\n"

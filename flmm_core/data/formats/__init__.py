@@ -54,6 +54,7 @@ class DataFormat:
             images so that NAME:FOLDER@SPLIT reads them. By default the module NAME beside this
             table.
         writable: Whether the module has `write`.
+        options: What may be said behind a source: "images", "exif".
         extras: What else of a drawn scene it is made for, see `draw_images`.
     """
 
@@ -63,6 +64,7 @@ class DataFormat:
     writable: bool = True
     has_path: bool = True
     needs_split: bool = True
+    options: tuple[str, ...] = ("images", "exif")
     extras: tuple[str, ...] = ()
 
     @property
@@ -95,6 +97,7 @@ _TABLE = (
         module="flmm_core.data.drawn.splits",
         writable=False,
         has_path=False,
+        options=(),
     ),
     DataFormat("refcoco", "RefCOCO (unc splits)"),
     DataFormat("refcoco+", "RefCOCO+ (unc splits)", module=f"{__name__}.refcoco", writable=False),
@@ -110,11 +113,23 @@ _TABLE = (
     DataFormat("jsonl", "a metadata.jsonl with its images", needs_split=False),
     DataFormat("coco", "COCO-style instances of your own", needs_split=False),
     DataFormat("labelme", "a folder of LabelMe files", needs_split=False),
-    DataFormat("masks", "images with mask files beside them", writable=False, needs_split=False),
+    DataFormat(
+        "masks",
+        "images with mask files beside them",
+        writable=False,
+        needs_split=False,
+        options=("exif",),
+    ),
     DataFormat("parquet", "parquet files or a Hub data set", writable=False, needs_split=False),
     DataFormat("labelstudio", "a Label Studio export", writable=False, needs_split=False),
     DataFormat("voc", "Pascal VOC segmentation", writable=False, needs_split=False),
-    DataFormat("yolo", "YOLO segmentation: data.yaml", writable=False, needs_split=False),
+    DataFormat(
+        "yolo",
+        "YOLO segmentation: data.yaml",
+        writable=False,
+        needs_split=False,
+        options=("exif",),
+    ),
 )
 
 FORMATS: dict[str, DataFormat] = {entry.name: entry for entry in _TABLE}

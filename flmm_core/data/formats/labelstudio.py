@@ -82,7 +82,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
         folders = [
             base / sub for base in (file.parent, file.parent.parent) for sub in ("", "images")
         ]
-        paths = ImagePaths(folders, [name for _, name in named if name])
+        paths = ImagePaths(source.image_folders(folders), [name for _, name in named if name])
         for number, (task, name) in enumerate(named):
             with findings.part():
                 where = f"task {number} of {file}"
@@ -91,7 +91,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
                         f"{sentence(where)} has no image.",
                         found="Expected the path of an image in its 'data', such as 'image'.",
                     )
-                if image := _task(task, name, paths, where, source.split, findings):
+                if image := _task(task, name, paths, where, source, findings):
                     images.append(image)
     return tuple(images)
 
@@ -133,7 +133,7 @@ def _find(name: str, paths: ImagePaths, where: str) -> Path:
 
 
 def _task(
-    task: Record, name: str, paths: ImagePaths, where: str, split: str, findings: Findings
+    task: Record, name: str, paths: ImagePaths, where: str, source: Source, findings: Findings
 ) -> AnnotatedImage | None:
     """The image of a task; None if nothing is marked in it."""
     results = _results(task, where)
@@ -143,8 +143,11 @@ def _task(
     path = _find(name, paths, where)
     regions = list(_regions(results, where, findings))
     sizes = {region.size for region in regions if region.size}
-    image_hw = sizes.pop() if len(sizes) == 1 else image_size_of(path)
-    masks = ClassMasks(image_hw, split)
+    if len(sizes) == 1:
+        image_hw = sizes.pop()
+    else:
+        image_hw = image_size_of(path, upright=not source.as_stored)
+    masks = ClassMasks(image_hw, source.split)
     ignored = np.zeros(image_hw, dtype=np.bool_)
     told: list[GroundedObject] = []
     for region in regions:
@@ -157,7 +160,9 @@ def _task(
                 raise DegenerateError(region.where, NO_PIXEL)
             if region.texts:
                 category = ", ".join(labels)
-                told.append(GroundedObject(rle.encode(marked), region.texts, category, split=split))
+                told.append(
+                    GroundedObject(rle.encode(marked), region.texts, category, split=source.split)
+                )
             elif not labels:
                 ignored |= marked
             for label in labels if not region.texts else ():

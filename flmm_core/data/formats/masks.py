@@ -51,7 +51,7 @@ from flmm_core.data.formats.shared.label_maps import (
     values_of,
 )
 from flmm_core.data.formats.shared.tables import TABLE_ENDINGS, read_table
-from flmm_core.data.images import IMAGE_ENDINGS, image_size_of
+from flmm_core.data.images import IMAGE_ENDINGS, image_size_of, size_for_mask
 from flmm_core.data.records import brief, expect, sentence, texts
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, Mask, StoredMask
 from flmm_core.errors import DataError
@@ -205,7 +205,8 @@ def _stored(
 
     Masks of one phrase are joined; phrases of one mask are sentences of one object.
     """
-    image_hw = image_size_of(image)
+    listed = list(listed)
+    image_hw = size_for_mask(image, image_size_of(listed[0][1], upright=False))
     joined: dict[str, list[tuple[Path, int | None]]] = {}
     for words, mask, value in listed:
         for phrase in words:
@@ -255,7 +256,8 @@ def _image_files(folder: Path) -> list[Path]:
 def _label_map(
     image: Path, path: Path, names: ClassNames, split: str, findings: Findings
 ) -> AnnotatedImage:
-    mask, image_hw = open_mask(path), image_size_of(image)
+    mask = open_mask(path)
+    image_hw = size_for_mask(image, (mask.height, mask.width))
     _check_size(path, (mask.height, mask.width), image_hw)
     by_color = not names.numbers or (bool(names.colors) and mask.mode.startswith("RGB"))
     values = colors_of(mask) if by_color else values_of(mask, path)

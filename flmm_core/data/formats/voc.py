@@ -68,7 +68,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
     for name in _split_names(root, source.split):
         with findings.part():
             path = find_file(
-                [root / "JPEGImages"],
+                source.image_folders([root / "JPEGImages"]),
                 [f"{name}{ending}" for ending in IMAGE_ENDINGS],
                 f"The image {name} of {root}",
                 "Put the images of the data set into 'JPEGImages'.",
