@@ -28,6 +28,8 @@ COLORS: tuple[Color, ...] = (
 """Far apart in CIELAB (Delta E above 25), and from every color of `flmm_core.data.drawn`."""
 TOLD_APART = 8
 """Masks whose colors are easy to tell apart; more are numbered in the image."""
+PAINTED = 1 << 22
+"""About how many pixels are painted at a time."""
 INK, DIM, PAPER = (25, 28, 32), (105, 112, 120), (255, 255, 255)
 PACKAGED = Path(__file__).parent / "assets" / "fonts" / "DejaVuSans.ttf"
 """Latin, Greek, Cyrillic, Hebrew, Arabic, Armenian, Georgian and symbols."""
@@ -56,30 +58,56 @@ def paint_mask(
         opacity: Of the fill, in [0, 1].
     """
     painted = image.copy()
+    paint_onto(painted, mask, color, opacity)
+    return painted
+
+
+def paint_onto(
+    image: Image.Image, mask: NDArray[np.bool_], color: Color, opacity: float = 0.45
+) -> None:
+    """As `paint_mask`, in the image itself."""
     stencil = Image.fromarray(mask).convert("L")
     if stencil.size != image.size:
         soft = stencil.resize(image.size, Image.Resampling.BILINEAR)
         stencil = soft.point([0] * 128 + [255] * 128)
     found = stencil.getbbox()
     if found is None:
-        return painted
+        return
     width = max(1.0, max(image.size) / 300)
-    left, top = (max(0, start - round(4 * width)) for start in found[:2])
-    right, bottom = (end + round(4 * width) for end in found[2:])
-    box = (left, top, min(image.width, right), min(image.height, bottom))
-    stencil = stencil.crop(box)
+    margin = round(4 * width)
+    left, top = (max(0, start - margin) for start in found[:2])
+    right, bottom = (
+        min(side, end + margin) for side, end in zip(image.size, found[2:], strict=True)
+    )
+    rows = max(1, PAINTED // (right - left))
+    for start in range(top, bottom, rows):
+        end = min(start + rows, bottom)
+        seen = (left, max(top, start - margin - 2), right, min(bottom, end + margin + 2))
+        within = (0, start - seen[1], right - left, end - seen[1])
+        _paint_rows(image, stencil.crop(seen), within, (left, start), (color, opacity, width))
+
+
+def _paint_rows(
+    image: Image.Image,
+    stencil: Image.Image,
+    within: tuple[int, int, int, int],
+    place: tuple[int, int],
+    style: tuple[Color, float, float],
+) -> None:
+    """Paint the box `within` a stencil at a place; what is around it is blurred into it."""
+    color, opacity, width = style
     # Blurred, the mask rises from 0 to 255 across its edge, so a band of levels is a line along it.
-    level = stencil.filter(ImageFilter.GaussianBlur(width))
+    level = stencil.filter(ImageFilter.GaussianBlur(width)).crop(within)
+    stencil = stencil.crop(within)
 
     def paint(color: Color, where: Image.Image, low: int, high: int, alpha: float) -> None:
         band = level.point([round(255 * alpha * (low <= value < high)) for value in range(256)])
-        painted.paste(color, box, ImageChops.multiply(band, where))
+        image.paste(color, place, ImageChops.multiply(band, where))
 
     paint(color, stencil, 0, 256, opacity)
     paint((0, 0, 0), ImageChops.invert(stencil), 24, 256, 0.75)
     paint(PAPER, stencil, 222, 249, 0.85)
     paint(color, stencil, 0, 222, 1)
-    return painted
 
 
 def fade(image: Image.Image) -> Image.Image:

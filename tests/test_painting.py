@@ -247,3 +247,13 @@ def test_a_size_of_a_bitmap_font_is_met(monkeypatch: pytest.MonkeyPatch) -> None
     assert found.size == pytest.approx(expected.size, abs=2)
     inked = [np.asarray(image)[..., 3].astype(float) for image in (found, expected)]
     assert inked[0].sum() == pytest.approx(inked[1].sum(), rel=0.2)
+
+
+def test_a_large_mask_is_painted_in_parts_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, x = np.mgrid[:700, :900]
+    mask = (np.sin(x / 40) + np.cos(y / 55) > 0.4) & (y > 20) & (x < 880)
+    image = Image.effect_noise((900, 700), 60).convert("RGB")
+    whole = paint_mask(image, mask, mask_color(0))
+    for pixels_at_once in (900 * 3, 900 * 100):
+        monkeypatch.setattr("flmm_core.painting.PAINTED", pixels_at_once)
+        assert np.array_equal(pixels(paint_mask(image, mask, mask_color(0))), pixels(whole))

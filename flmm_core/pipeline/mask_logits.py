@@ -11,10 +11,8 @@ from torch import Tensor
 
 from flmm_core.pipeline.resample import WHOLE_IMAGE, resample, resize
 
-PORTION = 1 << 24
-"""About how many pixels of masks are enlarged at a time; at least one mask is."""
-BAND = 1 << 22
-"""About how many pixels of masks are summed at a time; at least one row is."""
+PORTION = 1 << 22
+"""About how many pixels of masks are enlarged at a time; at least one row is."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,24 @@ class MaskLogits:
 
     def full(self) -> Tensor:
         """(P, H, W) float32 at the image's size."""
+        logits = self._shown()
+        return logits if logits.shape[1:] == self.image_hw else resize(logits, self.image_hw)
+
+    def bands(self) -> Iterator[tuple[slice, Tensor]]:
+        """`full()` in bands of rows, (P, rows, W) each, with the rows that they are."""
+        return bands(self._shown(), self.image_hw)
+
+    def masks(self) -> Tensor:
+        """(P, H, W) bool, `full() > 0`."""
+        return above(self._shown(), self.image_hw, 0)
+
+    def _shown(self) -> Tensor:
+        """(P, h, w) float32 that cover exactly the image."""
         logits = self.low.float()
         if self.canvas is not None:  # as in segment-anything
             h, w = self.canvas.shown_hw
             logits = resize(logits, (self.canvas.side, self.canvas.side))[:, :h, :w]
-        return logits if logits.shape[1:] == self.image_hw else resize(logits, self.image_hw)
+        return logits
 
     def portions(self) -> Iterator[slice]:
         """All masks, in parts that can be enlarged together."""
@@ -80,7 +91,37 @@ def portions(count: int, size: tuple[int, int]) -> Iterator[slice]:
     return (slice(start, start + at_once) for start in range(0, count, at_once))
 
 
-def judge(coarse_logits: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+def bands(maps: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """`resize(maps, size)` in bands of rows: (P, rows, W) each, with the rows that they are.
+
+    The bands of large images can differ from `resize` by the last bit.
+    """
+    (p, h, w), (height, width) = maps.shape, size
+    rows = max(1, PORTION // max(1, p * width))
+    if rows >= height or (h, w) == size:
+        whole = maps if (h, w) == size else resize(maps, size)
+        for top in range(0, height, rows):
+            yield slice(top, top + rows), whole[:, top : top + rows]
+        return
+    across = resize(maps, (h, width))
+    for top in range(0, height, rows):
+        place = torch.arange(top, min(top + rows, height), device=maps.device)
+        place = ((place + 0.5) * (h / height) - 0.5).clamp(min=0)[:, None]  # in rows of the maps
+        upper = place.floor().long()[:, 0].clamp(max=h - 1)
+        lower = (upper + 1).clamp(max=h - 1)
+        share = (place - upper[:, None]).to(across)
+        yield slice(top, top + rows), torch.lerp(across[:, upper], across[:, lower], share)
+
+
+def above(maps: Tensor, size: tuple[int, int], level: float) -> Tensor:
+    """(P, H, W) bool: where (P, h, w) maps are above a level after `resize` to (H, W)."""
+    found = torch.empty(len(maps), *size, dtype=torch.bool, device=maps.device)
+    for rows, band in bands(maps, size):
+        found[:, rows] = band > level
+    return found
+
+
+def judge(coarse_logits: Tensor, refined: MaskLogits) -> tuple[Tensor, Tensor]:
     """How sure masks are, and how much speaks for them, 0 to 1.
 
     A refiner that was led astray is sure of its mask, but leaves the coarse one. So the evidence
@@ -89,22 +130,20 @@ def judge(coarse_logits: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         coarse_logits: (P, h, w).
-        logits: (P, H, W) at the image's size.
+        refined: P masks.
 
     Returns:
         Scores (P,), the mean probability over each mask's pixels, 0 for an empty one; and the
         evidence (P,). Both float32 on the CPU.
     """
-    p, height, width = logits.shape
+    height, width = refined.image_hw
     rough = coarse_logits.float().sigmoid()[:, None]  # (P, 1, h, w)
-    sums = torch.zeros(4, p, dtype=torch.float64)  # over bands: no second full-size tensor
-    rows = max(1, BAND // max(1, p * width))
-    for top in range(0, height if p else 0, rows):
-        band = logits[:, top : top + rows].float()
-        probs, end = band.sigmoid(), top + band.shape[1]
+    sums = torch.zeros(4, len(rough), dtype=torch.float64)
+    for rows, band in refined.bands():
+        probs, end = band.sigmoid(), rows.start + band.shape[1]
         inside = band > 0
-        box = (top / height, 0.0, end / height, 1.0)
-        seen = resample(rough, WHOLE_IMAGE, box, (end - top, width))[:, 0].to(probs)
+        box = (rows.start / height, 0.0, end / height, 1.0)
+        seen = resample(rough, WHOLE_IMAGE, box, (band.shape[1], width))[:, 0].to(probs)
         parts = inside, probs * inside, seen * probs, seen + probs
         found = torch.stack([part.flatten(1).sum(1, dtype=torch.float32) for part in parts])
         sums += found.cpu()

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from flmm_core.errors import UsageError
-from flmm_core.painting import LegendEntry, add_legend, mask_color, paint_mask
+from flmm_core.painting import LegendEntry, add_legend, mask_color, paint_onto
 from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.finite import check_masks
 from flmm_core.pipeline.mask_logits import MaskLogits, judge
@@ -59,7 +59,7 @@ class Result:
 
     @cached_property
     def masks(self) -> Tensor:
-        """(P, H, W) bool, `logits > 0`; without a pixel where the phrase is not there."""
+        """(P, H, W) bool, `logits > 0` (but for rounding); empty where the phrase is not there."""
         masks = torch.empty(len(self), *self.refined.image_hw, dtype=torch.bool)
         for number in range(len(self)):
             masks[number] = self.mask(number)
@@ -102,10 +102,10 @@ class Result:
 
         `legend` adds the numbered phrases with their scores below the image.
         """
-        image, entries = self.image.convert("RGB"), []
+        image, entries = self.image.copy(), []
         for number, phrase in enumerate(self.phrases):
             mask, color, place = self.mask(number), mask_color(number), None
-            image = paint_mask(image, mask.numpy(), color)
+            paint_onto(image, mask.numpy(), color)
             said = "nothing found" if self.there[number] else "not there"
             if mask.any():
                 said = f"{float(self.scores[number]):.2f}"
@@ -167,9 +167,8 @@ def collect(
         refined.append(grounding.refined.cpu())
         coarse.append(grounding.coarse_logits.float().cpu())
         for part in grounding.refined.portions():
-            logits = grounding.refined[part].full()
-            sure, evidence = judge(grounding.coarse_logits[part], logits)
-            masks = (logits > 0).cpu()
+            sure, evidence = judge(grounding.coarse_logits[part], grounding.refined[part])
+            masks = grounding.refined[part].masks().cpu()
             scores.append(sure)
             boxes.append(tight_boxes(masks))
             segmentations += map(_encode, masks)

@@ -276,8 +276,7 @@ class Grounding:
     @cached_property
     def _judged(self) -> tuple[Tensor, Tensor]:
         parts = [
-            judge(self.coarse_logits[part], self.refined[part].full())
-            for part in self.refined.portions()
+            judge(self.coarse_logits[part], self.refined[part]) for part in self.refined.portions()
         ]
         none = torch.zeros(0)
         scores, evidence = zip(*parts, strict=True) if parts else ([none], [none])

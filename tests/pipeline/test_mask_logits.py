@@ -61,15 +61,32 @@ def judged_whole(coarse: Tensor, logits: Tensor) -> tuple[list[float], list[floa
 
 @pytest.mark.parametrize("band", [1, 500, 1 << 22])
 def test_what_is_summed_in_bands_is_the_sum(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flmm_core.pipeline.mask_logits.BAND", band)
-    coarse, logits = blobs(4, 12, 16), blobs(4, 90, 121, seed=1)
-    logits[2] = -3.0
-    scores, evidence = judge(coarse, logits)
+    coarse, low = blobs(4, 12, 16), blobs(4, 32, 32, seed=1)
+    low[2] = -3.0
+    for refined in (MaskLogits(low, (90, 121)), MaskLogits(low, (90, 121), Canvas(64, (43, 64)))):
+        logits = refined.full()
+        with monkeypatch.context() as patch:
+            patch.setattr("flmm_core.pipeline.mask_logits.PORTION", band)
+            parts = list(refined.bands())
+            scores, evidence = judge(coarse, refined)
+            masks = refined.masks()
+        assert len(parts) == {1: 90, 500: 90, 1 << 22: 1}[band]
+        assert (torch.cat([rows for _, rows in parts], dim=1) - logits).abs().max() <= 1e-5
+        assert torch.equal(masks, logits > 0)
+        compare(coarse, logits, scores, evidence)
+
+
+def compare(coarse: Tensor, logits: Tensor, scores: Tensor, evidence: Tensor) -> None:
     wanted_scores, wanted_evidence = judged_whole(coarse, logits)
     assert scores.tolist() == pytest.approx(wanted_scores, abs=1e-6)
     assert evidence.tolist() == pytest.approx(wanted_evidence, abs=1e-6)
     assert scores[2] == evidence[2] == 0
-    assert [part.shape for part in judge(coarse[:0], logits[:0])] == [(0,), (0,)]
+
+
+def test_no_masks_have_no_scores() -> None:
+    none = judge(torch.zeros(0, 4, 4), MaskLogits(torch.zeros(0, 8, 8), (9, 9)))
+    assert [part.shape for part in none] == [(0,), (0,)]
+    assert MaskLogits(torch.zeros(0, 8, 8), (9, 9)).masks().shape == (0, 9, 9)
 
 
 def test_a_grounding_in_portions_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from flmm_core.errors import DataError, UsageError, WeightsError, shortened
+from flmm_core.images import as_rgb
 from flmm_core.pipeline.backbone.conversation import (
     Turns,
     adds_special_tokens,
@@ -64,7 +65,7 @@ def encode_prefix(
     try:
         encoded = processor(
             text=[text],
-            images=[image.convert("RGB")],
+            images=[as_rgb(image)],
             return_tensors="pt",
             add_special_tokens=special,
         )

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flmm_core.images import as_rgb
 from flmm_core.pipeline.boxes import tight_boxes
-from flmm_core.pipeline.mask_logits import Canvas, MaskLogits, portions
+from flmm_core.pipeline.mask_logits import Canvas, MaskLogits, above, portions
 from flmm_core.pipeline.refiners import SamOptions
 from flmm_core.pipeline.refiners.base import ImageEncoder, Refiner
 from flmm_core.pipeline.refiners.sam_attention import fuse, padded_prompts
@@ -62,7 +63,7 @@ class SamEncoder(ImageEncoder):
         """(3, h, w) uint8 on the CPU; the longest side has S pixels, as in segment-anything."""
         scale = self.image_size / max(image.size)
         w, h = (max(1, int(side * scale + 0.5)) for side in image.size)
-        resized = image.convert("RGB").resize((w, h), Image.Resampling.BILINEAR)
+        resized = as_rgb(image).resize((w, h), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
     @torch.no_grad()
@@ -265,7 +266,7 @@ def _join_prompts(sparse: Tensor, texts: Sequence[Tensor] | None) -> tuple[Tenso
 def _enlarged(coarse: Tensor, image_hw: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
     """(p, H, W) bool coarse masks at the image's size, in parts of the (P, h, w) logits."""
     for part in portions(len(coarse), image_hw):
-        yield part, resize(coarse[part].sigmoid(), image_hw) > 0.5
+        yield part, above(coarse[part].sigmoid(), image_hw, 0.5)
 
 
 def _best(candidates: Tensor, first: MaskLogits, coarse: Tensor) -> MaskLogits:
@@ -284,7 +285,7 @@ def _best(candidates: Tensor, first: MaskLogits, coarse: Tensor) -> MaskLogits:
     chosen: list[int] = []
     with torch.no_grad():
         for part, ours in _enlarged(coarse, first.image_hw):
-            masks = (replace(first, low=candidates[part, k]).full() > 0 for k in range(count))
+            masks = (replace(first, low=candidates[part, k]).masks() for k in range(count))
             ious = [_iou(ours, theirs) for theirs in masks]
             chosen += [row.index(max(row)) for row in zip(*ious, strict=True)]
     places = torch.arange(len(chosen)), torch.tensor(chosen, dtype=torch.int64)
