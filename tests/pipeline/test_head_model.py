@@ -93,7 +93,7 @@ def split_differently(folder: Path) -> None:
 
 def shorter_template(folder: Path) -> None:
     path = folder / "chat_template.jinja"
-    path.write_text(path.read_text().replace("USER: ", "Q: "))
+    path.write_text(path.read_text().replace("ASSISTANT:", "MODEL:"))
 
 
 CHANGES: list[tuple[Callable[[Path], None], str]] = [
