@@ -8,6 +8,7 @@ from typing import Any
 
 from flmm_core.config.resolve import flat, load_config
 from flmm_core.config.settings import RunConfig, option_name
+from flmm_core.config.yaml_files import read_yaml
 from flmm_core.errors import UsageError
 from flmm_core.spec import BackboneSpec
 
@@ -54,13 +55,18 @@ def load_resumed(
         asked = {"backbone": overrides.get("backbone", recorded.backbone)}
         # Otherwise the recorded options of one backbone would be wrong for the other.
         check_changes({"backbone": recorded.backbone}, asked, own.parent)
-        path = own
+        path, overrides = own, _of_earlier_version(own) | dict(overrides)
     elif own is not None and "backbone" not in overrides:
         raise nothing_to_resume(own.parent)
     config, spec = load_config(path, overrides, find_backbone)
     if (config.output / CONFIG).is_file():
         changed_settings(config.output, config)
     return config, spec
+
+
+def _of_earlier_version(path: Path) -> dict[str, Any]:
+    """What the version meant that wrote a run's settings without today's."""
+    return {} if "caption_mode" in read_yaml(path)[0] else {"caption_mode": "pieces"}
 
 
 def nothing_to_resume(folder: Path) -> UsageError:
@@ -79,7 +85,9 @@ def changed_settings(folder: Path, config: RunConfig) -> dict[str, tuple[Any, An
         UsageError: One of them may not change.
         ConfigError: The recorded settings are broken.
     """
-    recorded, given = _values(load_config(folder / CONFIG, {})[0]), _values(config)
+    path = folder / CONFIG
+    recorded = _values(load_config(path, _of_earlier_version(path))[0])
+    given = _values(config)
     check_changes(recorded, given, folder)
     return {
         key: (recorded.get(key), value)

@@ -160,7 +160,11 @@ def _build(
     observer, _ = build_from_config(config, spec)
     digest = observer.backbone.weights_digest()
     if store is None:
-        made = {"device": str(observer.device), "system": platform.platform()}
+        made = {
+            "device": str(observer.device),
+            "system": platform.platform(),
+            "reads": observer.backbone.rendered_prompt(),
+        }
         manifest = Manifest(
             key=key, model=observer.backbone.model, vlm=observer.vlm, sha256=digest, maps=maps,
             identity=observer.backbone.identity(), hidden=hidden, made=made,

@@ -197,7 +197,7 @@ class TrainingLoop:
     def run(self) -> None:
         """Train to the last step, from the last checkpoint if the run is resumed."""
         config = self.config
-        first = self._resume() if config.resume else 0
+        first = self._resume() if config.resume else self._begin()
         steps = range(first, config.steps)
         order = config.batch_size, steps, config.seed
         sampler = (
@@ -235,6 +235,12 @@ class TrainingLoop:
                     with stop.immediate(), throughput.pause():
                         self._validate(done)
 
+    def _begin(self) -> int:
+        """Write the settings and what the model reads; returns 0, the steps done."""
+        reads = self.setup.info.facts.get("reads", "")
+        self.folder.record(self.config, f"The model reads: {reads!r}")
+        return 0
+
     def _resume(self) -> int:
         """Load the last checkpoint and make up for its validation; returns the steps done.
 
@@ -244,16 +250,15 @@ class TrainingLoop:
         for index, reason in self.folder.left_out().items():
             self.left_out.add(index, reason)
         if last is None:  # stopped before the first checkpoint
-            self.folder.record(self.config)
             self.folder.rewind(0)
-            return 0
+            return self._begin()
         trained = read_info(last)
         check_same_cache(trained, self.setup.info, self.config.cache)
         if (model := self.setup.info.model) is not None:
             check_model(str(last), trained, self.config.model, model, force=self.config.force)
         weights, state = read_weights(last), read_optimizer(last, self.optimizer)
         self.head.load_weights(weights)
-        self.folder.record(self.config)
+        self._begin()
         state.load_into(self.optimizer)
         self.folder.rewind(state.step)
         self.folder.prune()

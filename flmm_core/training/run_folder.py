@@ -78,10 +78,11 @@ class RunFolder:
                 self.record(config)
             yield changed
 
-    def record(self, config: RunConfig) -> None:
-        """Write `environment.json` and `config.yaml`."""
+    def record(self, config: RunConfig, remark: str = "") -> None:
+        """Write `environment.json` and `config.yaml`, which begins with a remark of one line."""
         write_json(self.path / ENVIRONMENT, environment())
-        write_text(self.path / CONFIG, config.to_yaml())
+        comment = f"# {remark}\n" if remark else ""
+        write_text(self.path / CONFIG, comment + config.to_yaml())
 
     def forget(self) -> None:
         """Undo the beginning of a run that has not trained, so that the folder is free again."""

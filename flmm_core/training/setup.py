@@ -48,7 +48,10 @@ def open_observed(config: RunConfig, spec: BackboneSpec, progress: Progress) -> 
     return Setup(
         head=head,
         info=HeadInfo(
-            recipe_of(config), observer.vlm, _facts(config), observer.backbone.identity()
+            recipe_of(config),
+            observer.vlm,
+            {**_facts(config), "reads": observer.backbone.rendered_prompt()},
+            observer.backbone.identity(),
         ),
         source=source,
         vlm_digest=observer.backbone.weights_digest(),
@@ -88,7 +91,11 @@ def open_cached(config: RunConfig, spec: BackboneSpec, progress: Progress) -> Se
         return ObservedFeatures(replace(observer, channels=manifest.channels)), found
 
     chosen = {"channels": manifest.measure} if manifest.measure else {}
-    facts = {**_facts(config), "cache": {"maps": manifest.maps, **chosen}}
+    facts = {
+        **_facts(config),
+        "reads": manifest.made.get("reads", ""),
+        "cache": {"maps": manifest.maps, **chosen},
+    }
     return Setup(
         head=head,
         info=HeadInfo(recipe, manifest.vlm, facts, manifest.identity),
