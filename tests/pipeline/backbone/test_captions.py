@@ -97,7 +97,7 @@ def sentencepiece_like() -> Tokenizer:
     spaces = decoders.Replace("▁", " ")
     core.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse()])
     # as sentencepiece learns: no token has letters and punctuation
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?\w+"), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?\w+|▁?[^\w▁]+"), "isolated")
     learn(core, special=["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))], limit_alphabet=60)
     core.pre_tokenizer = None
     core.post_processor = processors.TemplateProcessing(
