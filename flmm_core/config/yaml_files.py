@@ -15,6 +15,9 @@ import yaml
 
 from flmm_core.errors import ConfigError
 
+DEEPEST = 50
+"""Levels of lists and mappings in a YAML file."""
+
 _PLAIN_SCALARS = (
     ("null", r"~|null|Null|NULL|", "~nN"),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -28,15 +31,26 @@ _PLAIN_SCALARS = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader with YAML 1.2 scalars; an alias is an error, as it hides where a value is."""
+    """Safe loader with YAML 1.2 scalars; an alias is an error, as it hides where a value is.
 
+    So is nesting beyond `DEEPEST`, which would take more time and stack than there is.
+    """
+
+    depth = 0
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=mark)
-        return super().compose_node(parent, index)
+        if self.depth > DEEPEST:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = str(node.value)

@@ -105,12 +105,8 @@ class LeftOut:
         if len(losses.unusable) <= SHOWN:
             logger.warning("left out: %s: %s", item.name, item.reason)
 
-    @property
-    def items(self) -> list[Skipped]:
-        """All that is left out, what the readers left out first."""
-        read = [item for losses in self._losses for item in losses.items]
-        return read + [item for losses in self._losses for item in losses.unusable.values()]
-
     def to_list(self) -> list[dict[str, str]]:
-        """The items, ready for JSON."""
-        return [{"item": item.name, "reason": item.reason} for item in self.items]
+        """All that is lost, what the readers left out first, ready for JSON."""
+        lost = [item for losses in self._losses for item in losses.items if item.counts]
+        lost += [item for losses in self._losses for item in losses.unusable.values()]
+        return [{"item": item.name, "reason": item.reason} for item in lost]

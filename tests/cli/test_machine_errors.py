@@ -107,3 +107,10 @@ def test_names_that_are_not_utf8_and_words_that_are_no_text(
     ]  # fmt: skip
     assert [sample.name.encode() for sample in written]
     assert main(["data", "check", "jsonl:out@train"]) == 0
+
+
+def test_a_configuration_of_lists_within_lists(tmp_path: Path, capsys: Capture) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("backbone: qwen\ndata: " + "[" * 5_000)
+    assert main(["train", "--config", str(config), "--dry-run"]) == 2
+    assert "Line 2: it is nested too deeply.\n" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def _open(path: Path, split: str) -> _Labels:
 def _of_yaml(file: Path, split: str) -> _Labels:
     record = expect(read_yaml(file), dict, f"the file {file}")
     names = _names(field(record, "names", object, f"the file {file}"), file)
-    splits = [key for key, value in record.items() if key not in _NO_SPLITS and value]
+    splits = [str(key) for key, value in record.items() if key not in _NO_SPLITS and value]
     if split not in splits:
         raise DataError(
             f"There is no split '{split}' in {file}. {did_you_mean(split, splits)}".rstrip()
