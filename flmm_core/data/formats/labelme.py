@@ -185,27 +185,29 @@ def _stored(
     shape: Record, corner: tuple[float, float], height: int, width: int, where: str
 ) -> NDArray[np.bool_]:
     encoded = field(shape, "mask", str, where)
+    left, top = map(int, corner)
+    region = np.zeros((height, width), dtype=np.bool_)
     try:
         data = base64.b64decode(encoded, validate=True)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as stored:
-            # The color of a palette's index says nothing.
-            pixels = stored if len(stored.getbands()) == 1 else stored.convert("L")
-            patch = np.asarray(pixels) > 0
+            bottom, right = top + stored.height, left + stored.width
+            fits = min(left, top) >= 0 and bottom <= height and right <= width
+            if fits:
+                # The color of a palette's index says nothing.
+                pixels = stored if len(stored.getbands()) == 1 else stored.convert("L")
+                region[top:bottom, left:right] = np.asarray(pixels) > 0
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on broken data
         raise DataError(
             f"The mask of {where} is not a PNG in base64.", found=f"{error}."
         ) from error
-    left, top = map(int, corner)
-    if left < 0 or top < 0 or top + patch.shape[0] > height or left + patch.shape[1] > width:
+    if not fits:
         raise DataError(
             f"The mask of {where} does not fit its image.",
-            found=f"It is {patch.shape[0]} x {patch.shape[1]} at row {top}, column {left}; the "
+            found=f"It is {bottom - top} x {right - left} at row {top}, column {left}; the "
             f"image is {height} x {width} (height x width).",
         )
-    region = np.zeros((height, width), dtype=np.bool_)
-    region[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
     return region
 
 

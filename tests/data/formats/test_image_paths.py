@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,27 @@ def test_the_images_may_lie_in_any_folder(form: str, tmp_path: Path) -> None:
     assert [sample.image_path.parent.parts[-1] in ("images", "photos, mine") for sample in after]
     assert [sample.segments for sample in after] == [sample.segments for sample in before]
     assert [sample.image_path.name for sample in after] == [s.image_path.name for s in before]
+
+
+@pytest.mark.parametrize("form", writable_formats())
+def test_every_reader_finds_images_named_on_windows(form: str, tmp_path: Path) -> None:
+    FORMATS[form].write(tmp_path, draw_images(2, 11, extras=FORMATS[form].extras))
+    text = f"{form}:{tmp_path}@train"
+    before = list(open_source(text))
+    key = "imagePath" if form == "labelme" else "file_name"
+    start = ".\\\\" if form in ("jsonl", "labelme") else "D:\\\\set\\\\"
+    for file in tmp_path.rglob("*.json*"):
+        written = file.read_text().replace("images/", "images\\\\")
+        file.write_text(written.replace(f'"{key}": "', f'"{key}": "{start}'))
+        if form == "png":  # its own PNGs are not images of the data set
+            file.write_text(
+                re.sub(r'(?<="file_name": ")[^"]*(?=0{11}\d\.png)', "", file.read_text())
+            )
+    if form != "reasonseg":  # has no names
+        assert any(f'"{key}": "{start}' in file.read_text() for file in tmp_path.rglob("*.json*"))
+    after = list(open_source(text))
+    assert [sample.image_path for sample in after] == [sample.image_path for sample in before]
+    assert [sample.phrases for sample in after] == [sample.phrases for sample in before]
 
 
 def test_a_set_of_another_name_in_refcocos_form(tmp_path: Path) -> None:

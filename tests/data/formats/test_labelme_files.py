@@ -135,6 +135,21 @@ def test_a_mask_of_every_mode_is_what_is_not_zero(tmp_path: Path, mode: str) -> 
     np.testing.assert_array_equal(rle.decode(only(tmp_path).objects[0].read_mask()), expected)
 
 
+def test_a_mask_beyond_its_image_is_not_decoded(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (9_000, 9_000)).save(buffer, "PNG")
+    cut = buffer.getvalue()[:2000]  # its header is whole
+    mask = base64.b64encode(cut).decode()
+    file = save(tmp_path, {"shape_type": "mask", "points": [[4, 3], [6, 4]], "mask": mask})
+    save_image(tmp_path / "a.png")
+    with pytest.raises(DataError) as caught:
+        read(f"labelme:{tmp_path}")
+    assert str(caught.value) == (
+        f"The mask of shape 0 of {file} does not fit its image.\n"
+        "It is 9000 x 9000 at row 3, column 4; the image is 10 x 12 (height x width)."
+    )
+
+
 @pytest.mark.parametrize("size", [None, "left out"])
 def test_an_old_file_has_the_size_of_its_image(tmp_path: Path, size: Any) -> None:
     save(tmp_path, SQUARE, imageHeight=size, imageWidth=size)
