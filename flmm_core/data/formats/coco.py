@@ -8,8 +8,9 @@ With a split: ROOT/SPLIT/instances.json, ROOT/SPLIT/_annotations.coco.json (Robo
 ROOT/annotations/instances_SPLIT.json (COCO itself).
 
 An annotation with "phrases" (a list of strings) or "caption" (a string) is one object. All other
-annotations of an image are joined by category, whose name is their phrase, crowds included. Images
-without annotations are skipped. Annotations without a mask (only a box) are left out.
+annotations of an image are joined by category, crowds included; its name is their phrase, with
+spaces for underscores. Images without annotations are skipped. Annotations without a mask (only a
+box) are left out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
 from flmm_core.data.formats import Source
+from flmm_core.data.formats.shared.class_masks import class_phrase
 from flmm_core.data.formats.shared.coco_json import Instances, NewInstances
 from flmm_core.data.formats.shared.image_paths import ImagePaths
 from flmm_core.data.formats.shared.new_image import NewImage, checked
@@ -61,7 +63,7 @@ def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
     paths = ImagePaths(source.image_folders(folders), instances.file_names)
     for image_id, things in named.items():
         things += [
-            GroundedObject(rle.merge(masks), (category,), category, split=split)
+            GroundedObject(rle.merge(masks), (class_phrase(category),), category, split=split)
             for category, masks in joined.get(image_id, {}).items()
         ]
         if not things:

@@ -24,7 +24,7 @@ and classes named "void" or "ignore" are not scored.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,30 +91,37 @@ def _check_size(path: Path, size: tuple[int, int], image_hw: tuple[int, int]) ->
         raise DataError(
             f"The mask {path} does not have the size of its image.",
             found=f"It is {size[0]} x {size[1]}, the image {image_hw[0]} x {image_hw[1]} "
-            "(height x width, upright).",
+            "(height x width).",
             repair="Save the mask at the size of the image.",
         )
+
+
+def _size_of(image: Path, mask: Path) -> tuple[int, int]:
+    """(H, W) of an image and its mask; DataError if they differ."""
+    mask_hw = image_size_of(mask, upright=False)
+    _check_size(mask, mask_hw, image_hw := size_for_mask(image, mask_hw))
+    return image_hw
 
 
 def read(source: Source, findings: Findings) -> tuple[AnnotatedImage, ...]:
     """The images in the order of the table, or sorted by name. PATH is ROOT or the table."""
     path, split = source.path, source.split
     if path.is_file():
-        return _of_table(path, split, findings)
+        return _of_table(path, split, source, findings)
     roots = [path / split, path] if split else [path]
     if table := _find(roots, TABLES, TABLE_ENDINGS):
-        return _of_table(table, split if table.parent == path else "", findings)
+        return _of_table(table, split if table.parent == path else "", source, findings)
     classes = _find(
         [*roots, *(root / "masks" for root in roots)], CLASSES, (*TABLE_ENDINGS, ".txt")
     )
     names = read_class_names(classes) if classes else None
     images: list[AnnotatedImage] = []
-    for image, masks in _pairs(path, split, names is None):
+    for image, masks in _pairs(source, names is None):
         with findings.part():
             if names is None:
-                found = _stored(image, [((_words(m),), m, None) for m in masks], split)
+                found = _stored(image, [((_words(m),), m, None) for m in masks], source)
             else:
-                found = _label_map(image, masks[0], names, split, findings)
+                found = _label_map(image, masks[0], names, source, findings)
             if found.objects:
                 images.append(found)
             else:
@@ -143,7 +150,9 @@ def _words(mask: Path) -> str:
 # --- a table with a row a mask -------------------------------------------------------------------
 
 
-def _of_table(table: Path, split: str, findings: Findings) -> tuple[AnnotatedImage, ...]:
+def _of_table(
+    table: Path, split: str, source: Source, findings: Findings
+) -> tuple[AnnotatedImage, ...]:
     rows = expect(read_table(table), list, f"the file {table}")
     entries: dict[str, list[tuple[tuple[str, ...], str, int | None]]] = {}
     splits: set[str] = set()
@@ -168,9 +177,10 @@ def _of_table(table: Path, split: str, findings: Findings) -> tuple[AnnotatedIma
             repair="Name one of them after the '@'.",
         )
     names = [mask for listed in entries.values() for _, mask, _ in listed]
+    folders = [table.parent / folder for folder in IMAGE_FOLDERS]
     finders = [
-        ImagePaths([table.parent / folder for folder in folders], names)
-        for folders, names in ((IMAGE_FOLDERS, entries), (MASK_FOLDERS, names))
+        ImagePaths(source.image_folders(folders), entries),
+        ImagePaths([table.parent / folder for folder in MASK_FOLDERS], names),
     ]
     images: list[AnnotatedImage] = []
     for name, listed in entries.items():
@@ -181,7 +191,7 @@ def _of_table(table: Path, split: str, findings: Findings) -> tuple[AnnotatedIma
                 (words, finders[1].find(mask, f"The mask {mask} of {table}", repair), value)
                 for words, mask, value in listed
             ]
-            images.append(_stored(image, found, split, name))
+            images.append(_stored(image, found, source, name))
     return tuple(images)
 
 
@@ -197,16 +207,15 @@ def _text(row: dict[str, Any], keys: tuple[str, ...], where: str) -> str:
 
 def _stored(
     image: Path,
-    listed: Iterable[tuple[tuple[str, ...], Path, int | None]],
-    split: str,
+    listed: Sequence[tuple[tuple[str, ...], Path, int | None]],
+    source: Source,
     name: str = "",
 ) -> AnnotatedImage:
     """An image with (phrases, mask, value) of its objects.
 
     Masks of one phrase are joined; phrases of one mask are sentences of one object.
     """
-    listed = list(listed)
-    image_hw = size_for_mask(image, image_size_of(listed[0][1], upright=False))
+    image_hw = _size_of(image, listed[0][1])
     joined: dict[str, list[tuple[Path, int | None]]] = {}
     for words, mask, value in listed:
         for phrase in words:
@@ -215,7 +224,9 @@ def _stored(
     for phrase, parts in joined.items():
         said.setdefault(tuple(dict.fromkeys(parts)), []).append(phrase)
     things = (
-        GroundedObject(MaskFiles(image_hw, parts), tuple(phrases), split=split, name=str(index))
+        GroundedObject(
+            MaskFiles(image_hw, parts), tuple(phrases), split=source.split, name=str(index)
+        )
         for index, (parts, phrases) in enumerate(said.items())
     )
     return AnnotatedImage(name or image.name, image, image_hw, tuple(things))
@@ -230,9 +241,10 @@ def _folders(path: Path, split: str, names: Iterable[str]) -> list[Path]:
     return [path / sub for sub in dict.fromkeys(subs) if (path / sub).is_dir()]
 
 
-def _pairs(path: Path, split: str, one_each: bool) -> Iterator[tuple[Path, list[Path]]]:
+def _pairs(source: Source, one_each: bool) -> Iterator[tuple[Path, list[Path]]]:
     """Images and their masks: with `one_each` those of a folder, else the label map."""
-    places = _folders(path, split, IMAGE_FOLDERS)[:1]
+    path, split = source.path, source.split
+    places = source.image_folders(_folders(path, split, IMAGE_FOLDERS))[:1]
     beside = _folders(path, split, MASK_FOLDERS)
     for image in sorted(file for place in places for file in _image_files(place)):
         if one_each:
@@ -254,13 +266,11 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _label_map(
-    image: Path, path: Path, names: ClassNames, split: str, findings: Findings
+    image: Path, path: Path, names: ClassNames, source: Source, findings: Findings
 ) -> AnnotatedImage:
-    mask = open_mask(path)
-    image_hw = size_for_mask(image, (mask.height, mask.width))
-    _check_size(path, (mask.height, mask.width), image_hw)
+    mask, image_hw = open_mask(path), _size_of(image, path)
     by_color = not names.numbers or (bool(names.colors) and mask.mode.startswith("RGB"))
     values = colors_of(mask) if by_color else values_of(mask, path)
     known = names.colors if by_color else names.numbers
-    things = class_objects(values, known, str(path), findings, split=split)
+    things = class_objects(values, known, str(path), findings, split=source.split)
     return AnnotatedImage(image.name, image, image_hw, things)

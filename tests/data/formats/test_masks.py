@@ -235,7 +235,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, files: dict[str, str], message: 
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (LABELS[:5], "It is 5 x 12, the image 10 x 12 (height x width, upright)."),
+        (LABELS[:5], "It is 5 x 12, the image 10 x 12 (height x width)."),
         (np.dstack([LABELS, LABELS, LABELS * 0]), "has colors, but its classes have numbers."),
     ],
 )
@@ -246,3 +246,24 @@ def test_a_mask_that_does_not_fit(tmp_path: Path, pixels: NDArray[Any], message:
     with pytest.raises(DataError) as caught:
         read(f"masks:{tmp_path}")
     assert message in str(caught.value)
+
+
+def test_a_mask_of_a_photo_as_it_is_stored(tmp_path: Path) -> None:
+    """A photo that EXIF data turn, annotated by a tool that does not turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (12, 10)).save(tmp_path / "a.jpg", exif=exif)
+    (tmp_path / "classes.json").write_text('{"1": "mug", "2": "spoon"}')
+    save(tmp_path / "a.png", LABELS)
+    check(f"masks:{tmp_path}", {"mug": MUG, "spoon": SPOON}, VOID)
+    turned = np.rot90(LABELS, -1)
+    save(tmp_path / "a.png", turned)
+    check(f"masks:{tmp_path}", {"mug": turned == 1, "spoon": turned == 2}, turned == 255)
+
+
+def test_images_elsewhere(tmp_path: Path) -> None:
+    save(tmp_path / "photos" / "a.jpg")
+    save(tmp_path / "set" / "masks" / "a.png", LABELS)
+    (tmp_path / "set" / "classes.txt").write_text("background\nmug\nspoon")
+    source = f"masks:{tmp_path / 'set'},images={tmp_path / 'photos'}"
+    check(source, {"mug": MUG, "spoon": SPOON}, VOID)

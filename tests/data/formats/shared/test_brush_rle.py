@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,25 +15,37 @@ from flmm_core.data.formats.shared.brush_rle import decode_brush
 from tests.data.formats.shared.test_polygons import masks
 
 
-def encode(alpha: NDArray[Any], sizes: list[int], repeat_from: int = 2) -> bytes:
+def encode(alpha: NDArray[Any], sizes: list[int], repeat_from: int = 5) -> bytes:
     """RGBA pixels of a (H, W) uint8 opacity as a stream; short runs are written value by value."""
-    values = np.dstack([np.full((*alpha.shape, 3), 200, np.uint8), alpha]).ravel().tolist()
-    bits = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in sizes)
-    place = 0
-    while place < len(values):
-        run = 1
-        while place + run < len(values) and values[place + run] == values[place]:
-            run += 1
-        repeated = run >= repeat_from
-        which = next((n for n, size in enumerate(sizes) if run <= 1 << size), len(sizes) - 1)
-        run = min(run, 1 << sizes[which])
-        bits += f"{int(repeated)}{which:02b}{run - 1:0{sizes[which]}b}"
-        bits += "".join(
-            f"{value:08b}" for value in values[place : place + (1 if repeated else run)]
-        )
-        place += run
+    color = (alpha > 0) * np.uint8(200)
+    values = np.dstack([color, color, color, alpha]).ravel().tolist()
+    header = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in sizes)
+    parts, own = [header], []
+
+    def length(count: int) -> str:
+        which = next(n for n, size in enumerate(sizes) if count <= 1 << size)
+        return f"{which:02b}{count - 1:0{sizes[which]}b}"
+
+    def flush() -> None:
+        for start in range(0, len(own), 1 << sizes[-1]):
+            chunk = own[start : start + (1 << sizes[-1])]
+            parts.append(f"0{length(len(chunk))}" + "".join(f"{value:08b}" for value in chunk))
+        own.clear()
+
+    for value, group in groupby(values):
+        count = len(list(group))
+        if count < repeat_from:
+            own.extend([value] * count)
+            continue
+        flush()
+        while count:
+            run = min(count, 1 << sizes[-1])
+            parts.append(f"1{length(run)}{value:08b}")
+            count -= run
+    flush()
+    bits = "".join(parts)
     bits += "0" * (-len(bits) % 8)
-    return bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8))
+    return int(bits, 2).to_bytes(len(bits) // 8)
 
 
 @given(masks, st.sampled_from([[3, 4, 8, 16], [1, 2, 3, 5], [4, 6, 9, 11]]), st.integers(1, 12))
