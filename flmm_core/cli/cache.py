@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 SETTINGS = (
     "backbone", "model", "options", "dtype", "device", "prompt", "system", "caption_mode",
     "data", "val_data", "max_skipped", "protocol", "train_protocol",
-    "refiner", "refiner_options", "refiner_weights", "head.pool", "workers",
+    "refiner", "refiner_options", "refiner_weights", "head.pool", "head.presence", "absent_share",
+    "workers",
 )  # fmt: skip
 """The settings of a run that decide what is cached."""
 

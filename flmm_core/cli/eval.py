@@ -91,6 +91,8 @@ def _further(parts: dict[str, Any]) -> Iterator[str]:
             value, title = parts.get(name, {}).get(key), SCORES[score].title
             if title and value is not None:
                 yield f"{DATA_SETS.get(name, '')}{title} {value:.4f}"
+    if "auroc" in parts.get("generalised", {}):
+        yield f"AUROC {parts['generalised']['auroc']:.4f}"
     if parts.get("calibration", {}).get("ece") is not None:
         yield f"calibration error {parts['calibration']['ece']:.4f}"
     for subset, recall in parts.get("recall", {}).get("average_recall", {}).items():

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     "--together", is_flag=True, help="Read all phrases in one caption instead of one by one."
 )
 @click.option(
-    "--abstain",
+    "--keep-absent",
     is_flag=True,
-    help='Answer "not there" below the probability that was chosen in training.',
+    help='Show the masks of phrases, too, that the head says are "not there".',
 )
 @click.option(
     "--min-probability",
     type=click.FloatRange(0, 1),
-    help='Answer "not there" below this probability.',
+    help='Answer "not there" below this probability.  [default: chosen in training]',
 )
 @config_options("dtype", "device", "force")
 @config_options("model", "prompt", "system", "refiner_weights", unset="as in training")
@@ -47,18 +47,25 @@ def command(
     head: str,
     output: Path,
     together: bool,
-    abstain: bool,
+    keep_absent: bool,
     min_probability: float | None,
     **parameters: Any,
 ) -> None:
     """Segment phrases in an image.
 
     Writes one mask per PHRASE at the size of IMAGE, an overlay with all masks, and result.json
-    with COCO run-length masks, boxes, scores and probabilities.
+    with COCO run-length masks, boxes, scores and probabilities. A phrase that names nothing in the
+    image is "not there" and has an empty mask, if the head was trained to tell.
     """
     for number, phrase in enumerate(phrases, start=1):
         if not phrase.strip():
             raise UsageError(f"Phrase {number} is empty.", repair="Give it at least one word.")
+    if keep_absent and min_probability is not None:
+        raise UsageError(
+            "--keep-absent and --min-probability contradict each other.",
+            found=f"--min-probability {min_probability:g} withholds masks, --keep-absent does not.",
+            repair="Give one of them.",
+        )
     check_writable(output)
     from flmm_core.data.images import read_image
 
@@ -66,15 +73,10 @@ def command(
     from flmm_core import Grounder
 
     grounder = Grounder.from_pretrained(head, **given_settings(parameters))
-    below = min_probability
-    if abstain and below is None:
-        from flmm_core.pipeline.confidence import chosen_threshold
-
-        instead = "give --min-probability"
-        below = chosen_threshold(grounder.confidence, head, instead=instead)
-    result = grounder.ground(image, phrases, together=together)
-    if below is not None:
-        result = result.abstain(below)
+    keep = keep_absent or min_probability is not None
+    result = grounder.ground(image, phrases, together=together, keep_absent=keep)
+    if min_probability is not None:
+        result = result.abstain(min_probability)
     files = write_result(result, output, picture=str(path), head=head)
     rows = [("mask", "phrase", "score", "probability", "pixels")]
     for name, record in zip(files, result.to_coco(), strict=True):

@@ -58,6 +58,11 @@ class HeadConfig(Section):
         False,
         description="Round as the original F-LMM code does; needed to reproduce its heads exactly.",
     )
+    presence: bool = Field(
+        default_factory=lambda known: not known.get("paper_rounding"),
+        description="Learn to tell whether a phrase names anything in the image. Default: on,"
+        " unless --head-paper-rounding.",
+    )
 
 
 def _drawn(*splits: str) -> Callable[[dict[str, Any]], list[str]]:
@@ -133,6 +138,13 @@ class RunConfig(Section):
         None, description="The refiner's pretrained weights; required by sam:vit_b, vit_l, vit_h."
     )
     head: HeadConfig = HeadConfig()
+    absent_share: float = Field(
+        default_factory=lambda known: 0.2 if getattr(known.get("head"), "presence", 0) else 0.0,
+        ge=0,
+        le=0.8,
+        description="Share of the training and validation phrases that name nothing, borrowed from"
+        " other images if the data has none. Default: 0.2, or 0 with --no-head-presence.",
+    )
 
     output: UserPath = Field(
         default_factory=lambda known: Path(

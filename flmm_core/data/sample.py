@@ -142,6 +142,8 @@ class AnnotatedImage:
             if a protocol has to put the sentences together.
         name: Distinguishes this caption from others of the same image.
         as_stored: As in `Sample`.
+        categories: Class names of all that is annotated in the image, also of what no phrase
+            refers to; those of the objects may be missing.
     """
 
     file_name: str
@@ -151,6 +153,7 @@ class AnnotatedImage:
     caption: tuple[Segment, ...] = ()
     name: str = ""
     as_stored: bool = False
+    categories: frozenset[str] = frozenset()
 
     def only(self, indices: Collection[int]) -> AnnotatedImage:
         """The image with some of its objects; those that remain in the caption are plain words."""

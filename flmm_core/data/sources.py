@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
+from flmm_core.data.absent import borrow_absent
 from flmm_core.data.findings import Findings, Skipped
 from flmm_core.data.formats import FORMATS, Source
 from flmm_core.data.protocols import (
@@ -149,7 +150,11 @@ def _nothing_left(text: str, skipped: Sequence[Skipped]) -> DataError:
 
 
 def open_source(
-    text: str, protocol: str = "standard", *, split_captions: bool = False
+    text: str,
+    protocol: str = "standard",
+    *,
+    split_captions: bool = False,
+    absent_share: float = 0.0,
 ) -> ImageSamples:
     """The samples of one source, made on demand; picklable.
 
@@ -161,6 +166,7 @@ def open_source(
         protocol: See `flmm_core.data.protocols`.
         split_captions: Spread the objects of an image over several captions if there are more than
             `OBJECTS_PER_CAPTION`, for training.
+        absent_share: Data without phrases that name nothing borrows them, see `borrow_absent`.
 
     Raises:
         UsageError: The protocol is unknown, or see `parse_source`.
@@ -170,18 +176,25 @@ def open_source(
     findings = Findings()
     source, images = read_source(text, findings)
     findings.warn(text)
+    images = borrow_absent(images, absent_share)
     most = OBJECTS_PER_CAPTION if split_captions else 0
     return ImageSamples(images, protocol, source.label, findings.skipped, title=text, most=most)
 
 
 def open_sources(
-    texts: Sequence[str], protocol: str = "standard", *, split_captions: bool = False
+    texts: Sequence[str],
+    protocol: str = "standard",
+    *,
+    split_captions: bool = False,
+    absent_share: float = 0.0,
 ) -> JoinedSamples:
     """The samples of several sources, concatenated; see `open_source`."""
     if not texts:
         raise UsageError(
             "No data source was given.", repair="Give at least one, for example shapes@train."
         )
-    return JoinedSamples(
-        [open_source(text, protocol, split_captions=split_captions) for text in texts]
+    parts = (
+        open_source(text, protocol, split_captions=split_captions, absent_share=absent_share)
+        for text in texts
     )
+    return JoinedSamples([*parts])

@@ -18,9 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression, minimize
 
 from flmm_core.errors import DataError
+from flmm_core.evaluation.not_there import choose_threshold
 from flmm_core.evaluation.phrase_rows import PhraseRow
 from flmm_core.evaluation.scores import reaches
-from flmm_core.pipeline.confidence import Confidence, Isotonic, NotThere, Platt
+from flmm_core.pipeline.confidence import Confidence, Isotonic, Platt
 from flmm_core.pipeline.types import Grounding
 
 ENOUGH = 1000
@@ -58,41 +59,6 @@ def fit_confidence(judged: Judgements) -> Confidence:
     calibrator = fit(judged.evidence, judged.right)
     not_there = choose_threshold(calibrator(judged.evidence), judged.absent)
     return Confidence(masks=masks, calibrator=calibrator, not_there=not_there)
-
-
-def choose_threshold(probabilities: ArrayLike, no_target: ArrayLike) -> NotThere | None:
-    """Choose the lowest threshold for "not there" that maximizes the mean of N-acc and T-acc.
-
-    Candidates are 0 (always answer), the midpoints between neighboring probabilities, and a number
-    above 1 (never answer).
-
-    Args:
-        probabilities: (P,) calibrated.
-        no_target: (P,) bool, whether the phrase has no target.
-
-    Returns:
-        None unless there are phrases both with and without target.
-    """
-    scores, absent = np.asarray(probabilities, np.float64), np.asarray(no_target, bool)
-    count, without_target = len(scores), int(absent.sum())
-    if without_target in (0, count):
-        return None
-    # values[k]: the mean of N-acc and T-acc with the k lowest distinct probabilities withheld.
-    distinct, place = np.unique(scores, return_inverse=True)
-    gain = np.where(absent, 0.5 / without_target, -0.5 / (count - without_target))
-    values = 0.5 + np.concatenate([[0.0], np.cumsum(np.bincount(place, weights=gain))])
-    # There is no midpoint between two adjacent floats: the upper one separates them as well.
-    midpoints = np.maximum((distinct[:-1] + distinct[1:]) / 2, np.nextafter(distinct[:-1], 1))
-    thresholds = np.concatenate([[0.0], midpoints, [np.nextafter(1.0, 2.0)]])
-    # Rounded, so that float noise does not decide between equal values.
-    best = int(np.argmax(values.round(12)))
-    return NotThere(
-        threshold=float(thresholds[best]),
-        quantity="balanced",
-        value=float(values[best]),
-        without=float(values[0]),
-        samples=count,
-    )
 
 
 def fit_isotonic(scores: ArrayLike, right: ArrayLike) -> Isotonic:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flmm_core.evaluation import scores
+from flmm_core.evaluation.not_there import Separation
 from flmm_core.evaluation.phrase_rows import PhraseRow
 from flmm_core.evaluation.reliability import Reliability
 
@@ -52,6 +53,7 @@ class Evaluation:
 
     Attributes:
         reliability: Of the probabilities of masks that were not withheld ("not there").
+        separation: Of the probabilities of all phrases, with and without target.
         with_ignored: Rows with ignored pixels.
         skipped: Number of items that are left out, and `left_out` which, ready for JSON.
         seconds: Wall-clock time.
@@ -61,6 +63,7 @@ class Evaluation:
     slices: dict[str, ScoreSums] = field(default_factory=dict)
     tags: dict[str, ScoreSums] = field(default_factory=dict)
     reliability: Reliability = field(default_factory=Reliability)
+    separation: Separation = field(default_factory=Separation)
     with_ignored: int = 0
     samples: int = 0
     skipped: int = 0
@@ -77,9 +80,11 @@ class Evaluation:
                 self.slices.setdefault(row.slice, ScoreSums()).add(terms)
             for tag in row.tags:
                 self.tags.setdefault(tag, ScoreSums()).add(terms)
-            if row.probability is not None and row.there:
-                right = scores.reaches(row.intersection, row.union)
-                self.reliability.add(row.probability, right)
+            if row.probability is not None:
+                self.separation.add(row.probability, row.truth > 0)
+                if row.there:
+                    right = scores.reaches(row.intersection, row.union)
+                    self.reliability.add(row.probability, right)
             self.with_ignored += row.ignored > 0
 
     @property
@@ -111,6 +116,8 @@ class Evaluation:
                 "no_target": whole.rows["no_target_accuracy"],
                 "targets": whole.rows["target_accuracy"],
             }
+            if not math.isnan(area := self.separation.auroc):
+                found["generalised"]["auroc"] = area
         if self.with_ignored:
             found["reasoning"] = whole.group("reasoning", "ciou")
         if whole.rows["average_recall_all"]:

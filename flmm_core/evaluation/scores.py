@@ -182,6 +182,11 @@ SCORES: dict[str, Score] = {
         "t_acc",
         where=lambda row: not row.truth,
     ),
+    "target_ciou": Score(
+        "as ciou, of phrases with target; selects the best checkpoint",
+        _refined_with_target,
+        groups=("generalised",),
+    ),
     **{
         f"target_precision@{t}": Score(
             f"share of phrases with target with IoU >= {t} (gRefCOCO)",

@@ -37,7 +37,7 @@ from flmm_core.feature_cache.store import (
 from flmm_core.files import discard_empty, hold, sweep, write_json
 from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, read_batches
 from flmm_core.loader.samplers import spread
-from flmm_core.pipeline.build import build_from_config, recipe_of, refiner_class
+from flmm_core.pipeline.build import build_from_config, reads_hidden, recipe_of
 from flmm_core.pipeline.observer import Observer
 from flmm_core.progress import Progress, StopRequest
 from flmm_core.spec import BackboneSpec
@@ -140,15 +140,19 @@ def _build(
 ) -> Forecast:
     """As `build_cache`, in a folder that this process holds."""
     key = frozen_facts(config, spec)
-    refiner, options = refiner_class(recipe_of(config))
-    hidden = refiner.reads_text(options)
+    hidden = reads_hidden(recipe_of(config))
     store = Store(folder) if (folder / MANIFEST).is_file() else None
     if store is not None:
         most = store.manifest.vlm.attention_channels
         wanted = {"maps": maps, "channels": min(channels, most) if channels else None}
         store.check_made_for(key | wanted | ({"hidden states": True} if hidden else {}))
-    training = open_sources(config.data, config.train_protocol, split_captions=True)
-    others = open_sources(config.val_data, config.protocol) if config.val_data else ()
+    share = config.absent_share
+    training = open_sources(
+        config.data, config.train_protocol, split_captions=True, absent_share=share
+    )
+    others: Sequence[Sample] = ()
+    if config.val_data:
+        others = open_sources(config.val_data, config.protocol, absent_share=share)
     samples = JoinedSamples([training, others] if others else [training])
     left_out = LeftOut(samples, SkipLimit.given(config.max_skipped))
     keys = sample_keys(samples, left_out, progress, "Reading images")

@@ -14,6 +14,7 @@ from flmm_core.config import BaseChannels, EnlargeTo, RunConfig
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.pipeline.observer import Observer
+from flmm_core.pipeline.presence import Presence
 from flmm_core.pipeline.refiners.base import ImageEncoder, Refiner
 from flmm_core.pipeline.text_prompts import TextPrompts
 from flmm_core.pipeline.types import VlmShape
@@ -29,6 +30,8 @@ class Recipe:
     The fields are those of `Backbone.load`, `Observer`, `MaskHead` and `Refiner.load`.
 
     Attributes:
+        presence: Whether the head tells if a phrase names anything; heads of earlier versions and
+            of the original do not.
         channels: The attention channels that the mask head takes; empty means all.
     """
 
@@ -44,6 +47,7 @@ class Recipe:
     base_channels: BaseChannels = 64
     enlarge_to: EnlargeTo = 64
     paper_rounding: bool = False
+    presence: bool = False
     channels: tuple[Annotated[int, Field(ge=0)], ...] = ()
     refiner: str = "sam"
     refiner_options: Mapping[str, Any] = field(default_factory=dict)
@@ -71,6 +75,12 @@ def load_refiner(
     return refiner.load(options, weights=weights, paper_rounding=recipe.paper_rounding)
 
 
+def reads_hidden(recipe: Recipe) -> bool:
+    """Whether the head of a recipe reads hidden states, not only attention."""
+    refiner, options = refiner_class(recipe)
+    return recipe.presence or refiner.reads_text(options)
+
+
 def build_head(recipe: Recipe, vlm: VlmShape, refiner: Refiner) -> Head:
     """A head with fresh weights, on the CPU.
 
@@ -80,7 +90,8 @@ def build_head(recipe: Recipe, vlm: VlmShape, refiner: Refiner) -> Head:
     text_prompts = None
     if refiner.uses_text:
         text_prompts = TextPrompts(vlm.layers, vlm.hidden_size, refiner.prompt_width)
-    return Head(mask_head, text_prompts, refiner).eval()
+    presence = Presence(vlm.layers, vlm.hidden_size) if recipe.presence else None
+    return Head(mask_head, text_prompts, refiner, presence).eval()
 
 
 def build_mask_head(recipe: Recipe, vlm: VlmShape) -> MaskHead:

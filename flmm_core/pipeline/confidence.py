@@ -78,6 +78,12 @@ class NotThere(_Frozen):
     without: float
     samples: int
 
+    def __str__(self) -> str:
+        return (
+            f'"not there" below a probability of {self.threshold:.2f}: mean of N-acc and T-acc '
+            f"{self.value:.3f} ({self.samples} phrases)"
+        )
+
 
 class Confidence(_Frozen):
     """Maps the evidence for masks to probabilities, fitted on a number of `masks`.
@@ -100,21 +106,19 @@ class Confidence(_Frozen):
         return self.not_there.threshold if self.not_there else None
 
 
-def chosen_threshold(confidence: Confidence | None, head: str, *, instead: str = "") -> float:
+def chosen_threshold(confidence: Confidence | None, head: str) -> float:
     """The threshold for "not there" that was chosen in training; `UsageError` if there is none.
 
-    `head` is the head as the user named it; `instead` is suggested if it has probabilities.
+    `head` is the head as the user named it.
     """
     threshold = confidence.threshold if confidence else None
     if threshold is None:
-        also = f", or {instead}" if confidence and instead else ""
         raise UsageError(
             f"The head '{head}' has no threshold for \"not there\".",
             found="Its validation data had no phrases without target."
             if confidence
             else "It was trained without validation data.",
-            repair="Train it with --val-data that has phrases without target "
-            f"(docs/metrics.md){also}.",
+            repair="Train it with --val-data that has phrases without target (docs/metrics.md).",
         )
     return threshold
 

@@ -114,6 +114,7 @@ class Grounder:
         prompt: str | None = None,
         *,
         together: bool = False,
+        keep_absent: bool = False,
         batch_size: int = 8,
     ) -> Result:
         """Masks of phrases in an image.
@@ -126,6 +127,8 @@ class Grounder:
             prompt: The user's text beside the image; by default what the head was trained with.
             together: Read all phrases in one caption, each seeing those before it, instead of
                 each alone.
+            keep_absent: Keep the masks of phrases that the head says are not there: those with a
+                probability below `confidence.threshold`.
             batch_size: Most phrases that are grounded at a time, unless `together`.
 
         Raises:
@@ -137,9 +140,10 @@ class Grounder:
         captions = [statements([phrase]) for phrase in phrases]
         if together and phrases:
             captions = [statements(phrases)]
-        return collect(
-            image, phrases, self._groundings(image, captions, prompt, batch_size), self.confidence
-        )
+        groundings = self._groundings(image, captions, prompt, batch_size)
+        result = collect(image, phrases, groundings, self.confidence)
+        threshold = self.confidence.threshold if self.confidence else None
+        return result if keep_absent or threshold is None else result.abstain(threshold)
 
     def _groundings(
         self, image: Image.Image, captions: list[list[Segment]], prompt: str | None, batch_size: int

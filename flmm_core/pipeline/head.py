@@ -9,16 +9,24 @@ from torch import Tensor, nn
 
 from flmm_core.pipeline.fit import check_weights
 from flmm_core.pipeline.mask_head import MaskHead
+from flmm_core.pipeline.presence import Presence
 from flmm_core.pipeline.refiners.base import Refiner
 from flmm_core.pipeline.text_prompts import TextPrompts
 from flmm_core.pipeline.types import Features, Grounding
 
 
 class Head(nn.Module):
-    """All that is trained; its `state_dict()` is what a head's file holds."""
+    """All that is trained; its `state_dict()` is what a head's file holds.
+
+    Without `presence` it does not tell whether a phrase names anything in the image.
+    """
 
     def __init__(
-        self, mask_head: MaskHead, text_prompts: TextPrompts | None, refiner: Refiner
+        self,
+        mask_head: MaskHead,
+        text_prompts: TextPrompts | None,
+        refiner: Refiner,
+        presence: Presence | None = None,
     ) -> None:
         super().__init__()
         if refiner.uses_text != (text_prompts is not None):
@@ -26,15 +34,27 @@ class Head(nn.Module):
         self.mask_head = mask_head
         self.text_prompts = text_prompts
         self.refiner = refiner
+        self.presence = presence
 
-    def forward(self, features: Sequence[Features]) -> tuple[Grounding, ...]:
-        """One `Grounding` per sample."""
+    def forward(
+        self, features: Sequence[Features], which: Sequence[Tensor] | None = None
+    ) -> tuple[Grounding, ...]:
+        """One `Grounding` per sample.
+
+        `which`, (P,) bool per sample, makes masks of some phrases only; `there_logits` are always
+        those of all.
+        """
+        there: Sequence[Tensor | None] = (None,) * len(features)
+        if self.presence is not None:
+            there = self.presence(features)
+        if which is not None:
+            features = [each.of_phrases(w) for each, w in zip(features, which, strict=True)]
         maps = [sample.maps for sample in features]
         coarse = self.mask_head(maps)
         prompts = () if self.text_prompts is None else self.text_prompts(features)
         images = [sample.image for sample in features]
         refined = self.refiner(images, coarse, prompts, [sample.image_hw for sample in features])
-        return tuple(map(Grounding, coarse, refined, maps))
+        return tuple(map(Grounding, coarse, refined, maps, there))
 
     @property
     def device(self) -> torch.device:
@@ -49,9 +69,10 @@ class Head(nn.Module):
     def layer_weights(self) -> list[float] | None:
         """L numbers, how the text prompts weigh the VLM's layers, for `Observer.observe`.
 
-        None if no hidden states are read. While the weights are being trained, observe without.
+        None if no hidden states are read, or those of every layer. While the weights are being
+        trained, observe without.
         """
-        if self.text_prompts is None:
+        if self.text_prompts is None or self.presence is not None:
             return None
         weights: list[float] = self.text_prompts.layer_weights.detach().float().softmax(0).tolist()
         return weights
@@ -59,7 +80,8 @@ class Head(nn.Module):
     def learning_groups(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
         """The trained parameters by what has a learning rate of its own: "head", "refiner"."""
         own = [*self.mask_head.parameters()]
-        own += [] if self.text_prompts is None else self.text_prompts.parameters()
+        for part in (self.text_prompts, self.presence):
+            own += [] if part is None else part.parameters()
         for name, group in (("head", own), ("refiner", [*self.refiner.parameters()])):
             if trained := [weight for weight in group if weight.requires_grad]:
                 yield name, trained

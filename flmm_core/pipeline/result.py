@@ -39,7 +39,8 @@ class Result:
         boxes: (P, 4) int64 (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros if empty.
         probabilities: (P,) float32, calibrated: how likely each mask is right (IoU >= 0.5); nan
             from a head that was trained without validation data.
-        there: (P,) bool, whether the phrase was not answered with "not there" (`abstain`).
+        there: (P,) bool, whether the phrase was not answered with "not there" (`abstain`); the
+            mask of such a phrase is empty.
     """
 
     image: Image.Image
@@ -175,7 +176,7 @@ def collect(
             if confidence is None:
                 probabilities.append(torch.full_like(evidence, torch.nan))
             else:
-                likely = torch.as_tensor(confidence(evidence.numpy()))
+                likely = torch.as_tensor(confidence(grounding.weigh(evidence, part).numpy()))
                 probabilities.append(likely.to(torch.float32))
     if len(segmentations) != len(phrases):
         raise ValueError(f"{len(segmentations)} masks for {len(phrases)} phrases")

@@ -228,6 +228,18 @@ class Features:
         """P."""
         return len(self.maps.maps)
 
+    def of_phrases(self, which: Tensor) -> Features:
+        """Those of some phrases only: `which` is (P,) bool."""
+        which = which.to(self.maps.maps.device)
+        rows = which[self.row_phrase.to(which.device)].to(self.row_phrase.device)
+        number = (which.cumsum(0) - 1).to(self.row_phrase.device)  # (P,) among those kept
+        return replace(
+            self,
+            maps=replace(self.maps, maps=self.maps.maps[which]),
+            hidden=self.hidden[:, rows.to(self.hidden.device)],
+            row_phrase=number[self.row_phrase[rows]],
+        )
+
     def pin_memory(self) -> Features:
         """The same with page-locked tensors, for a DataLoader."""
         image = self.image
@@ -247,11 +259,14 @@ class Grounding:
         coarse_logits: (P, h, w) the mask head's, covering exactly the image.
         refined: The refined masks.
         maps: The attention maps that they were made of.
+        there_logits: (P,) that the phrases name something in the image; None if the head does not
+            tell.
     """
 
     coarse_logits: Tensor
     refined: MaskLogits
     maps: AttentionMaps
+    there_logits: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -270,8 +285,17 @@ class Grounding:
 
     @property
     def evidence(self) -> Tensor:
-        """(P,) how much speaks for each mask, 0 to 1; see `judge`."""
-        return self._judged[1]
+        """(P,) on the CPU, how much speaks for each mask, 0 to 1.
+
+        As `judge` says, times the probability that the phrase names something, if the head tells.
+        """
+        return self.weigh(self._judged[1])
+
+    def weigh(self, evidence: Tensor, part: slice = slice(None)) -> Tensor:
+        """The evidence of some masks by `judge`, (P,), times how likely their phrases are there."""
+        if self.there_logits is None:
+            return evidence
+        return evidence * self.there_logits[part].detach().float().sigmoid().to(evidence)
 
     @cached_property
     def _judged(self) -> tuple[Tensor, Tensor]:

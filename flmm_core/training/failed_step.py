@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flmm_core.data import rle
 from flmm_core.data.formats import FORMATS
 from flmm_core.data.formats.shared.new_image import NewImage
 from flmm_core.data.sample import GroundedObject, Sample
@@ -65,7 +66,7 @@ def insist_finite(value: Tensor, what: str, step: StepValues, head: Head, run: R
 
 def _write(folder: Path, step: StepValues, head: Head, found: dict[str, Any]) -> None:
     with whole_folder(folder, replace=True) as aside:
-        losses = {name: _plain(part) for name, part in vars(step.loss).items()}
+        losses = {name: _plain(part) for name, part in step.loss.parts.items()}
         samples = [
             {
                 "name": sample.name,
@@ -110,6 +111,7 @@ def _images(samples: Sequence[Sample]) -> Iterator[NewImage]:
                 slice=phrase.slice,
                 tags=phrase.tags,
                 ignore=phrase.ignore,
+                absent=not rle.area(phrase.mask),
             )
             for phrase in sample.phrases
         ]

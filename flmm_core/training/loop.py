@@ -21,7 +21,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ import numpy as np
 import torch
 
 from flmm_core.config import RunConfig, SkipLimit, option_name
+from flmm_core.data.absent import AbsentCount
 from flmm_core.data.images import read_image
 from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
-from flmm_core.data.sources import open_source, open_sources
+from flmm_core.data.sources import open_source
 from flmm_core.evaluation.baselines import head_method
 from flmm_core.evaluation.calibration import Judgements, fit_confidence
 from flmm_core.evaluation.evaluate import evaluate
@@ -54,10 +55,16 @@ from flmm_core.progress import Progress, StopRequest
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.contact_sheet import draw_sheet
 from flmm_core.training.failed_step import StepValues, insist_finite
-from flmm_core.training.losses import GroundingLoss, grounding_loss
+from flmm_core.training.losses import GroundingLoss, head_loss
 from flmm_core.training.optimizer_file import read_optimizer
 from flmm_core.training.run_folder import RunFolder
-from flmm_core.training.setup import Setup, check_same_cache, open_cached, open_observed
+from flmm_core.training.setup import (
+    Setup,
+    check_same_cache,
+    open_cached,
+    open_data,
+    open_observed,
+)
 
 
 def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = None) -> Path:
@@ -88,6 +95,9 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
         loop.run()
         scores, digest = evaluate_head(loop, held_out)
         summary = summarize(config, loop.head, scores)
+        summary["absent"] = {text: vars(count) for text, count in loop.absent.items()}
+        if (best := folder.best()) is not None and (fitted := read_confidence(best)) is not None:
+            summary["not_there"] = fitted.not_there and fitted.not_there.model_dump()
         summary["vlm_sha256"] = {"before": loop.setup.vlm_digest, "after": digest}
         summary["left_out"] = loop.left_out.to_list()
         summary["seconds"] = round(time.monotonic() - started, 1)
@@ -111,13 +121,12 @@ def prepare(
     seed_everything(config.seed)
     setup = (open_observed if config.cache is None else open_cached)(config, spec, progress)
     progress.say(f"Reading {', '.join(config.data)} (drawn scenes are generated on first use)")
-    samples = open_sources(config.data, config.train_protocol, split_captions=True)
-    watched = open_sources(config.val_data, config.protocol) if config.val_data else ()
+    samples, watched, absent = open_data(config, progress)
     limit = SkipLimit.given(config.max_skipped)
     left_out = LeftOut(samples, limit)
     setup.source.expect(samples, left_out, progress)
     setup.source.expect(watched, LeftOut(watched, limit), progress)
-    return TrainingLoop(config, setup, samples, watched, folder, progress, left_out)
+    return TrainingLoop(config, setup, samples, watched, folder, progress, left_out, absent)
 
 
 def evaluate_head(
@@ -168,7 +177,8 @@ def seed_of_step(seed: int, step: int) -> int:
 class TrainingLoop:
     """The steps of one run; `watched` is the validation data, possibly empty.
 
-    Samples that cannot be used are replaced by others and go to `left_out`.
+    Samples that cannot be used are replaced by others and go to `left_out`; `absent` counts what
+    is not there, by source.
     """
 
     config: RunConfig
@@ -178,6 +188,7 @@ class TrainingLoop:
     folder: RunFolder
     progress: Progress
     left_out: LeftOut
+    absent: Mapping[str, AbsentCount] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -274,8 +285,8 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * rate(step, self.config)
         features = self.source.features(batch.inputs)
-        groundings = self.head(features)
-        loss = grounding_loss(groundings, batch.truths, nearest=self.config.head.paper_rounding)
+        nearest = self.config.head.paper_rounding
+        groundings, loss = head_loss(self.head, features, batch.truths, nearest=nearest)
         values = StepValues(step + 1, batch, features, groundings, loss)
         self.optimizer.zero_grad()
         insist_finite(loss.total, "loss", values, self.head, self.folder)
@@ -289,7 +300,7 @@ class TrainingLoop:
         return {
             "step": done,
             "loss": loss.total.item(),
-            **{name: part.item() for name, part in vars(loss).items()},
+            **{name: part.item() for name, part in loss.parts.items()},
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": self.norm.item(),
         }
@@ -308,7 +319,9 @@ class TrainingLoop:
         self.head.train()
         write_confidence(self.folder.step(done), fit_confidence(judged))
         self.folder.log({"step": done, "validation": result.to_dict()})
-        self.folder.rate(done, result["ciou"])  # last: it says that the validation is done
+        # Masks of phrases that name nothing are not trained, so they do not decide. This is last:
+        # it says that the validation is done.
+        self.folder.rate(done, result["target_ciou"])
 
 
 def rate(step: int, config: RunConfig) -> float:

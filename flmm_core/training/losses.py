@@ -1,32 +1,62 @@
-"""The training loss: dice and cross-entropy of the coarse and of the refined masks."""
+"""The training loss: of the coarse and refined masks, and of whether a phrase names anything."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.resample import resize_truth
-from flmm_core.pipeline.types import Grounding
+from flmm_core.pipeline.types import Features, Grounding
 
 
 @dataclass(frozen=True)
 class GroundingLoss:
-    """Means over all masks of a batch, each a scalar tensor; 0 for a batch without masks."""
+    """Means over all masks of a batch, each a scalar tensor; 0 for a batch without masks.
+
+    `presence` is a mean over all phrases, None if the head does not tell presence.
+    """
 
     coarse_dice: Tensor
     coarse_cross_entropy: Tensor
     refined_dice: Tensor
     refined_cross_entropy: Tensor
+    presence: Tensor | None = None
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """By name."""
+        return {name: part for name, part in vars(self).items() if part is not None}
 
     @property
     def total(self) -> Tensor:
-        """The sum of the four, weight 1 each."""
-        coarse = self.coarse_dice + self.coarse_cross_entropy
-        return coarse + self.refined_dice + self.refined_cross_entropy
+        """The sum of the parts, weight 1 each."""
+        return sum(self.parts.values(), torch.zeros(()))
+
+
+def head_loss(
+    head: Head, features: Sequence[Features], truths: Sequence[Tensor], *, nearest: bool = False
+) -> tuple[Sequence[Grounding], GroundingLoss]:
+    """What a head makes of a batch, and its loss; arguments as in `grounding_loss`.
+
+    A head that tells presence learns masks from phrases with a target only, and presence, by
+    binary cross-entropy, from all. Any other head learns empty masks where there is no target.
+    """
+    if head.presence is None:
+        groundings = head(features)
+        return groundings, grounding_loss(groundings, truths, nearest=nearest)
+    there = [truth.flatten(1).any(1) for truth in truths]  # (P,) each
+    groundings = head(features, there)
+    found = [truth[which] for truth, which in zip(truths, there, strict=True)]
+    told = torch.cat([each.there_logits for each in groundings if each.there_logits is not None])
+    right = torch.cat(there).to(told)
+    presence = F.binary_cross_entropy_with_logits(told, right, reduction="sum")
+    loss = grounding_loss(groundings, found, nearest=nearest)
+    return groundings, replace(loss, presence=presence / max(1, len(told)))
 
 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flmm_core.config import RunConfig
+from flmm_core.data.absent import AbsentCount
+from flmm_core.data.protocols import ImageSamples
+from flmm_core.data.sources import JoinedSamples, open_source
 from flmm_core.errors import UsageError
 from flmm_core.feature_cache.key import differences, frozen_facts
 from flmm_core.feature_cache.read import StoredFeatures
 from flmm_core.feature_cache.store import Store
 from flmm_core.loader.dataset import FeatureSource, ObservedFeatures
 from flmm_core.pipeline.backbone.weights import choose_device
-from flmm_core.pipeline.build import build_from_config, build_head, load_refiner, recipe_of
+from flmm_core.pipeline.build import (
+    build_from_config,
+    build_head,
+    load_refiner,
+    reads_hidden,
+    recipe_of,
+)
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.head_folder import HeadInfo
 from flmm_core.progress import Progress
@@ -38,6 +47,28 @@ class Setup:
     source: FeatureSource
     vlm_digest: str
     observed: Callable[[], tuple[FeatureSource, str]]
+
+
+def open_data(
+    config: RunConfig, progress: Progress
+) -> tuple[JoinedSamples, JoinedSamples, dict[str, AbsentCount]]:
+    """Training and validation data, the latter possibly empty; by source, what is not there."""
+    absent: dict[str, AbsentCount] = {}
+
+    def opened(
+        texts: Sequence[str], protocol: str, split_captions: bool = False
+    ) -> Iterator[ImageSamples]:
+        for text in texts:
+            part = open_source(
+                text, protocol, split_captions=split_captions, absent_share=config.absent_share
+            )
+            absent[text] = AbsentCount.of(part.images)
+            progress.say(f"{text}: {absent[text]}")
+            yield part
+
+    samples = JoinedSamples([*opened(config.data, config.train_protocol, True)])
+    watched = JoinedSamples([*opened(config.val_data, config.protocol)])
+    return samples, watched, absent
 
 
 def open_observed(config: RunConfig, spec: BackboneSpec, progress: Progress) -> Setup:
@@ -72,7 +103,7 @@ def open_cached(config: RunConfig, spec: BackboneSpec, progress: Progress) -> Se
     store = Store(config.cache)
     manifest, recipe = store.manifest, recipe_of(config)
     encoder, refiner = load_refiner(recipe, config.refiner_weights)
-    needed = {"hidden states": True} if refiner.uses_text else {}
+    needed = {"hidden states": True} if reads_hidden(recipe) else {}
     store.check_made_for(frozen_facts(config, spec) | needed)
     if config.exact and not manifest.packing.is_exact:
         raise UsageError(

@@ -112,13 +112,17 @@ class FakeGrounder:
         assert head == "runs/a"
         return cls()
 
-    def ground(self, image: Image.Image, phrases: tuple[str, ...], *, together: bool) -> Any:
+    def ground(
+        self, image: Image.Image, phrases: tuple[str, ...], *, together: bool, keep_absent: bool
+    ) -> Any:
         logits = torch.full((len(phrases), image.height, image.width), -4.0)
         logits[:, :, : image.width // 2] = 4.0
         logits[[phrase == "nothing" for phrase in phrases]] = -4.0
         maps = AttentionMaps(torch.ones(len(phrases), 1, 2, 2) / 4, WHOLE_IMAGE)
         grounding = Grounding(logits[:, ::20, ::30], MaskLogits(logits), maps)
-        return collect(image, phrases, [grounding], self.confidence)
+        result = collect(image, phrases, [grounding], self.confidence)
+        threshold = self.confidence.threshold if self.confidence else None
+        return result if keep_absent or threshold is None else result.abstain(threshold)
 
 
 @pytest.fixture
@@ -156,35 +160,38 @@ def test_ground_writes_overlay_masks_and_result(photo: str, capsys: Capture) -> 
     assert "nothing found" in shown[2]
 
 
-def test_ground_says_not_there_if_asked_to(photo: str, capsys: Capture, monkeypatch: Patch) -> None:
+def test_ground_says_not_there_unless_masks_are_to_be_kept(
+    photo: str, capsys: Capture, monkeypatch: Patch
+) -> None:
     arguments = ["ground", photo, "a ring", "nothing", "--head", "runs/a"]
-    assert main([*arguments, "--abstain"]) == 2
-    assert capsys.readouterr().err == (
-        "flmm: The head 'runs/a' has no threshold for \"not there\".\n"
-        "It was trained without validation data.\n"
-        "Train it with --val-data that has phrases without target (docs/metrics.md).\n"
-    )
     steep = Platt(slope=10.0, offset=-1.0)
     monkeypatch.setattr(
         FakeGrounder, "confidence", Confidence(calibrator=steep, not_there=None, masks=60)
     )
-    assert main([*arguments, "--abstain"]) == 2
-    found, repair = capsys.readouterr().err.splitlines()[1:]
-    assert found == "Its validation data had no phrases without target."
-    assert repair.endswith("(docs/metrics.md), or give --min-probability.")
-    assert main(arguments) == 0
+    assert main(arguments) == 0  # no threshold was chosen
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert shown[2] == ["out/mask-2.png", "nothing", "nothing", "found", "0.27", "0"]
     chosen = NotThere(threshold=0.5, quantity="balanced", value=0.9, without=0.5, samples=60)
     monkeypatch.setattr(
         FakeGrounder, "confidence", Confidence(calibrator=steep, not_there=chosen, masks=60)
     )
-    for more in (["--abstain"], ["--min-probability", "0.5"]):
+    for more in ([], ["--min-probability", "0.3"]):
         assert main([*arguments, *more]) == 0
         assert "nothing  not there" in capsys.readouterr().out
         first, second = json.loads(Path("out/result.json").read_text())["found"]
         assert (first["there"], second["there"], second["area"]) == (True, False, 0)
         assert second["probability"] == pytest.approx(0.2689, abs=1e-3)
+    for more in (["--keep-absent"], ["--min-probability", "0.2"]):
+        assert main([*arguments, *more]) == 0
+        found = json.loads(Path("out/result.json").read_text())["found"]
+        assert [record["there"] for record in found] == [True, True]
+        assert "not there" not in capsys.readouterr().out
+    assert main([*arguments, "--keep-absent", "--min-probability", "0.2"]) == 2
+    assert capsys.readouterr().err == (
+        "flmm: --keep-absent and --min-probability contradict each other.\n"
+        "--min-probability 0.2 withholds masks, --keep-absent does not.\n"
+        "Give one of them.\n"
+    )
 
 
 def test_ground_leaves_no_mask_of_an_earlier_result(photo: str) -> None:

@@ -86,7 +86,7 @@ def test_eval_and_benchmark_abstain_as_ground_does(head: Path, source: str, tmp_
     assert threshold is not None
     assert facts["abstain_below"] == found["abstain_below"] == threshold
     for sample, row in list(zip(open_source(source), rows, strict=True))[:6]:
-        result = grounder.ground(read_image(sample.image_path), [row.phrase]).abstain(threshold)
+        result = grounder.ground(read_image(sample.image_path), [row.phrase])
         assert bool(result.there[0]) == row.there
         assert (int(result.masks.sum()) == 0) == (row.predicted == 0)
 

@@ -1,4 +1,4 @@
-"""The threshold for "not there" against every other one."""
+"""Phrases that name nothing: the threshold against every other one, and the area by pairs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import mannwhitneyu
 
-from flmm_core.evaluation.calibration import choose_threshold
+from flmm_core.evaluation.not_there import Separation, choose_threshold
 
 CASES = 1000
 
@@ -58,3 +59,23 @@ def test_both_kinds_of_phrases_are_needed() -> None:
     assert choose_threshold([0.5], [False]) is None
     assert choose_threshold([0.5], [True]) is None
     assert choose_threshold([], []) is None
+
+
+def test_the_area_under_the_roc_curve_counts_every_pair_in_a_thousand_cases() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(CASES):
+        separation = Separation()
+        there, absent = rng.integers(0, 5, (2, int(rng.integers(1, 9)))) / 4
+        for probability in there:
+            separation.add(float(probability), there=True)
+        for probability in absent:
+            separation.add(float(probability), there=False)
+        pairs = [(p > q) + 0.5 * (p == q) for p in there for q in absent]
+        assert separation.auroc == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+        other = mannwhitneyu(there, absent).statistic / len(pairs)
+        assert separation.auroc == pytest.approx(other, abs=1e-12)
+
+
+def test_one_kind_of_phrases_has_no_area() -> None:
+    assert math.isnan(Separation([0.5], []).auroc)
+    assert math.isnan(Separation([], [0.5]).auroc)

@@ -73,6 +73,7 @@ def by_definition(rows: list[PhraseRow]) -> dict[str, float]:
         "point": mean(points),
         "giou": mean(gres),
         "no_target_accuracy": mean([row.predicted == 0 for row in absent]),
+        "target_ciou": overall([(row.intersection, row.union) for row in present]),
         "target_accuracy": mean([row.predicted > 0 for row in present]),
         **{
             f"target_precision@{t}": mean([v >= Fraction(str(t)) for v in target_ious])
@@ -256,6 +257,7 @@ def test_one_of_each_kind_of_grefcoco() -> None:
         "ciou": 2 / (3 + 4 + 4),
         "n_acc": 0.5,
         "t_acc": 0.5,
+        "target_ciou": 2 / 8,
         "precision@0.5": 0.5,
         **{f"precision@{t}": 0.0 for t in (0.6, 0.7, 0.8, 0.9)},
         "masks": 4,

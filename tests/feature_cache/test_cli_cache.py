@@ -17,7 +17,13 @@ def test_a_cache_is_built_shown_trained_on_and_cleared(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["--backbone", "qwen", "--model", str(random_twin)]
-    settings += ["--data", f"refcoco:{drawn}@train", "--refiner-option", "text=off"]
+    settings += [
+        "--data",
+        f"refcoco:{drawn}@train",
+        "--refiner-option",
+        "text=off",
+        "--no-head-presence",
+    ]
     assert main(["cache", "build", "c", *settings, "--forecast"]) == 0
     assert capsys.readouterr().out.startswith("c: ")
     assert not Path("c").exists()

@@ -150,10 +150,11 @@ def test_other_code_is_another_cache(runs: Runs, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_cache_without_hidden_rows_serves_no_head_that_reads_text(runs: Runs) -> None:
-    runs.build(refiner_options__text=False)
+    attention = {"refiner_options__text": False, "head__presence": False}
+    runs.build(**attention)
     with pytest.raises(UsageError, match="hidden states: cache False, run True"):
         runs.train("run", cache=runs.cache)
-    runs.train("run", cache=runs.cache, refiner_options__text=False)
+    runs.train("run", cache=runs.cache, **attention)
 
 
 def test_a_cache_with_more_serves_a_run_that_needs_less(runs: Runs) -> None:

@@ -113,7 +113,8 @@ def test_progress_says_how_fast_it_is_and_whether_it_waits(run: Train) -> None:
 def test_a_head_holds_neither_the_vlm_nor_the_image_encoder(run: Train) -> None:
     state = head_of(run())
     assert not any("image_encoder" in name or "vlm" in name for name in state)
-    assert {name.split(".")[0] for name in state} == {"mask_head", "text_prompts", "refiner"}
+    trained = {"mask_head", "text_prompts", "refiner", "presence"}
+    assert {name.split(".")[0] for name in state} == trained
 
 
 def test_one_seed_one_head_and_another_seed_another(run: Train) -> None:
@@ -136,7 +137,10 @@ def test_the_best_checkpoint_is_kept_and_evaluated(run: Train, drawn: Path) -> N
     source = f"refcoco:{drawn}@train"
     folder = run(val_data=[source], steps=6, save_every=1)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    scores = {r["step"]: r["validation"]["refined"]["ciou"] for r in rows if "validation" in r}
+    masks = {r["step"]: r["validation"] for r in rows if "validation" in r}
+    # borrowed phrases, which name nothing, do not decide
+    assert all(found["generalised"]["no_target"] for found in masks.values())
+    scores = {step: found["generalised"]["target_ciou"] for step, found in masks.items()}
     best = max(scores, key=lambda step: (scores[step], step))
     assert (folder / "best").resolve().name == f"step-{best}"
     summary = json.loads((folder / "summary.json").read_text())
@@ -151,7 +155,7 @@ def test_validation_data_make_a_head_say_how_sure_it_is(
     source = f"refcoco:{drawn}@train"
     scenes = draw_images(3, seed=8, extras=("absent",))
     absent = f"grefcoco:{FORMATS['grefcoco'].write(tmp_path / 'absent', scenes)}@train"
-    folder = run(val_data=[source, absent], pictures=0)
+    folder = run(val_data=[source, absent], pictures=0, absent_share=0.0)
     summary = json.loads((folder / "summary.json").read_text())
     assert 0 <= summary["calibration"]["ece"] <= 1
     assert summary["calibration"]["masks"] == summary["evaluations"][source]["refined"]["masks"]
@@ -163,8 +167,16 @@ def test_validation_data_make_a_head_say_how_sure_it_is(
     assert again == summary["calibration"]
     copy = Grounder.from_pretrained(grounder.save_pretrained(tmp_path / "copy"))
     assert copy.confidence == grounder.confidence
-    out = copy.ground(read_image(next(drawn.rglob("*.png"))), ["red ring", "the star"])
+    image = next(drawn.rglob("*.png"))
+    out = copy.ground(image, ["red ring", "the star"])
     assert ((out.probabilities > 0) & (out.probabilities < 1)).all()
+    threshold = grounder.confidence.threshold
+    assert summary["not_there"]["threshold"] == threshold
+    assert out.there.tolist() == (out.probabilities >= threshold).tolist()
+    everything = copy.ground(image, ["red ring", "the star"], keep_absent=True)
+    assert everything.there.all()
+    assert torch.equal(everything.probabilities, out.probabilities)
+    assert torch.equal(everything.masks & out.there[:, None, None], out.masks)
 
 
 def test_a_run_is_measured_by_methods_without_training_too(run: Train, drawn: Path) -> None:
@@ -200,7 +212,7 @@ def test_a_loss_that_is_no_number_names_step_and_samples(
 
 
 def test_training_without_a_refiner(run: Train) -> None:
-    folder = run(refiner="none", pictures=0)
+    folder = run(refiner="none", pictures=0, head__presence=False)
     assert {name.split(".")[0] for name in head_of(folder)} == {"mask_head"}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["coarse"]["ciou"] == pytest.approx(summary["refined"]["ciou"], abs=0.02)

@@ -29,11 +29,13 @@ class Split:
 
 
 SPLITS = {
-    "train": Split(3000, 71, ("plain", "plain", "plain", "plain", "plain", *HARD_KINDS), 2),
-    "val": Split(100, 72, ("plain",)),
+    "train": Split(
+        3000, 71, ("plain", "plain", "plain", "plain", "plain", *HARD_KINDS), 2, ("half absent",)
+    ),
+    "val": Split(100, 72, ("plain",), 1, ("half absent",)),
     "test": Split(300, 73, ("plain",)),
     "hard": Split(250, 74, HARD_KINDS),
-    "absent": Split(60, 75, ("plain",), extras=("absent",)),
+    "absent": Split(150, 75, ("plain",), 1, ("half absent",)),
 }
 
 

@@ -34,6 +34,10 @@ LEAST_VISIBLE = 0.3
 """Objects with a smaller visible share are drawn, but have no phrase."""
 
 
+ABSENT_SHARES = (0.4, 0.2, 0.2, 0.2)
+"""How likely an absent name takes both words, its color, its shape or neither from the image."""
+
+
 def draw_images(
     count: int,
     seed: int,
@@ -51,9 +55,10 @@ def draw_images(
         kinds: From `KINDS`, in turn.
         split: Of the objects.
         sentences: Maximum number of referring expressions per object.
-        extras: "pair" adds the union of the first two objects, "absent" a color and shape that is
-            not in the image (slice "absent"), "background" what no object covers (tag "stuff");
-            "ignore" has every object ignore the outlines of the others.
+        extras: "pair" adds the union of the first two objects, "absent" a phrase that names nothing
+            (see `absent_things`), "half absent" as many as there are objects, in between them, and
+            a third of all phrases begins with "a" or "an"; "background" what no object covers (tag
+            "stuff"); "ignore" has every object ignore the outlines of the others.
 
     Raises:
         UsageError: A kind is unknown, or `count` is below 1.
@@ -81,14 +86,20 @@ def draw_images(
                     code = rle.encode(mask)
                     objects.append(GroundedObject(code, tuple(words), shape.name, kind, split))
             attempt += 1
-        missing = _missing(scene, np.random.default_rng((*chance, 2)))
-        things = _with_extras(objects, missing, np.any(masks, axis=0), extras)
+        wanted = len(objects) if "half absent" in extras else "absent" in extras
+        chances = np.random.default_rng((*chance, 2))
+        absent = absent_things(scene, wanted, sentences, chances, split)
+        things = _with_extras(objects, absent, np.any(masks, axis=0), extras)
+        if "half absent" in extras:
+            things = tuple(
+                _reworded(things[place], chances) for place in chances.permutation(len(things))
+            )
         yield NewImage(Image.fromarray(pixels), f"{split}_{kind}_{index:06}.png", things)
 
 
 def _with_extras(
     things: Sequence[GroundedObject],
-    missing: tuple[str, str],
+    absent: Sequence[GroundedObject],
     covered: NDArray[np.bool_],
     extras: Sequence[str],
 ) -> tuple[GroundedObject, ...]:
@@ -99,10 +110,7 @@ def _with_extras(
         words = f"{first.sentences[0]} and {things[1].sentences[0]}"
         pair = rle.merge(masks[:2])
         more.append(replace(first, mask=pair, sentences=(words,), parts=tuple(masks[:2])))
-    if "absent" in extras:
-        nothing, words = rle.empty(*covered.shape), f"the {missing[0]} {missing[1]}"
-        absent = replace(first, mask=nothing, sentences=(words,), category=missing[1])
-        more.append(replace(absent, slice="absent", absent=True))
+    more += absent
     if "background" in extras:
         rest, words = rle.encode(~covered), "the background"
         ground = replace(first, mask=rest, sentences=(words,), category="background")
@@ -112,11 +120,43 @@ def _with_extras(
     return (*things, *more)
 
 
-def _missing(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """A color and a shape that no thing of a scene has together; one of them may be there."""
+def absent_things(
+    scene: Scene, count: int, sentences: int, rng: np.random.Generator, split: str = ""
+) -> list[GroundedObject]:
+    """`count` colors and shapes that no object of a scene has together, without a pixel.
+
+    Two in five are of the slice "swapped", the color of one object with the shape of another. The
+    others are "absent": the color is missing, or the shape, or both.
+    """
     painted = {shape.kind for shape in scene.shapes}
-    others = [pair for pair in product(COLORS, SHAPES) if pair not in painted]
-    return others[int(rng.integers(len(others)))]
+    colors, names = ({kind[part] for kind in painted} for part in (0, 1))
+    rest = [pair for pair in product(COLORS, SHAPES) if pair not in painted]
+    groups = [
+        [pair for pair in rest if (pair[0] in colors, pair[1] in names) == parts]
+        for parts in ((True, True), (True, False), (False, True), (False, False))
+    ]
+    things: list[GroundedObject] = []
+    while len(things) < count:
+        which = int(rng.choice(4, p=ABSENT_SHARES))
+        if not groups[which]:
+            continue
+        color, name = groups[which].pop(int(rng.integers(len(groups[which]))))
+        forms = [f"the {color} {name}", f"{color} {name}"]
+        words = tuple(forms[place] for place in rng.permutation(2))[:sentences]
+        nothing = rle.empty(scene.height, scene.width)
+        part = "absent" if which else "swapped"
+        things.append(GroundedObject(nothing, words, name, part, split, absent=True))
+    return things
+
+
+def _reworded(thing: GroundedObject, rng: np.random.Generator) -> GroundedObject:
+    """The object, a third of its sentences with an indefinite article."""
+    sentences = []
+    for text in thing.sentences:
+        name = text.removeprefix("the ")
+        article = "an" if name[0] in "aeiou" else "a"
+        sentences.append(f"{article} {name}" if rng.random() < 1 / 3 else text)
+    return replace(thing, sentences=tuple(sentences))
 
 
 def _ignored(mask: Mask, masks: Sequence[Mask]) -> Mask | None:

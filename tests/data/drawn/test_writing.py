@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -55,18 +56,45 @@ def test_splits_share_no_scene_and_only_test_is_plain(small_splits: Path) -> Non
     assert SPLITS["test"].count >= 300
 
 
-def test_one_split_asks_for_things_that_are_not_there(small_splits: Path) -> None:
-    samples = open_source("shapes@absent", "flmm-paper")
-    for sample in samples:
-        *there, absent = sample.phrases
-        assert (absent.slice, rle.area(absent.mask)) == ("absent", 0)
-        assert there
-        assert all(phrase.slice == "plain" and rle.area(phrase.mask) for phrase in there)
-        said = {phrase.text.removeprefix("the ") for phrase in there}
-        assert absent.text.removeprefix("the ") not in said
-    drawn = draw_images(40, seed=3, extras=("absent",))
-    missing = [image.objects[-1].sentences[0] for image in drawn]
-    assert len(set(missing)) > 15
+@pytest.mark.parametrize("split", ["train", "val", "absent"])
+def test_half_of_the_phrases_of_three_splits_name_nothing(split: str, small_splits: Path) -> None:
+    assert SPLITS[split].extras == ("half absent",)
+    for sample in open_source(f"shapes@{split}", "flmm-paper"):
+        absent = [p for p in sample.phrases if not rle.area(p.mask)]
+        there = [p for p in sample.phrases if rle.area(p.mask)]
+        assert len(absent) == len(there)
+        assert {p.slice for p in absent} <= {"absent", "swapped"}
+        assert not {p.slice for p in there} & {"absent", "swapped"}
+
+
+def test_absent_names_are_of_every_kind_and_never_true() -> None:
+    kinds: Counter[tuple[str, bool, bool]] = Counter()
+    articles: Counter[str] = Counter()
+    first = 0
+    for image in draw_images(60, seed=3, extras=("half absent",)):
+        words = [(thing, tuple(thing.sentences[0].split()[-2:])) for thing in image.objects]
+        painted = {name for thing, name in words if not thing.absent}
+        colors, shapes = ({name[part] for name in painted} for part in (0, 1))
+        for thing, (color, shape) in words:
+            articles[thing.sentences[0].split()[0] if thing.absent else ""] += 1
+            if thing.absent:
+                assert (color, shape) not in painted
+                kinds[thing.slice, color in colors, shape in shapes] += 1
+        first += image.objects[0].absent
+    assert set(kinds) == {
+        ("swapped", True, True),
+        ("absent", True, False),
+        ("absent", False, True),
+        ("absent", False, False),
+    }
+    assert min(kinds.values()) > 0.1 * kinds.total()
+    assert {"a", "an", "the"} < set(articles)
+    assert 15 < first < 45  # their place does not tell them
+
+
+def test_one_absent_name_an_image_comes_last() -> None:
+    for image in draw_images(10, seed=3, extras=("absent",)):
+        assert [thing.absent for thing in image.objects[-2:]] == [False, True]
 
 
 def test_a_split_is_drawn_once(small_splits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

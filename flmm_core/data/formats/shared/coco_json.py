@@ -85,6 +85,16 @@ class Instances(CocoFile):
             raise DegenerateError(where, NO_PIXEL)
         return mask
 
+    def categories_by_image(self) -> dict[int, frozenset[str]]:
+        """Per image id, the names of the categories that are annotated; nothing is checked."""
+        found: dict[int, set[str]] = {}
+        for annotation in self.annotations.values():
+            image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+            if isinstance(image_id, int) and isinstance(category_id, int):
+                name = self.categories.get(category_id, {}).get("name")
+                found.setdefault(image_id, set()).add(str(name or ""))
+        return {key: frozenset(names - {""}) for key, names in found.items()}
+
     def category(self, ann_id: int) -> str:
         """The name of an annotation's category, or "" if it has none."""
         annotation = self.annotations[ann_id]

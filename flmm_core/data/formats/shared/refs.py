@@ -79,8 +79,15 @@ def read_refs(
             thing = _object(ref, where, *meaning(ref, where), instances)
             objects.setdefault(ref["image_id"], []).append(thing)
     paths = _find_images(instances, list(objects), source, findings)
+    categories = instances.categories_by_image()
     return tuple(
-        AnnotatedImage(instances.file_name(key), path, instances.size(key), tuple(objects[key]))
+        AnnotatedImage(
+            instances.file_name(key),
+            path,
+            instances.size(key),
+            tuple(objects[key]),
+            categories=categories.get(key, frozenset()),
+        )
         for key, path in paths.items()
     )
 
