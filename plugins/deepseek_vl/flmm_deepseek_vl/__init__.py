@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from flmm_core import TOY_DEFAULTS, BackboneSpec, ModelInfo, hookimpl
+from typing import Literal
+
+from pydantic import Field
+
+from flmm_core import TOY_DEFAULTS, BackboneOptions, BackboneSpec, ModelInfo, hookimpl
+
+
+class DeepseekVLOptions(BackboneOptions):
+    """How images are resized."""
+
+    resize: Literal["rounded", "original"] = Field(
+        "rounded",
+        description="Round the size of the resized image, as transformers does, or cut it off, as"
+        " DeepSeek's own code does, with which heads of the original F-LMM were trained.",
+    )
+
 
 SPEC = BackboneSpec(
     name="deepseek_vl",
@@ -19,6 +34,7 @@ SPEC = BackboneSpec(
         "1.3b-base": ModelInfo("deepseek-community/deepseek-vl-1.3b-base", "DeepSeek Model"),
     },
     capabilities=frozenset({"chat"}),
+    options=DeepseekVLOptions,
     converted={"multi_modality": "deepseek-community/deepseek-vl-1.3b-chat"},
 )
 

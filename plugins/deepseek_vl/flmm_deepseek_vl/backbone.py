@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoProcessor, DeepseekVLForConditionalGeneration
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    DeepseekVLForConditionalGeneration,
+    DeepseekVLImageProcessorPil,
+)
+from transformers.image_processing_backends import PilBackend
 
 from flmm_core import Backbone, BackboneOptions, ImageView, load_pretrained
-from flmm_deepseek_vl import views
+from flmm_deepseek_vl import DeepseekVLOptions, views
 
 
 class DeepseekVLBackbone(Backbone):
@@ -21,9 +27,13 @@ class DeepseekVLBackbone(Backbone):
 
     @classmethod
     def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
-        return load_pretrained(
+        vlm, processor = load_pretrained(
             source, DeepseekVLForConditionalGeneration, AutoProcessor, AutoImageProcessor, **kwargs
         )
+        if _cuts(options):
+            settings = processor.image_processor.to_dict()
+            processor.image_processor = CuttingImageProcessor.from_dict(settings)
+        return vlm, processor
 
     def views(
         self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
@@ -37,5 +47,23 @@ class DeepseekVLBackbone(Backbone):
             vision.image_size,
             vision.patch_size,
             self.processor.image_processor.min_size,
+            cut=_cuts(self.options),
         )
         return (ImageView("image", positions[rows], box),)
+
+
+class CuttingImageProcessor(DeepseekVLImageProcessorPil):
+    """transformers' processor, which resizes to the size that DeepSeek's own code computes."""
+
+    def resize(
+        self, image: Any, size: Any, min_size: int, resample: Any = None, **kwargs: Any
+    ) -> Any:
+        """(3, H, W) -> (3, h, w); the longest side is `size.height`."""
+        image_hw = (image.shape[-2], image.shape[-1])
+        height, width = views.resized_hw(image_hw, size.height, min_size, cut=True)
+        target = type(size)(height=height, width=width)
+        return PilBackend.resize(self, image, target, resample or self.resample)
+
+
+def _cuts(options: BackboneOptions) -> bool:
+    return isinstance(options, DeepseekVLOptions) and options.resize == "original"

@@ -22,16 +22,29 @@ def token_rows(grid_hw: tuple[int, int]) -> Rows:
     return [list(range(r * w, (r + 1) * w)) for r in range(h)]
 
 
-def resized_hw(image_hw: tuple[int, int], image_size: int, min_size: int) -> tuple[int, int]:
-    """(h, w) in pixels of the resized image, rounded as the processor does."""
+def resized_hw(
+    image_hw: tuple[int, int], image_size: int, min_size: int, *, cut: bool = False
+) -> tuple[int, int]:
+    """(h, w) in pixels of the resized image.
+
+    Rounded as transformers' processor does; with `cut` as DeepSeek's own, which cuts off fractions:
+    333 x 500 becomes 256 x 384 or 255 x 384.
+    """
     height, width = image_hw
-    scale = image_size / max(height, width)
-    return max(round(height * scale), min_size), max(round(width * scale), min_size)
+    longest = max(height, width)
+    if cut:
+        h, w = int(height / longest * image_size), int(width / longest * image_size)
+    else:
+        scale = image_size / longest
+        h, w = round(height * scale), round(width * scale)
+    return max(h, min_size), max(w, min_size)
 
 
-def image_box(image_hw: tuple[int, int], image_size: int, patch_size: int, min_size: int) -> Box:
+def image_box(
+    image_hw: tuple[int, int], image_size: int, patch_size: int, min_size: int, *, cut: bool = False
+) -> Box:
     """(y0, x0, y1, x1) of the grid, in fractions of the image's height and width."""
-    height, width = resized_hw(image_hw, image_size, min_size)
+    height, width = resized_hw(image_hw, image_size, min_size, cut=cut)
     top, left = (image_size - height) // 2, (image_size - width) // 2
     seen = image_size // patch_size * patch_size
     return -top / height, -left / width, (seen - top) / height, (seen - left) / width

@@ -36,9 +36,10 @@ def test_a_processor_with_another_number_of_tokens_is_refused(full_size: Backbon
         backbone.prepare(picture(48, 64), CAPTION, name="a")
 
 
-def test_there_are_no_options(full_size: Backbone) -> None:
-    with pytest.raises(UsageError, match="Unknown option 'max_pixels'"):
-        DeepseekVLBackbone.load(SPEC, full_size.source, options={"max_pixels": 8})
+@pytest.mark.parametrize("option", ["max_pixels", "resizes"])
+def test_an_unknown_option_is_refused(full_size: Backbone, option: str) -> None:
+    with pytest.raises(UsageError, match=f"Unknown option '{option}'"):
+        DeepseekVLBackbone.load(SPEC, full_size.source, options={option: 8})
 
 
 def test_the_hybrid_kind_is_refused(tmp_path: Path) -> None:
