@@ -57,7 +57,7 @@ from flmm_core.training.contact_sheet import draw_sheet
 from flmm_core.training.failed_step import StepValues, insist_finite
 from flmm_core.training.losses import GroundingLoss, head_loss
 from flmm_core.training.optimizer_file import read_optimizer
-from flmm_core.training.run_folder import RunFolder
+from flmm_core.training.run_folder import SUMMARY, RunFolder
 from flmm_core.training.setup import (
     Setup,
     check_same_cache,
@@ -81,6 +81,9 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
     progress = progress or Progress()
     folder = RunFolder(config.output, config.save_every, config.steps)
     with folder.opened(config) as changed, StopRequest() as stop, stop.immediate():
+        if config.resume and folder.is_finished and not changed:
+            progress.say(f"The run in '{folder.path}' is finished.")
+            return folder.path
         for key, (before, now) in changed.items():
             progress.say(f"Resuming with {option_name(key)} {now} (before: {before})")
         try:
@@ -101,7 +104,7 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
         summary["vlm_sha256"] = {"before": loop.setup.vlm_digest, "after": digest}
         summary["left_out"] = loop.left_out.to_list()
         summary["seconds"] = round(time.monotonic() - started, 1)
-        write_json(folder.path / "summary.json", summary)
+        write_json(folder.path / SUMMARY, summary)
     for text, score in scores.items():
         progress.say(
             f"{text}, {config.protocol}: coarse cIoU {score['coarse_ciou']:.4f}, "

@@ -35,7 +35,8 @@ from flmm_core.pipeline.head_folder import HeadInfo, write_head
 from flmm_core.training.optimizer_file import write_optimizer
 
 PACKAGES = ("flmm", "torch", "torchvision", "transformers", "segment-anything", "numpy")
-ENVIRONMENT, METRICS, SCORE = "environment.json", "metrics.jsonl", "score.json"
+ENVIRONMENT, METRICS, SUMMARY = "environment.json", "metrics.jsonl", "summary.json"
+SCORE = "score.json"
 LEFT_OUT = "left-out.json"
 KEPT = 2
 """Number of newest checkpoints of the schedule that are kept, besides the best one."""
@@ -76,13 +77,38 @@ class RunFolder:
                 sweep(folder)
             if not config.resume:
                 self.record(config)
-            yield changed
+            with self._explaining():
+                yield changed
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Say of a file of the run that cannot be written what is kept and what to do."""
+        try:
+            yield
+        except OSError as error:
+            path = Path(os.fsdecode(error.filename or ""))
+            if not path.is_relative_to(self.path):
+                raise
+            raise RunError(
+                f"'{path}' cannot be written.",
+                found=f"{error.strerror}.",
+                repair=f"Free some space or make the folder writable. {self.way_back()}",
+            ) from error
 
     def record(self, config: RunConfig, remark: str = "") -> None:
-        """Write `environment.json` and `config.yaml`, which begins with a remark of one line."""
+        """Write `environment.json` and `config.yaml`, which begins with a remark of one line.
+
+        There is no summary any more.
+        """
+        (self.path / SUMMARY).unlink(missing_ok=True)
         write_json(self.path / ENVIRONMENT, environment())
         comment = f"# {remark}\n" if remark else ""
         write_text(self.path / CONFIG, comment + config.to_yaml())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step is saved and the scores are written."""
+        return (self.path / SUMMARY).is_file() and self.last() == self.step(self.steps).resolve()
 
     def forget(self) -> None:
         """Undo the beginning of a run that has not trained, so that the folder is free again."""
