@@ -193,9 +193,10 @@ class RunFolder:
 
     def way_back(self) -> str:
         """A sentence on what a failed run goes on from."""
-        last = self.last()
-        kept = f"The last checkpoint, '{last}', is kept" if last else "There is no checkpoint yet"
-        return f"{kept}; `flmm train --resume --output {self.path}` goes on from there."
+        last, command = self.last(), f"`flmm train --resume --output {self.path}`"
+        if last is None:
+            return f"There is no checkpoint yet; {command} begins again."
+        return f"The last checkpoint, '{last}', is kept; {command} goes on from there."
 
     def rate(self, step: int, score: float) -> None:
         """Record that a checkpoint is validated; link `best` to it if none scores higher."""

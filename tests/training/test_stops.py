@@ -148,6 +148,27 @@ def test_a_run_that_cannot_begin_leaves_nothing(runs: Runs) -> None:
     runs.train("run", steps=1)
 
 
+def test_a_file_that_cannot_be_written_is_named_with_what_is_kept(runs: Runs) -> None:
+    metrics = runs.folder / "run" / "metrics.jsonl"
+    metrics.mkdir(parents=True)
+    with pytest.raises(RunError) as error:
+        runs.train("run")
+    assert str(error.value) == (
+        f"'{metrics}' cannot be written.\nIs a directory.\n"
+        "Free some space or make the folder writable. There is no checkpoint yet; "
+        f"`flmm train --resume --output {metrics.parent}` begins again."
+    )
+
+
+def test_a_finished_run_is_evaluated_again_only_on_other_data(runs: Runs) -> None:
+    run = runs.train("run", steps=1)
+    before = (run / "summary.json").read_bytes()
+    assert runs.train("run", steps=1, resume=True) == run
+    assert (run / "summary.json").read_bytes() == before
+    runs.train("run", steps=1, resume=True, eval_data=[runs.source], pictures=0)
+    assert list(json.loads((run / "summary.json").read_text())["evaluations"]) == [runs.source]
+
+
 def test_a_folder_is_held_by_one_process(runs: Runs) -> None:
     run = runs.folder / "run"
     with hold(run, "training into"), pytest.raises(UsageError) as error:
