@@ -169,7 +169,13 @@ def test_a_run_killed_anywhere_loses_nothing(
     check(name, *MORE[name], config, unstopped)
 
 
-@pytest.mark.parametrize("full", [Event("os.mkdir", ".step-4."), Event("open", ".step-4.")])
+@pytest.mark.parametrize(
+    "full",
+    [
+        Event("os.mkdir", ".step-4."),
+        pytest.param(Event("open", ".step-4."), marks=pytest.mark.slow),
+    ],
+)
 def test_a_full_disk_leaves_the_checkpoint_before(
     full: Event, config: Path, unstopped: dict[str, Any]
 ) -> None:
