@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from flmm_core.errors import WeightsError
+from flmm_core.errors import WeightsError, first_problem
 from flmm_core.pipeline.fit import check_weights
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ logger = logging.getLogger(__name__)
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 TINY_FOLDER = Path(__file__).parents[2] / "assets" / "tiny_sam"
 DOWNLOAD_PAGE = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
+
+
+Size = Annotated[int, Field(ge=1, le=16384)]
+Count = Annotated[int, Field(ge=1, le=256)]
 
 
 @dataclass(frozen=True)
@@ -43,17 +48,19 @@ class SamShape:
         global_blocks: Blocks of the image encoder with global attention.
     """
 
-    image_size: int
-    patch_size: int
-    embed_dim: int
-    depth: int
-    num_heads: int
-    window_size: int
-    out_chans: int
-    decoder_depth: int
-    decoder_heads: int
-    decoder_mlp: int
-    iou_head_hidden: int
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    image_size: Size
+    patch_size: Size
+    embed_dim: Size
+    depth: Count
+    num_heads: Count
+    window_size: Annotated[int, Field(ge=0, le=16384)]
+    out_chans: Size
+    decoder_depth: Count
+    decoder_heads: Count
+    decoder_mlp: Size
+    iou_head_hidden: Size
     global_blocks: tuple[int, ...] = ()
     relative_positions: bool = False
 
@@ -173,15 +180,17 @@ def _load_folder(folder: Path) -> SamParts:
     if folder == TINY_FOLDER:
         repair = "Reinstall flmm: its packaged tiny SAM is damaged."
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shape = SamShape(**config | {"global_blocks": tuple(config.get("global_blocks", ()))})
+        shape = TypeAdapter(SamShape).validate_json((folder / "config.json").read_bytes())
         state = load_file(folder / "model.safetensors")
+        with torch.device("meta"):  # sizes are compared before anything is allocated
+            _check(build_untrained_sam(shape), state, str(folder))
         parts = build_untrained_sam(shape)
     except OSError as error:
         found = f"{type(error).__name__}: {error}."
         raise WeightsError(asked, found=found, repair=repair) from error
-    except (ValueError, TypeError, AttributeError, ArithmeticError, SafetensorError) as error:
-        found = f"config.json or model.safetensors is corrupt or not a SAM's ({error})."
+    except (ValueError, ArithmeticError, AssertionError, RuntimeError, SafetensorError) as error:
+        why = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        found = f"config.json or model.safetensors is corrupt or not a SAM's ({why})."
         raise WeightsError(asked, found=found, repair=repair) from error
     return _fill(parts, state, str(folder))
 
@@ -262,6 +271,16 @@ def _unwrapped(content: Any) -> Any:
 
 def _fill(parts: SamParts, state: Mapping[str, Tensor], source: str) -> SamParts:
     """Give every part its weights in float32; all names and shapes must match."""
+    _check(parts, state, source)
+    for part in PARTS:
+        own = {k: state[f"{part}.{k}"].float() for k in getattr(parts, part).state_dict()}
+        getattr(parts, part).load_state_dict(own, assign=True)
+        getattr(parts, part).eval()
+    logger.info("SAM '%s' read from %s", parts.name, source)
+    return parts
+
+
+def _check(parts: SamParts, state: Mapping[str, Tensor], source: str) -> None:
     check_weights(
         _state(parts),
         state,
@@ -270,9 +289,3 @@ def _fill(parts: SamParts, state: Mapping[str, Tensor], source: str) -> SamParts
         if parts.name in OFFICIAL
         else "Use config.json and model.safetensors of the same SAM.",
     )
-    for part in PARTS:
-        own = {k: state[f"{part}.{k}"].float() for k in getattr(parts, part).state_dict()}
-        getattr(parts, part).load_state_dict(own, assign=True)
-        getattr(parts, part).eval()
-    logger.info("SAM '%s' read from %s", parts.name, source)
-    return parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -256,11 +257,18 @@ def test_a_folder_that_is_no_sam_is_said_to_be_none(tmp_path: Path) -> None:
     assert f"The SAM in '{tmp_path}' cannot be read." in failure("tiny", tmp_path)
     weights.write_bytes(whole)
 
-    for broken in ("{", "[]", "{}", config.replace('"depth": 2', '"depth": "2"')):
+    others = ("2", -1, 10**9, None, [2])
+    broken_depths = [config.replace('"depth": 2', f'"depth": {json.dumps(x)}') for x in others]
+    uneven = config.replace('"decoder_heads": 2', '"decoder_heads": 3')
+    for broken in ("{", "[]", "{}", "[" * 100_000, uneven, *broken_depths):
         (tmp_path / "config.json").write_text(broken)
         assert f"The SAM in '{tmp_path}' cannot be read." in failure("tiny", tmp_path)
     (tmp_path / "config.json").write_text(config.replace('"depth": 2', '"depth": 3'))
     assert "missing image_encoder.blocks.2" in failure("tiny", tmp_path)
+    (tmp_path / "config.json").write_text(config.replace('"embed_dim": 32', '"embed_dim": 16384'))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "instead of (1, 8, 8, 16384)" in failure("tiny", tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB, not 20 GB
     (tmp_path / "config.json").write_text(config)
 
     state = load_file(weights)
