@@ -23,7 +23,7 @@ from flmm_core.loader.dataset import ExampleDataset, FeatureSource, ObservedFeat
 from flmm_core.loader.samplers import BucketSampler, StepSampler, fixed_batches, sample_extents
 from flmm_core.loader.throughput import Rates, Throughput
 from flmm_core.pipeline.build import Recipe, build_flow
-from flmm_core.segment import Segment
+from flmm_core.segment import statements
 from performance.tables import table
 
 RATES = "| workers | read: images/s | waiting for data | whole flow: images/s | waiting for data |"
@@ -151,11 +151,11 @@ def make_samples(folder: Path, count: int, images: int, seed: int = 0) -> list[S
         mask = np.zeros((height, width), dtype=bool)
         mask[: height // 2, : width // 2] = True
         encoded = rle.encode(mask)
-        segments: list[Segment] = []
-        phrases: list[Phrase] = []
-        for place in range(int(rng.integers(1, 7))):
-            text = " ".join(rng.choice(WORDS, int(rng.integers(1, 9))))
-            segments += [Segment(text, place), Segment(".")]
-            phrases.append(Phrase(text, encoded))
-        samples.append(Sample(path.stem, path, (height, width), tuple(segments), tuple(phrases)))
+        texts = [
+            " ".join(rng.choice(WORDS, int(rng.integers(1, 9))))
+            for _ in range(int(rng.integers(1, 7)))
+        ]
+        phrases = tuple(Phrase(text, encoded) for text in texts)
+        segments = tuple(statements(texts))
+        samples.append(Sample(path.stem, path, (height, width), segments, phrases))
     return samples

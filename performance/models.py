@@ -22,7 +22,7 @@ from flmm_core.pipeline.refiners.sam import SamEncoder, SamRefiner
 from flmm_core.pipeline.refiners.sam_model import OFFICIAL, build_sam, build_untrained_sam
 from flmm_core.pipeline.text_prompts import TextPrompts
 from flmm_core.plugins import load_backbones, load_class
-from flmm_core.segment import Segment
+from flmm_core.segment import Segment, statements
 from performance.alternate import Case
 from recipes.twins import llava_next_parts, qwen_parts
 
@@ -224,9 +224,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 def caption(phrases: int, filler: int = 0) -> list[Segment]:
     """Phrases as in training, each followed by a period; then words outside of any phrase."""
-    segments = []
-    for place in range(phrases):
-        segments += [Segment(PHRASES[place % len(PHRASES)], place), Segment(".")]
+    segments = statements([PHRASES[place % len(PHRASES)] for place in range(phrases)])
     return [*segments, Segment(" red" * filler)] if filler else segments
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from flmm_core.pipeline.observer import ObserverBatch
-from flmm_core.segment import Segment
+from flmm_core.segment import statements
 from performance.alternate import Case, Comparison, Workload, compare_all
 from performance.models import PHRASES, build_halves, image_for, noise
 from performance.tables import ratio, seconds, table
@@ -27,7 +27,7 @@ class Sentences(Workload):
     def __init__(self, case: Case) -> None:
         self.observer, self.head = build_halves(case)
         image, backbone = image_for(case), self.observer.backbone
-        captions = [[Segment(words, 0), Segment(".")] for words in PHRASES[: case.phrases]]
+        captions = [statements([words]) for words in PHRASES[: case.phrases]]
         first = self.observer.prepare(image, captions[0])
         others = [self.observer.prepare(image, words, like=first) for words in captions[1:]]
         one, several = self.observer.collate([first]), self.observer.collate([first, *others])

@@ -30,6 +30,7 @@ class Plan(BaseModel):
             training data of each head.
         abstain: Answer "not there" below the threshold that each head's training chose.
         limit: Maximum number of samples per source.
+        prompt: The user's text beside the image; None: as each head was trained. So for `system`.
         training: Settings of the heads to train, by dotted key.
         config: Text of the YAML file that these settings override, or empty.
     """
@@ -44,6 +45,8 @@ class Plan(BaseModel):
     method_data: tuple[str, ...] = ()
     abstain: bool = False
     limit: int | None = None
+    prompt: str | None = None
+    system: str | None = None
     batch_size: int = 16
     training: dict[str, Any] = {}
     config: str = ""

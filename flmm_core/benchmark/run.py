@@ -197,6 +197,8 @@ class BenchmarkRun:
             "max_skipped": self.max_skipped,
             "device": self.device,
             "refiner_weights": self.refiner_weights,
+            "prompt": self.plan.prompt,
+            "system": self.plan.system,
             **self.plan.training,
             "backbone": backbone,
             "output": self.output / "heads" / backbone,
@@ -212,6 +214,8 @@ class BenchmarkRun:
             return Grounder(observer, head, HeadInfo(recipe_of(config), observer.vlm))
         return Grounder.from_pretrained(
             system.head,
+            prompt=self.plan.prompt,
+            system=self.plan.system,
             dtype=self.dtype or "auto",
             device=self.device,
             refiner_weights=self.refiner_weights,
@@ -282,6 +286,7 @@ class BenchmarkRun:
                 "refiner": recipe.refiner,
                 "refiner_options": dict(recipe.refiner_options),
                 "prompt": recipe.prompt,
+                "reads": grounder.backbone.rendered_prompt(),
                 "settings": dict(method.settings),
                 "samples": job.total,
                 "batch_size": self.plan.batch_size,

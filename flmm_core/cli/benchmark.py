@@ -60,6 +60,7 @@ PER_RUN = ("dtype", "device", "refiner_weights", "workers", "force", "max_skippe
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="YAML file of settings for heads to train, as for `flmm train`.",
 )
+@config_options("prompt", "system", unset="as each head was trained")
 @config_options("steps", unset="as in `flmm train`")
 @config_options(*PER_RUN)
 def command(output: Path, config_file: Path | None, **parameters: Any) -> None:

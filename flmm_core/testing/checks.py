@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -18,12 +19,17 @@ from torch import Tensor
 from flmm_core.errors import DataError
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.batch import place_rows
+from flmm_core.pipeline.backbone.conversation import (
+    adds_special_tokens,
+    answer_text,
+    common_length,
+)
 from flmm_core.pipeline.backbone.view_check import check_views
 from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, Trace
 from flmm_core.plugins import load_class
-from flmm_core.segment import Segment
+from flmm_core.segment import Segment, caption_text
 from flmm_core.spec import BackboneOptions
-from flmm_core.testing.probes import CAPTION, decoder_inputs, picture, repainted_cells
+from flmm_core.testing.probes import CAPTION, ODD_CAPTION, decoder_inputs, picture, repainted_cells
 
 Check = Callable[[Backbone], None]
 
@@ -152,12 +158,34 @@ def _as_tensors(inputs: BackboneInputs) -> dict[str, Tensor]:
 
 def check_phrases_are_found(backbone: Backbone) -> None:
     """The rows of a phrase are exactly the tokens of its words."""
-    inputs = backbone.prepare(picture(96, 144), CAPTION)
-    ids = inputs.tokens["input_ids"]
-    for number, rows in enumerate(inputs.phrase_rows):
-        words = backbone.tokenizer.decode(ids[rows]).strip()
-        expected = next(s.text for s in CAPTION if s.phrase == number).strip()
-        require(words == expected, f"phrase {number}: its rows are {words!r}, not {expected!r}")
+    for caption in (CAPTION, ODD_CAPTION):
+        inputs = backbone.prepare(picture(96, 144), caption)
+        ids = inputs.tokens["input_ids"]
+        for number, rows in enumerate(inputs.phrase_rows):
+            words = backbone.tokenizer.decode(ids[rows]).strip()
+            expected = next(s.text for s in caption if s.phrase == number).strip()
+            same = normalize("NFC", words) == normalize("NFC", expected)
+            require(same, f"phrase {number}: its rows are {words!r}, not {expected!r}")
+
+
+def check_captions_are_answers(backbone: Backbone) -> None:
+    """A whole caption has the tokens that the processor gives for the conversation with it."""
+    if backbone.caption_mode != "whole":
+        return
+    image, processor = picture(96, 144), backbone.processor
+    inputs = backbone.prepare(image, CAPTION)
+    text, _ = answer_text(processor, inputs.prefix.turns, caption_text(CAPTION))
+    special = adds_special_tokens(processor.tokenizer, text)
+    encoded = processor(
+        text=[text], images=[image], return_tensors="pt", add_special_tokens=special
+    )
+    expected, found = encoded["input_ids"][0].tolist(), inputs.tokens["input_ids"].tolist()
+    same = common_length(expected, found)
+    require(
+        expected == found,
+        f"token {same} of {len(found)} is {found[same : same + 3]}, the processor gives "
+        f"{expected[same : same + 3]}: it changes the text otherwise than by image tokens",
+    )
 
 
 def check_control_words_are_text(backbone: Backbone) -> None:
@@ -294,6 +322,7 @@ CHECKS: tuple[Check, ...] = (
     check_repainted_spot,
     check_prepare_repeats,
     check_phrases_are_found,
+    check_captions_are_answers,
     check_control_words_are_text,
     check_trace_shapes,
     check_trace_equals_eager,

@@ -15,6 +15,13 @@ from flmm_core.pipeline.types import BackboneBatch, ImageView
 from flmm_core.segment import Segment
 
 CAPTION = (Segment("the red circle", 0), Segment(" is left of "), Segment("a small blue star", 1))
+ODD_CAPTION = (
+    Segment("there  is "),
+    Segment(" cafe\u0301 no. 7 ", 1),
+    Segment("and "),
+    Segment("🐱", 0),
+    Segment(" 's ball"),
+)
 
 Cell = tuple[int, int]
 """(row, column) in a view's grid."""

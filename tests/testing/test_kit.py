@@ -159,6 +159,14 @@ def prepare_by_chance(backbone: Backbone) -> None:
     backbone.processor = NotTheSameTwice(backbone.processor)
 
 
+def end_the_text_with_a_line(backbone: Backbone) -> None:
+    class Ending(NotTheSameTwice):
+        def __call__(self, **kwargs: Any) -> Any:
+            return self.processor(**{**kwargs, "text": [text + "\n" for text in kwargs["text"]]})
+
+    backbone.processor = Ending(backbone.processor)
+
+
 def expand_control_words(backbone: Backbone) -> None:
     backbone._controls = ()
 
@@ -233,6 +241,7 @@ def learn_from_a_question(backbone: Backbone) -> None:
         (move(-0.5), "check_repainted_spot"),
         (prepare_by_chance, "check_prepare_repeats"),
         (change_inputs(one_token_early), "check_phrases_are_found"),
+        (end_the_text_with_a_line, "check_captions_are_answers"),
         (expand_control_words, "check_control_words_are_text"),
         (change_traces(lambda a: a[:, :1]), "check_trace_shapes"),
         (change_traces(lambda a: a * 1.001), "check_trace_equals_eager"),
