@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 MODEL = ("model", "options", "prompt")
 """The settings that decide what a model can take."""
 SKIPPED_SHOWN = 10
-SOURCES = "\n".join(f"  {known.form:21} {known.summary}" for known in FORMATS.values())
+WIDTH = max(len(known.form) for known in FORMATS.values())
+SOURCES = "\n".join(f"  {known.form:{WIDTH}} {known.summary}" for known in FORMATS.values())
 
 
-OPTIONS = """  ,images=DIR           where the images lie, if not in a usual folder
-  ,exif=ignore          images were annotated as stored, not as their EXIF data turn them"""
+OPTIONS = """  ,images=DIR              where the images lie, if not in a usual folder
+  ,exif=ignore             images were annotated as stored, not as their EXIF data turn them"""
 
 
 @click.group(

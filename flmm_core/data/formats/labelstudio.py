@@ -113,7 +113,8 @@ def _files(path: Path, split: str) -> list[Path]:
 def _image_name(task: Any) -> str:
     """The path of a task's image as written, or "": 'image', else what ends like one."""
     data = task.get("data", task) if isinstance(task, dict) else {}
-    listed = [text for text in data.values() if isinstance(text, str)] if data else []
+    data = data if isinstance(data, dict) else {}
+    listed = [text for text in data.values() if isinstance(text, str)]
     names = [text if "?d=" in text else text.split("?")[0] for text in listed]
     if listed and isinstance(data.get("image"), str):
         return names[listed.index(data["image"])]

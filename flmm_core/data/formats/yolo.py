@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -119,8 +120,9 @@ def _place(root: Path, file: Path, entry: str, split: str) -> Path:
     entries = [entry, entry.removeprefix("../")]
     places = [base / name for base in (root, file.parent) for name in entries]
     for place in places:
-        if place.exists():
-            return place
+        with suppress(OSError, ValueError):  # names that no file can have
+            if place.exists():
+                return place
     raise DataError(
         f"The images of the split '{split}' of {file} are missing.",
         found="\n  ".join(["Looked for:", *dict.fromkeys(map(str, places))]),

@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from flmm_core.data.sources import open_source, read_source
 from flmm_core.data.tools.check import check_source
 from flmm_core.data.tools.convert import convert_source
 from tests.data.formats.shared.test_brush_rle import encode
+from tests.data.test_any_junk import JUNK, changed, places
 
 
 def save_images(scenes: list[NewImage], folder: Path) -> None:
@@ -176,6 +178,19 @@ def test_conversion_changes_no_sample(
             other.image_hw,
         )
         assert one.image_path.read_bytes() == other.image_path.read_bytes()
+
+
+@pytest.mark.parametrize("source", ["masks", "labelstudio"], indirect=True)
+def test_a_changed_value_never_stops_a_check(source: tuple[str, list[NewImage]]) -> None:
+    (file,) = Path(source[0].partition(":")[2]).glob("*.json")
+    whole, random = file.read_text(), Random(4)
+    content = json.loads(whole)
+    spots = [spot for spot in places(content) if "rle" not in spot or spot[-1] in ("rle", 3)]
+    for _ in range(25):
+        junk = changed(content, random.choice(spots), random.choice(JUNK))
+        file.write_text(json.dumps(junk))
+        report = check_source(source[0])
+        assert all(str(fault) for fault in report.faults)
 
 
 @pytest.mark.parametrize("source", WRITERS, indirect=True)

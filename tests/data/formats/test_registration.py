@@ -85,7 +85,7 @@ def test_a_new_format_is_drawn_read_checked_converted_and_listed(
         capsys.readouterr().out
     )
     assert main(["data", "--help"]) == 0
-    assert "mine:PATH@SPLIT       my own" in capsys.readouterr().out
+    assert " mine:PATH@SPLIT my own " in " ".join(capsys.readouterr().out.split())
     assert main(["data", "draw", "--help"]) == 0
     assert "labelme|mine]" in "".join(capsys.readouterr().out.split())
     for text in ("other:x", "mine:scenes"):

@@ -142,6 +142,7 @@ def test_an_image_without_labels_loses_nothing(files: Files) -> None:
             {"yaml": "train: gone\nnames: [a]"},
             "The images of the split 'train' of {root}",
         ),
+        ({"yaml": f"train: {'a' * 400}\nnames: [a]"}, "The images of the split 'train' of"),
         ({"yaml": "train: [}"}, "The file {root}/data.yaml is not YAML."),
         ({"yaml": "names: [a]"}, "There is no split 'train' in {root}/data.yaml."),
     ],
