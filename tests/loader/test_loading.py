@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flmm_core.data.drawn.writing import draw_images
 from flmm_core.data.formats import FORMATS
+from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError, RunError, dead_worker_error
 from flmm_core.loader import dataset as counting
@@ -96,6 +98,31 @@ def test_a_quota_of_a_container_counts(monkeypatch: Patch, tmp_path: Path) -> No
     for text, wanted in (("max 100000", 12), ("250000 100000", 2), ("20000 100000", 1)):
         (tmp_path / "cpu.max").write_text(text + "\n")
         assert usable_cpus() == wanted
+
+
+# --- what the model is shown ---
+
+
+def test_an_image_annotated_as_stored_is_prepared_as_stored(
+    source: ObservedFeatures, dataset: ExampleDataset, tmp_path: Path
+) -> None:
+    """Also when the sample before it has the same image, turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    sample = dataset.samples[0]
+    with Image.open(sample.image_path) as image:
+        image.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "turned.png", exif=exif)
+        image.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "plain.png")
+    turned = replace(sample, image_path=tmp_path / "turned.png")
+    plain = replace(sample, image_path=tmp_path / "plain.png")
+
+    def shown(sample: Sample) -> list[Tensor]:
+        return list(tensors_of(source.prepare(sample)))
+
+    upright, stored = shown(sample), shown(plain)
+    assert all(map(torch.equal, shown(turned), upright))
+    assert all(map(torch.equal, shown(replace(turned, as_stored=True)), stored))
+    assert not all(map(torch.equal, upright, stored))
 
 
 # --- the same batches, wherever they are read ------------------------------------------------

@@ -56,6 +56,10 @@ WRITTEN = [
     ("a\\b.png", "images/a\\b.png"),
     ("/data/local-files/?d=images/a%20b.png", "images/a b.png"),
     ("http://localhost:8080/data/upload/3/a.png", "images/a.png"),
+    ("https://bucket.host/set/a%20b.png?token=1/2", "images/a b.png"),
+    ("s3://bucket/set/a.png", "set/a.png"),
+    ("caf\u00e9.png", "cafe\u0301.png"),
+    ("cafe\u0301.png", "caf\u00e9.png"),
 ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path, PureWindowsPath
+from unicodedata import normalize
 from urllib.parse import unquote
 
 from flmm_core.data.records import first_file
@@ -17,11 +18,16 @@ def spellings(written: str) -> list[str]:
     r"""The relative paths that a name may stand for, as it is written first.
 
     "images\my%20mug.jpg" may be the file "my mug.jpg" in "images"; Label Studio writes its local
-    files as "/data/local-files/?d=images/a.jpg".
+    files as "/data/local-files/?d=images/a.jpg", and the address of a file may have a query. An
+    accent may be a character of its own, as in names that macOS has written.
     """
     names = [written, written.rpartition("?d=")[2]]
+    if "://" in written:
+        names.append(written.partition("?")[0])
     names += [PureWindowsPath(name).as_posix() for name in names]
-    return list(dict.fromkeys([*names, *map(unquote, names)]))
+    names += [unquote(name) for name in names]
+    names += [normalize(form, name) for form in ("NFC", "NFD") for name in names]
+    return list(dict.fromkeys(names))
 
 
 def tails(written: str) -> list[str]:
