@@ -10,6 +10,14 @@ CaptionMode = Literal["whole", "pieces"]
 """How a caption becomes tokens: whole, as the model's own answer, or each of its pieces alone."""
 
 
+def is_text(text: str) -> bool:
+    """Whether a string can be written and tokenized.
+
+    Strings of JSON, and names of files that are not UTF-8, can hold halves of surrogate pairs.
+    """
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A piece of the caption; the pieces are joined in order with nothing between them.

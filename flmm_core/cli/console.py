@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flmm_core.errors import UsageError
+from flmm_core.segment import is_text
 
 if TYPE_CHECKING:
     from flmm_core.progress import Progress
@@ -47,6 +48,10 @@ def echo_table(rows: Iterable[Sequence[str]], indent: str = "") -> None:
 
 def check_writable(folder: Path, repair: str = "Give another --output.") -> None:
     """`UsageError` if a folder cannot be created or written: better before hours of work."""
+    if not is_text(str(folder)):
+        raise UsageError(
+            f"The name of the output folder, {str(folder)!r}, is not UTF-8 text.", repair=repair
+        )
     place = folder
     try:
         while not place.exists() and place != place.parent:

@@ -135,11 +135,6 @@ def unfit(where: str, key: str, value: Any, expected: str) -> DataError:
     )
 
 
-def is_text(text: str) -> bool:
-    """Whether a string can be written: JSON and Python also have halves of surrogate pairs."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
 def is_finite_number(value: Any) -> bool:
     """Whether it is a number that a float can hold."""
     try:

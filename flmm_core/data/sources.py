@@ -26,6 +26,7 @@ from flmm_core.data.protocols import (
 )
 from flmm_core.data.sample import AnnotatedImage, Sample
 from flmm_core.errors import DataError, UsageError, did_you_mean
+from flmm_core.segment import is_text
 
 # A path may hold ":" and "@"; what follows its last "@" is the split unless a slash is in it.
 _OPTION = re.compile(r"(?P<rest>.*),(?P<key>images|exif)=(?P<value>.*)", re.DOTALL)
@@ -76,6 +77,12 @@ def parse_source(text: str) -> Source:
         UsageError: The text has another form, NAME is unknown, PATH or SPLIT is missing or not
             supported by the format, or an option has no such value.
     """
+    if not is_text(text):
+        raise UsageError(
+            f"The data source {text!r} is not UTF-8 text.",
+            found="What is written about a run or a benchmark could not name it.",
+            repair="Rename the folder, or make a link to it with another name.",
+        )
     name_and_place, options = _split_options(text)
     parts = _GRAMMAR.fullmatch(name_and_place)
     if parts is None or parts["path"] == "" or parts["split"] == "":

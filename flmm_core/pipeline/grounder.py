@@ -23,7 +23,7 @@ from flmm_core.pipeline.head_folder import HeadInfo
 from flmm_core.pipeline.observer import Observer, ObserverInputs
 from flmm_core.pipeline.result import Result, collect
 from flmm_core.pipeline.types import Grounding
-from flmm_core.segment import Segment, statements
+from flmm_core.segment import Segment, is_text, statements
 
 
 @dataclass(eq=False, repr=False)
@@ -167,5 +167,11 @@ def _checked_phrases(phrases: Sequence[str]) -> list[str]:
                 f"Phrase {number} is empty.",
                 found=f"Found {phrase!r}.",
                 repair="Give it at least one word.",
+            )
+        if not is_text(phrase):
+            raise UsageError(
+                f"Phrase {number} is not Unicode text.",
+                found=f"It holds half of a surrogate pair: {phrase!r}.",
+                repair="Write it as UTF-8.",
             )
     return [phrase.strip() for phrase in listed]

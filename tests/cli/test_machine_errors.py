@@ -109,6 +109,20 @@ def test_names_that_are_not_utf8_and_words_that_are_no_text(
     assert main(["data", "check", "jsonl:out@train"]) == 0
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["data", "check", "jsonl:K\udce4fer"],
+        ["data", "convert", "shapes@absent", "K\udce4fer"],
+        ["benchmark", "--backbone", "qwen", "--output", "K\udce4fer"],
+        ["train", "--backbone", "qwen", "--output", "K\udce4fer"],
+    ],
+)
+def test_folders_that_records_could_not_name(command: list[str], capsys: Capture) -> None:
+    assert main(command) == 2
+    assert "is not UTF-8 text." in capsys.readouterr().err
+
+
 def test_a_configuration_of_lists_within_lists(tmp_path: Path, capsys: Capture) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("backbone: qwen\ndata: " + "[" * 5_000)

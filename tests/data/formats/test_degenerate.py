@@ -49,7 +49,7 @@ def without_masks(content: Any) -> list[Any]:
 
 
 def draw(form: str, folder: Path) -> str:
-    scenes = draw_images(3, 11, extras=FORMATS[form].extras)
+    scenes = draw_images(2, 11, extras=FORMATS[form].extras)
     FORMATS[form].write(folder, scenes)
     return f"{form}:{folder}@train"
 

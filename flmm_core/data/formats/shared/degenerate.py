@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
-from flmm_core.data.records import is_text
 from flmm_core.data.sample import AnnotatedImage, GroundedObject, StoredMask
+from flmm_core.segment import is_text
 
 NO_PIXEL = "it covers no pixel"
 NO_SENTENCE = "it has no sentence"
