@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from flmm_core.errors import UsageError
 from flmm_core.files import (
+    discard_empty,
+    hold,
+    naming,
     open_whole,
+    remove_folder,
     sweep,
     whole_file,
     whole_folder,
@@ -136,10 +141,12 @@ def test_what_a_killed_process_left_is_no_hindrance_and_can_be_swept(tmp_path: P
     write_bytes(tmp_path / "a", b"1")
     assert (tmp_path / "a").read_bytes() == b"1"
     (tmp_path / "a.partial").touch()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "last.partial").symlink_to("kept")
     sweep(tmp_path, "b")
     assert (tmp_path / "a.partial").exists()
     sweep(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "kept"]
 
 
 def test_text_and_json_are_utf_8(tmp_path: Path) -> None:
@@ -152,3 +159,38 @@ def test_text_and_json_are_utf_8(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(tmp_path / "json", object())
     assert json.loads((tmp_path / "json").read_text(encoding="utf-8")) == {"word": "ä"}
+
+
+def test_an_error_without_a_path_gets_the_one_that_was_written(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for name, writing in (("a", whole_file), ("b", whole_folder), ("c", naming)):
+        with pytest.raises(OSError, match="No space") as caught, writing(tmp_path / name):
+            raise full
+        assert caught.value.filename == str(tmp_path / name)
+        full.filename = None
+    named = OSError(errno.ENOSPC, "No space left on device", "mine")
+    with pytest.raises(OSError, match="mine"), whole_file(tmp_path / "a"):
+        raise named
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_held_once_and_only_as_long_as_the_block(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with hold(folder, "writing"):
+        with pytest.raises(UsageError) as error, hold(folder, "writing"):
+            pass
+        assert str(error.value).splitlines()[0] == f"Another process is writing '{folder}'."
+        (folder / "file").touch()
+        discard_empty(folder)
+        assert (folder / "file").exists()
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    (folder / "file").unlink()
+    with hold(folder, "writing"):
+        discard_empty(folder)
+    assert not folder.exists()
+
+
+def test_a_removed_folder_is_gone_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    remove_folder(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []

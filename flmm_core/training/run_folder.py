@@ -203,7 +203,7 @@ class RunFolder:
         folder, best = self.step(step), self.best()
         write_json(folder / SCORE, {"validation_ciou": score})
         former = None if best is None else self._score(best)
-        if former is None or score >= former:
+        if former is None or not score < former:  # nan if nothing is there to be found
             self._point("best", folder)
         self.prune()
 
