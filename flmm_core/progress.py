@@ -133,6 +133,8 @@ class StopRequest:
     @contextmanager
     def immediate(self) -> Iterator[None]:
         """Let the first signal raise, too, while there is nothing to save."""
+        if self.asked:  # a moment ago, after the last look
+            raise KeyboardInterrupt
         self._immediate = True
         try:
             yield

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import signal
 
+import pytest
 import rich.console
 
-from flmm_core.progress import LineProgress, Progress, TerminalProgress
+from flmm_core.progress import LineProgress, Progress, StopRequest, TerminalProgress
 
 
 class Clock:
@@ -61,3 +63,33 @@ def test_the_base_is_silent() -> None:
     with Progress().stage("Training", total=3) as stage:
         stage.advance(1, loss=0.5)
     Progress().say("nothing")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_waits_for_the_work_and_the_second_does_not(
+    number: signal.Signals,
+) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        signal.raise_signal(number)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt), stop.immediate():
+            raise AssertionError("work that is lost was begun after the request")
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_where_nothing_is_to_be_saved_the_first_signal_stops(number: signal.Signals) -> None:
+    with StopRequest() as outer, outer.immediate():
+        with StopRequest() as inner:
+            signal.raise_signal(number)
+            assert inner.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    with StopRequest() as stop:
+        with pytest.raises(KeyboardInterrupt), stop.immediate():
+            signal.raise_signal(number)
+        signal.raise_signal(number)  # again one that waits
+        assert stop.asked
