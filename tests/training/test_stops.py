@@ -20,8 +20,10 @@ from flmm_core.data.sources import open_source
 from flmm_core.errors import RunError, UsageError, WeightsError
 from flmm_core.files import hold
 from flmm_core.pipeline.mask_head import MaskHead
+from flmm_core.progress import Progress
 from flmm_core.training.loop import rate
 from flmm_core.training.run_folder import RunFolder
+from flmm_core.training.setup import open_data
 from tests.cached import Runs, weights
 from tests.stopping import StopAt
 
@@ -69,7 +71,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(
     assert report["gradient norm"] == "nan"
     assert report["gradients that are not finite"]
     assert all(all(sample["finite"].values()) for sample in report["samples"])
-    originals = {sample.name: sample for sample in open_source(runs.source, "flmm-paper")}
+    samples, _, _ = open_data(runs.config()[0], Progress())
+    originals = {sample.name: sample for sample in samples}
     kept = open_source(source, "standard")
     for number, sample in enumerate(report["samples"]):
         original = originals[sample["name"]]
@@ -78,6 +81,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(
         assert copy.read_bytes() == original.image_path.read_bytes()
     masks = sum(int(rle.area(phrase.mask)) for s in kept for phrase in s.phrases)
     wanted = [phrase for s in report["samples"] for phrase in originals[s["name"]].phrases]
+    texts = sorted(phrase.text for s in kept for phrase in s.phrases)
+    assert texts == sorted(phrase.text for phrase in wanted)
     assert masks == sum(int(rle.area(phrase.mask)) for phrase in wanted)
     assert weights(runs.train("run", resume=True, save_every=1)) == weights(whole)
 
