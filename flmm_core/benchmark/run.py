@@ -347,7 +347,7 @@ class BenchmarkRun:
         for index, reason in rows.skipped.items():
             left_out.add(index, reason)
         skipped = left_out.to_list()
-        scores = Evaluation(skipped=len(skipped))
+        scores = Evaluation(skipped=len(skipped), protocol=self.plan.protocol)
 
         def in_order() -> Iterator[PhraseRow]:
             for sample in rows.in_order():

@@ -98,7 +98,8 @@ def evaluate(
         FlmmError: Too much cannot be used; without `max_skipped`, a sample cannot.
     """
     total = min(limit or len(samples), len(samples))
-    result, started = Evaluation(), time.monotonic()
+    protocol = getattr(samples, "protocol", "standard")
+    result, started = Evaluation(protocol=protocol), time.monotonic()
     left_out = LeftOut(samples, max_skipped or SkipLimit.given("100%"), used=total)
     throughput, batches = Throughput(), fixed_batches(total, batch_size)
     measured = measure_batches(

@@ -54,6 +54,7 @@ class Evaluation:
     Attributes:
         reliability: Of the probabilities of masks that were not withheld ("not there").
         separation: Of the probabilities of all phrases, with and without target.
+        protocol: That of the captions, which decides what P@t counts.
         with_ignored: Rows with ignored pixels.
         skipped: Number of items that are left out, and `left_out` which, ready for JSON.
         seconds: Wall-clock time.
@@ -64,6 +65,7 @@ class Evaluation:
     tags: dict[str, ScoreSums] = field(default_factory=dict)
     reliability: Reliability = field(default_factory=Reliability)
     separation: Separation = field(default_factory=Separation)
+    protocol: str = "standard"
     with_ignored: int = 0
     samples: int = 0
     skipped: int = 0
@@ -74,7 +76,7 @@ class Evaluation:
         """Count the rows of one sample."""
         self.samples += 1
         for row in rows:
-            terms = scores.terms(row)
+            terms = scores.terms(row, self.protocol)
             self.whole.add(terms)
             if row.slice:
                 self.slices.setdefault(row.slice, ScoreSums()).add(terms)

@@ -35,6 +35,7 @@ class Score:
     Attributes:
         summary: Its definition in one line, the tooltip of its column.
         terms: Of a row.
+        paper: Of a row, in the protocol "flmm-paper"; None if they are the same.
         title: Column heading in reports; empty for scores that are in JSON only.
         groups: The objects in the JSON of an evaluation that contain it.
         key: Its key there; empty for its name in the table.
@@ -47,11 +48,21 @@ class Score:
     groups: tuple[str, ...] = ("refined",)
     key: str = ""
     where: Callable[[PhraseRow], bool] = lambda row: True
+    paper: TermsOf | None = None
+
+    def terms_in(self, protocol: str) -> TermsOf:
+        """The terms of a row in a protocol."""
+        return self.paper if self.paper and protocol == "flmm-paper" else self.terms
 
 
 def reaches(intersection: int, union: int, threshold: float = 0.5) -> bool:
     """Whether IoU >= threshold, a multiple of 0.1, decided in integers; false for 0/0."""
     return union > 0 and 10 * intersection >= round(10 * threshold) * union
+
+
+def exceeds(intersection: int, union: int, threshold: float) -> bool:
+    """As `reaches`, but IoU > threshold."""
+    return 10 * intersection > round(10 * threshold) * union
 
 
 def recall_levels(intersection: int, union: int) -> int:
@@ -105,6 +116,10 @@ def _share_reaching(threshold: float, pixels: TermsOf = _refined) -> TermsOf:
     return _mean(lambda both, either: reaches(both, either, threshold), pixels)
 
 
+def _share_exceeding(threshold: float, pixels: TermsOf = _refined) -> TermsOf:
+    return _mean(lambda both, either: exceeds(both, either, threshold), pixels)
+
+
 def _average_recall(subset: str) -> TermsOf:
     mean = _mean(recall_levels, _refined, RECALL_STEPS)
     return lambda row: mean(row) if subset in _subsets(row) else None
@@ -128,7 +143,12 @@ SCORES: dict[str, Score] = {
     ),
     "miou": Score("mean IoU; 0/0 counts as 0", _mean_iou(), "mIoU"),
     **{
-        f"precision@{t}": Score(f"share of masks with IoU >= {t}", _share_reaching(t), f"P@{t}")
+        f"precision@{t}": Score(
+            f"share of masks with IoU >= {t} (> {t} in flmm-paper)",
+            _share_reaching(t),
+            f"P@{t}",
+            paper=_share_exceeding(t),
+        )
         for t in THRESHOLDS
     },
     "coarse_ciou": Score(
@@ -143,6 +163,7 @@ SCORES: dict[str, Score] = {
             _share_reaching(t, _coarse),
             groups=("coarse",),
             key=f"precision@{t}",
+            paper=_share_exceeding(t, _coarse),
         )
         for t in THRESHOLDS
     },
@@ -214,9 +235,9 @@ def titles() -> dict[str, str]:
     return {name: score.title for name, score in SCORES.items() if score.title}
 
 
-def terms(row: PhraseRow) -> dict[str, Terms]:
+def terms(row: PhraseRow, protocol: str = "standard") -> dict[str, Terms]:
     """The terms of a row, for the scores that it counts for."""
-    found = ((name, score.terms(row)) for name, score in SCORES.items())
+    found = ((name, score.terms_in(protocol)(row)) for name, score in SCORES.items())
     return {name: terms for name, terms in found if terms is not None}
 
 

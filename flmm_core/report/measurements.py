@@ -48,8 +48,9 @@ class Columns:
         probability: (M,) nan if there is none, or if the mask was withheld ("not there").
     """
 
-    def __init__(self, rows: Iterable[PhraseRow]) -> None:
+    def __init__(self, rows: Iterable[PhraseRow], protocol: str = "standard") -> None:
         table = [scores.SCORES[name] for name in scores.titles()]
+        terms_of = [score.terms_in(protocol) for score in table]
         self.items: list[str] = []
         self.slices: list[str] = []
         self.tags: list[tuple[str, ...]] = []
@@ -59,8 +60,8 @@ class Columns:
             self.slices.append(sys.intern(row.slice))
             self.tags.append(tuple(sys.intern(tag) for tag in row.tags))
             pictures.append(sys.intern(row.picture))
-            for score in table:
-                terms.extend(score.terms(row) or (math.nan, math.nan))
+            for score, of_row in zip(table, terms_of, strict=True):
+                terms.extend(of_row(row) or (math.nan, math.nan))
                 shows.append(score.where(row))
             likely = row.probability if row.there else None
             numbers.extend(
@@ -154,7 +155,8 @@ def load_measurement(folder: Path) -> Measurement:
     Raises:
         DataError: A file is missing or broken.
     """
-    return Measurement(folder, read_measurement(folder), Columns(read_rows(folder / ITEMS)))
+    facts = read_measurement(folder)
+    return Measurement(folder, facts, Columns(read_rows(folder / ITEMS), facts.protocol))
 
 
 def load_benchmark(folder: Path) -> Benchmark:

@@ -18,8 +18,9 @@ from flmm_core.evaluation.phrase_rows import PhraseRow
 from flmm_core.evaluation.running_scores import Evaluation
 from flmm_core.evaluation.scores import SCORES, SUBSETS, THRESHOLDS, Score, recall_levels, titles
 from flmm_core.report.page import build_report
+from flmm_core.report.scores import score_rows
 from tests.evaluation.cases import CASES, random_masks, row_of, rows_of
-from tests.report.benchmarks import write_benchmark
+from tests.report.benchmarks import measured, write_benchmark
 
 RECALL_THRESHOLDS = np.arange(0, 1, 0.00001)
 
@@ -317,3 +318,20 @@ def test_a_new_score_is_one_entry_of_the_table(
     assert pair["scores"]["pixel_recall"]["first"] == value
     assert main(["report", "compare", str(first), str(second)]) == 0
     assert "recall of pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("protocol", "share"), [("standard", 1.0), ("flmm-paper", 0.0)])
+def test_an_iou_on_the_threshold_is_counted_but_in_the_papers_protocol(
+    protocol: str, share: float, tmp_path: Path
+) -> None:
+    """The original compares with `>`; 5 of 10 pixels are an IoU of exactly 0.5."""
+    for t in THRESHOLDS:
+        pixels = round(10 * t)
+        row = row_of(pixels, 10, coarse_intersection=pixels, coarse_union=10)
+        found = Evaluation(protocol=protocol)
+        found.add([row])
+        name = f"precision@{t}"
+        assert found[name] == found[f"coarse_{name}"] == share
+        assert found[f"target_{name}"] == 1  # as GRES's script
+        columns = measured(tmp_path / str(t), [row], protocol=protocol).columns
+        assert score_rows(columns)[name].value == share
