@@ -55,7 +55,7 @@ from flmm_core.progress import Progress, StopRequest
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.contact_sheet import draw_sheet
 from flmm_core.training.failed_step import StepValues, insist_finite
-from flmm_core.training.losses import GroundingLoss, head_loss
+from flmm_core.training.losses import GroundingLoss, head_loss, processed_truth
 from flmm_core.training.optimizer_file import read_optimizer
 from flmm_core.training.run_folder import SUMMARY, RunFolder
 from flmm_core.training.setup import (
@@ -289,7 +289,11 @@ class TrainingLoop:
             group["lr"] = group["highest"] * rate(step, self.config)
         features = self.source.features(batch.inputs)
         nearest = self.config.head.paper_rounding
-        groundings, loss = head_loss(self.head, features, batch.truths, nearest=nearest)
+        truths = batch.truths
+        if nearest and (square := self.setup.info.model and self.setup.info.model.square):
+            pairs = zip(truths, features, strict=True)
+            truths = tuple(processed_truth(t, f.maps.image_box, square) for t, f in pairs)
+        groundings, loss = head_loss(self.head, features, truths, nearest=nearest)
         values = StepValues(step + 1, batch, features, groundings, loss)
         self.optimizer.zero_grad()
         insist_finite(loss.total, "loss", values, self.head, self.folder)

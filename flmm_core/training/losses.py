@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flmm_core.pipeline.head import Head
-from flmm_core.pipeline.resample import resize_truth
+from flmm_core.pipeline.resample import Box, resize_truth
 from flmm_core.pipeline.types import Features, Grounding
 
 
@@ -57,6 +57,18 @@ def head_loss(
     presence = F.binary_cross_entropy_with_logits(told, right, reduction="sum")
     loss = grounding_loss(groundings, found, nearest=nearest)
     return groundings, replace(loss, presence=presence / max(1, len(told)))
+
+
+def processed_truth(truth: Tensor, image_box: Box, square: int) -> Tensor:
+    """(P, H, W) truth at the size of the image that the VLM sees, as the original F-LMM trains.
+
+    Args:
+        image_box: Of a view that shows the whole square.
+        square: The side of the square in pixels, of which the resized image is a part.
+    """
+    y0, x0, y1, x1 = image_box
+    size = round(square / (y1 - y0)), round(square / (x1 - x0))
+    return resize_truth(truth, size, nearest=True)
 
 
 def dice_loss(logits: Tensor, truth: Tensor) -> Tensor:

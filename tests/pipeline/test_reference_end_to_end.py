@@ -6,6 +6,7 @@ from the reference's own attention, because the random SAM makes 1e-3 of a diffe
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -18,7 +19,7 @@ from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.refiners.sam import SamEncoder, SamRefiner
 from flmm_core.pipeline.text_prompts import TextPrompts
 from flmm_core.pipeline.types import Features, Grounding, ImageView, Trace
-from flmm_core.training.losses import GroundingLoss, grounding_loss
+from flmm_core.training.losses import GroundingLoss, grounding_loss, processed_truth
 from tests.heads import arrays, reference_mask_head, reference_sam, tensors
 
 LAYERS, HEADS, HIDDEN, PHRASES = 3, 8, 64, 3
@@ -137,6 +138,25 @@ def test_losses_are_the_originals(
     assert loss.coarse_dice.item() == pytest.approx(dice, abs=1e-4)
     assert loss.refined_cross_entropy.item() == pytest.approx(sam_cross_entropy, abs=1e-4)
     assert loss.refined_dice.item() == pytest.approx(sam_dice, abs=1e-4)
+
+
+def test_truth_is_resized_through_the_size_that_the_vlm_sees(
+    flow: tuple[Head, Grounding, GroundingLoss], numbers: dict[str, Tensor]
+) -> None:
+    """333 x 500 pixels -> 255 x 384 -> the logits' size; the fixture begins at 255 x 384."""
+    _, grounding, wanted = flow
+    rows, columns = (
+        np.searchsorted(np.arange(seen) * whole // seen, np.arange(whole), side="right") - 1
+        for seen, whole in zip((255, 384), IMAGE_HW, strict=True)
+    )
+    whole = numbers["gt_masks"][:, rows][:, :, columns]
+    seen = processed_truth(whole, grounding.maps.image_box, 384)
+    assert torch.equal(seen, numbers["gt_masks"].float())
+    with torch.no_grad():
+        loss = grounding_loss([grounding], [seen], nearest=True)
+        direct = grounding_loss([grounding], [whole], nearest=True)
+    assert loss.total.item() == pytest.approx(wanted.total.item(), abs=1e-6)
+    assert abs(direct.total.item() - wanted.total.item()) > 1e-4
 
 
 def test_gradients_are_the_originals(

@@ -70,6 +70,15 @@ class ModelIdentity:
     chat_template: Digest
     image_processor: Mapping[str, JsonValue]
 
+    @property
+    def square(self) -> int | None:
+        """The side in pixels of the square that every image becomes; None if it becomes another."""
+        size = self.image_processor.get("size")
+        if not isinstance(size, Mapping) or size.get("height") != size.get("width"):
+            return None
+        side = size.get("height")
+        return side if isinstance(side, int) else None
+
 
 def identify(vlm: Any, processor: Any) -> ModelIdentity:
     """The identity of a loaded transformers model; reads a few of its weights."""
