@@ -259,15 +259,21 @@ def _fill(region: _Region, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def _fill_as_coco(corners: Points, image_hw: tuple[int, int], where: str) -> NDArray[np.bool_]:
+    _check_near(corners, image_hw, where)
     height, width = image_hw
-    if any(abs(x) > 10 * width + 10 or abs(y) > 10 * height + 10 for x, y in corners):
-        raise DataError(
-            f"The shape of {where} lies far outside its image.",
-            found=f"Its points in pixels: {brief(corners)}; the image is {height} x {width}.",
-            repair="Coordinates are percentages of the image's width and height.",
-        )
     parts = coco.frPyObjects([[n for point in corners for n in point]], height, width)
     return np.ascontiguousarray(coco.decode(parts)[..., 0]).view(np.bool_)
+
+
+def _check_near(points: Points, image_hw: tuple[int, int], where: str) -> None:
+    """DataError if points are so far outside the image that drawing them takes no end."""
+    height, width = image_hw
+    if any(abs(x) > 10 * width + 10 or abs(y) > 10 * height + 10 for x, y in points):
+        raise DataError(
+            f"The shape of {where} lies far outside its image.",
+            found=f"Its points in pixels: {brief(points)}; the image is {height} x {width}.",
+            repair="Coordinates are percentages of the image's width and height.",
+        )
 
 
 def _ellipse(value: Record, image_hw: tuple[int, int], where: str) -> NDArray[np.bool_]:
@@ -276,6 +282,7 @@ def _ellipse(value: Record, image_hw: tuple[int, int], where: str) -> NDArray[np
     sine, cosine = _turn(value, where)
     rows, columns = np.ogrid[: image_hw[0], : image_hw[1]]
     dx, dy = columns + 0.5 - x, rows + 0.5 - y
+    _check_near([(x, y), (a, b)], image_hw, where)
     if a <= 0 or b <= 0:
         return np.zeros(image_hw, dtype=np.bool_)
     along, across = dx * cosine + dy * sine, dy * cosine - dx * sine

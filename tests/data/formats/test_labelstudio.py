@@ -210,6 +210,7 @@ def test_a_task_that_is_not_annotated(files: Files) -> None:
         (result("brushlabels", "a", rle=[300]), "The brush of result 1 of task 0 of {file} cannot"),
         (result("brushlabels", "a", rle=["x"]), "The brush of result 1 of task 0 of {file} cannot"),
         (result("polygonlabels", "a", points=[[0, 0], [1e12, 0], [0, 1]]), "lies far outside"),
+        (result("ellipselabels", "a", x=1, y=1, radiusX=1e300, radiusY=1), "lies far outside"),
         (result("polygonlabels", "a", points="x"), "has 'x' for 'points'.\nExpected a list."),
         (result("rectanglelabels", "a", x=1), "has None for 'y'."),
         (result("rectanglelabels", "a", **BOX | {"rotation": "x"}), "has 'x' for 'rotation'."),
