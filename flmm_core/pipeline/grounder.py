@@ -87,6 +87,8 @@ class Grounder:
             str(folder), trained, info.recipe.model, observer.backbone.identity(), force=force
         )
         head.load_weights(state)
+        if "reads" in info.facts:
+            info = info.with_facts(reads=observer.backbone.rendered_prompt())
         return cls(observer, head, info, confidence)
 
     def save_pretrained(self, folder: str | os.PathLike[str], **facts: Any) -> Path:

@@ -68,6 +68,23 @@ def test_a_head_of_format_1_is_migrated(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_a_head_that_knows_no_caption_mode_was_trained_on_pieces(tmp_path: Path) -> None:
+    shape = {"layers": 4, "heads": 4, "hidden_size": 128, "views": ["image"]}
+    head = {"format": 2, "flmm": "0.2.0", "recipe": {"backbone": "qwen"}, "vlm": shape}
+    (tmp_path / "config.json").write_text(json.dumps(head))
+    assert read_info(tmp_path).recipe.caption_mode == "pieces"
+
+
+def test_another_prompt_and_system_message(random_twin: Path, tmp_path: Path) -> None:
+    folder = fresh_grounder(Recipe("qwen", str(random_twin), base_channels=4)).save_pretrained(
+        tmp_path / "head", reads="something"
+    )
+    grounder = Grounder.from_pretrained(folder, prompt="What is there?", system="Be brief.")
+    reads = grounder.backbone.rendered_prompt()
+    assert reads.index("Be brief.") < reads.index("What is there?") < reads.index("{caption}")
+    assert grounder.info.facts["reads"] == reads
+
+
 def test_what_is_saved_is_loaded_and_saved_again(random_twin: Path, tmp_path: Path) -> None:
     recipe = Recipe("qwen", str(random_twin), base_channels=4, enlarge_to=16)
     first = fresh_grounder(recipe)

@@ -56,6 +56,16 @@ def test_a_setting_may_change_or_is_named(setting: Any, begun: RunConfig) -> Non
     assert " in the run, " in line
 
 
+def test_a_run_that_knows_no_caption_mode_reads_pieces(begun: RunConfig) -> None:
+    path = begun.output / "config.yaml"
+    recorded = path.read_text().replace("caption_mode: whole\n", "")
+    assert recorded != path.read_text()
+    write_text(path, recorded)
+    assert changed_settings(begun.output, changed(begun, "caption_mode", "pieces")) == {}
+    with pytest.raises(UsageError, match="--caption-mode: 'pieces' in the run, 'whole' now"):
+        changed_settings(begun.output, begun)
+
+
 def test_the_message_has_both_values_and_says_what_may_change(begun: RunConfig) -> None:
     with pytest.raises(UsageError) as error:
         changed_settings(begun.output, changed(begun, "batch_size", 3))

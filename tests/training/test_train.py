@@ -23,6 +23,7 @@ from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError, RunError
 from flmm_core.evaluation.evaluate import evaluate, evaluate_run
 from flmm_core.files import sealed
+from flmm_core.pipeline.head_folder import read_info
 from flmm_core.plugins import load_backbones
 from flmm_core.progress import LineProgress, Progress
 from flmm_core.training.loop import train
@@ -82,6 +83,10 @@ def test_a_run_folder_holds_what_the_docs_say(run: Train, drawn: Path) -> None:
         "trainable_parameters", "seconds", "protocol",
     } <= summary.keys()  # fmt: skip
     assert set(summary["coarse"]) == {"ciou", "miou"}
+    remark, *_ = (folder / "config.yaml").read_text().splitlines()
+    reads = read_info(folder / "last").facts["reads"]
+    assert remark == f"# The model reads: {reads!r}"
+    assert reads.endswith("Please give me a description of the image. ASSISTANT:{caption}")
     assert "calibration" not in summary  # there was no validation data
     assert not (folder / "last" / "confidence.json").exists()
     assert summary["vlm_sha256"]["before"] == summary["vlm_sha256"]["after"]
