@@ -15,7 +15,6 @@ from flmm_core.config import RunConfig, SkipLimit, load_config
 from flmm_core.data.drawn.writing import draw_images
 from flmm_core.data.formats import FORMATS
 from flmm_core.data.left_out import LeftOut
-from flmm_core.data.sources import open_source
 from flmm_core.feature_cache.build import build_cache
 from flmm_core.feature_cache.store import shards
 from flmm_core.plugins import load_backbones
@@ -23,7 +22,7 @@ from flmm_core.progress import Progress
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.loop import TrainingLoop
 from flmm_core.training.run_folder import RunFolder
-from flmm_core.training.setup import Setup, open_cached, open_observed
+from flmm_core.training.setup import Setup, open_cached, open_data, open_observed
 from performance.models import MEDIUM, parts, random_model
 from performance.tables import mib, ratio, seconds, table
 
@@ -81,7 +80,7 @@ def _epochs(folder: Path, size: str, repeats: int) -> Epochs:
     FORMATS["refcoco"].write(folder / "scenes", draw_images(IMAGES[size], seed=5, kinds=("plain",)))
     model = "tiny" if size == "tiny" else str(_write_model(folder / "model"))
     plain, spec = _config(folder, model, batch_size=IMAGES[size])
-    samples = open_source(plain.data[0], plain.train_protocol)
+    samples, _, _ = open_data(plain, Progress())
     cache = folder / "cache"
     started = time.perf_counter()
     build_cache(cache, plain, spec)
@@ -139,7 +138,8 @@ def _epoch(config: RunConfig, setup: Setup, samples: Any, folder: Path) -> float
     """Seconds of one epoch, with its checkpoint at the end."""
     run = RunFolder(folder / "run", 1, config.steps)
     run.path.mkdir(exist_ok=True)
-    loop = TrainingLoop(config, setup, samples, (), run, Progress())
+    left_out = LeftOut(samples, SkipLimit.given("0"))
+    loop = TrainingLoop(config, setup, samples, (), run, Progress(), left_out)
     started = time.perf_counter()
     loop.run()
     return time.perf_counter() - started
