@@ -55,7 +55,8 @@ class Losses:
             if not all_lost
             else f"No sample of '{self.source}' can be used.",
             found=f"Left out: {' and '.join(of)}. The last is {last.name}: {last.reason}",
-            repair="Repair the data (`flmm data check` lists its faults), or raise --max-skipped.",
+            repair="Repair the data (`flmm data check`, with --backbone, lists it), or raise "
+            "--max-skipped.",
         )
 
 

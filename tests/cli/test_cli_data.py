@@ -88,7 +88,7 @@ def test_convert_leaves_out_as_much_as_is_allowed(capsys: Capture) -> None:
     assert capsys.readouterr().err.splitlines() == [
         f"flmm: More of '{source}' cannot be used than --max-skipped 1% allows.",
         "Left out: 1 of 10 objects. The last is object 1 of 2.png: it covers no pixel",
-        "Repair the data (`flmm data check` lists its faults), or raise --max-skipped.",
+        "Repair the data (`flmm data check`, with --backbone, lists it), or raise --max-skipped.",
     ]
     assert main(["data", "convert", source, "out", "--max-skipped", "10%"]) == 0
     assert len(open_source("jsonl:out@train")) == 9
