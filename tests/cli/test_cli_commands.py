@@ -93,10 +93,16 @@ def test_eval_forwards_its_options(monkeypatch: Patch, capsys: Capture) -> None:
     assert capsys.readouterr().out.startswith("runs/a by box+sam: qwen, protocol standard\n")
     assert (seen["method"], seen["method_data"]) == ("box+sam", ("shapes@val",))
     figures["abstain_below"] = 0.25
+    figures["data"]["shapes@test"]["generalised"] = {"n_acc": 0.5, "t_acc": 0.75, "auroc": 0.98765}
     assert main(["eval", "runs/a", "--abstain"]) == 0
     assert seen["abstain"] is True
     title = 'runs/a: qwen, protocol standard, "not there" below a probability of 0.2500'
-    assert capsys.readouterr().out.splitlines()[0] == title
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == title
+    assert shown[-1] == (
+        "shapes@test: gRefCOCO N-acc 0.5000, gRefCOCO T-acc 0.7500, AUROC 0.9877, "
+        "calibration error 0.0416"
+    )
 
 
 # --- ground ----------------------------------------------------------------------------------
