@@ -127,7 +127,11 @@ def test_a_repairable_error_is_a_message_and_an_exit_code(
 def test_a_full_disk_is_named(monkeypatch: Patch, capsys: Capture) -> None:
     use_train(monkeypatch, raising(OSError(errno.ENOSPC, "No space left on device", "runs/x")))
     assert main(["train", "--backbone", "qwen"]) == 1
-    assert capsys.readouterr().err == "flmm: No space left on device: runs/x.\n"
+    assert capsys.readouterr().err == (
+        "flmm: 'runs/x' cannot be read or written.\n"
+        "No space left on device.\n"
+        "Free some space and run the command again; what is written whole is kept.\n"
+    )
 
 
 def test_a_killed_worker_is_reported(monkeypatch: Patch, capsys: Capture) -> None:
