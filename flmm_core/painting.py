@@ -28,7 +28,7 @@ COLORS: tuple[Color, ...] = (
 """Far apart in CIELAB (Delta E above 25), and from every color of `flmm_core.data.drawn`."""
 TOLD_APART = 8
 """Masks whose colors are easy to tell apart; more are numbered in the image."""
-PAINTED = 1 << 22
+PAINTED = 1 << 20
 """About how many pixels are painted at a time."""
 INK, DIM, PAPER = (25, 28, 32), (105, 112, 120), (255, 255, 255)
 PACKAGED = Path(__file__).parent / "assets" / "fonts" / "DejaVuSans.ttf"

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from flmm_core.pipeline.resample import WHOLE_IMAGE, resample, resize
 
-PORTION = 1 << 22
-"""About how many pixels of masks are enlarged at a time; at least one row is."""
+PORTION = 1 << 20
+"""About how many pixels of masks are enlarged at a time; at least one row is.
+
+Four times as many leave holes of hundreds of megabytes in the heap after some masks.
+"""
 
 
 @dataclass(frozen=True)
