@@ -63,6 +63,10 @@ def test_a_run_goes_on_without_the_sample_and_resumes_alike(damaged: Runs) -> No
     lost = set(names(scores["left_out"]))
     assert len(lost) == scores["skipped"] == len(open_source(damaged.source)) - scores["samples"]
     assert all(one.startswith(name) for one in lost)
+    with pytest.raises(DataError, match="--max-skipped 1% allows"):
+        evaluate_run(whole, [damaged.source])
+    (found,) = evaluate_run(whole, [damaged.source], max_skipped="25%")["data"].values()
+    assert set(names(found["left_out"])) == lost
     stopped = damaged.folder / "stopped"
     with pytest.raises(KeyboardInterrupt):
         train(*damaged.config(output=stopped, **given), StopAt("Training", 3))
@@ -81,15 +85,6 @@ def test_a_cache_leaves_the_same_out(damaged: Runs) -> None:
     cached = damaged.train("cached", cache=damaged.cache, max_skipped=1)
     assert weights(cached) == weights(without)
     assert names(summary(cached)["left_out"]) == names(summary(without)["left_out"])
-
-
-def test_an_evaluation_scores_the_others(damaged: Runs) -> None:
-    run = damaged.train("run", max_skipped=1)
-    with pytest.raises(DataError, match="--max-skipped 1% allows"):
-        evaluate_run(run, [damaged.source])
-    (found,) = evaluate_run(run, [damaged.source], max_skipped="25%")["data"].values()
-    lost = set(names(found["left_out"]))
-    assert len(lost) == found["skipped"] == len(open_source(damaged.source)) - found["samples"]
 
 
 def test_a_set_of_which_nothing_can_be_used(damaged: Runs) -> None:
