@@ -190,9 +190,12 @@ import os, sys, time
 from pathlib import Path
 from flmm_core.files import hold
 with hold(Path(sys.argv[1]), "training into"):
+    started, worker = os.pipe()
     if os.fork() == 0:  # a DataLoader worker lives on for a while
+        os.write(worker, b"1")
         time.sleep(60)
         os._exit(0)
+    os.read(started, 1)  # a worker lets go of the lock as its first act
     print("held", flush=True)
     time.sleep(60)
 """
