@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 5
+VERSION = 6
 """Goes up when the same seed no longer gives the same image, words or files."""
 
 COLORS: dict[str, tuple[int, int, int]] = {

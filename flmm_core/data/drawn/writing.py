@@ -56,9 +56,10 @@ def draw_images(
         split: Of the objects.
         sentences: Maximum number of referring expressions per object.
         extras: "pair" adds the union of the first two objects, "absent" a phrase that names nothing
-            (see `absent_things`), "half absent" as many as there are objects, in between them, and
-            a third of all phrases begins with "a" or "an"; "background" what no object covers (tag
-            "stuff"); "ignore" has every object ignore the outlines of the others.
+            (see `absent_things`), "half absent" as many as there are objects, in between them,
+            "some absent" none to as many, and with both a third of all phrases begins with "a" or
+            "an"; "background" what no object covers (tag "stuff"); "ignore" has every object ignore
+            the outlines of the others.
 
     Raises:
         UsageError: A kind is unknown, or `count` is below 1.
@@ -86,11 +87,14 @@ def draw_images(
                     code = rle.encode(mask)
                     objects.append(GroundedObject(code, tuple(words), shape.name, kind, split))
             attempt += 1
-        wanted = len(objects) if "half absent" in extras else "absent" in extras
+        wanted = int("absent" in extras)
+        if mixed := {"some absent", "half absent"} & set(extras):
+            least = len(objects) if "half absent" in extras else 0
+            wanted = int(np.random.default_rng((*chance, 3)).integers(least, len(objects) + 1))
         chances = np.random.default_rng((*chance, 2))
         absent = absent_things(scene, wanted, sentences, chances, split)
         things = _with_extras(objects, absent, np.any(masks, axis=0), extras)
-        if "half absent" in extras:
+        if mixed:
             things = tuple(
                 _reworded(things[place], chances) for place in chances.permutation(len(things))
             )
