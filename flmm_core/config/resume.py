@@ -27,6 +27,9 @@ MAY_CHANGE = NOT_OF_A_RUN | frozenset(
 )  # fmt: skip
 """Settings that a resumed run takes from its new command; any other may not differ."""
 
+EARLIER = {"caption_mode": "pieces", "head.presence": False}
+"""What a run meant by settings that its `config.yaml` does not have, from before they existed."""
+
 
 def load_resumed(
     path: Path | None,
@@ -65,8 +68,9 @@ def load_resumed(
 
 
 def _of_earlier_version(path: Path) -> dict[str, Any]:
-    """What the version meant that wrote a run's settings without today's."""
-    return {} if "caption_mode" in read_yaml(path)[0] else {"caption_mode": "pieces"}
+    """The settings that a run's own file does not have, as they were when it began."""
+    recorded = dict(flat(read_yaml(path)[0]))
+    return {key: value for key, value in EARLIER.items() if key not in recorded}
 
 
 def nothing_to_resume(folder: Path) -> UsageError:

@@ -10,7 +10,7 @@ import yaml
 
 from flmm_core.cli import main
 from flmm_core.config import RunConfig, load_config, option_name, settings
-from flmm_core.config.resume import MAY_CHANGE, changed_settings
+from flmm_core.config.resume import MAY_CHANGE, changed_settings, load_resumed
 from flmm_core.errors import UsageError
 from flmm_core.files import write_text
 from tests.values import other_value
@@ -56,14 +56,26 @@ def test_a_setting_may_change_or_is_named(setting: Any, begun: RunConfig) -> Non
     assert " in the run, " in line
 
 
-def test_a_run_that_knows_no_caption_mode_reads_pieces(begun: RunConfig) -> None:
+@pytest.mark.parametrize(
+    ("unknown", "key", "meant", "told"),
+    [
+        (["caption_mode"], "caption_mode", "pieces", "--caption-mode: 'pieces' in the run"),
+        (["presence", "absent_share"], "head.presence", False, "--absent-share: 0.0 in the run"),
+    ],
+)
+def test_a_run_from_before_a_setting_goes_on_as_it_began(
+    begun: RunConfig, unknown: list[str], key: str, meant: object, told: str
+) -> None:
     path = begun.output / "config.yaml"
-    recorded = path.read_text().replace("caption_mode: whole\n", "")
-    assert recorded != path.read_text()
-    write_text(path, recorded)
-    assert changed_settings(begun.output, changed(begun, "caption_mode", "pieces")) == {}
-    with pytest.raises(UsageError, match="--caption-mode: 'pieces' in the run, 'whole' now"):
+    lines = path.read_text().splitlines(keepends=True)
+    known = [line for line in lines if line.strip().partition(":")[0] not in unknown]
+    assert len(lines) - len(known) == len(unknown)
+    write_text(path, "".join(known))
+    assert changed_settings(begun.output, changed(begun, key, meant)) == {}
+    with pytest.raises(UsageError, match=told):
         changed_settings(begun.output, begun)
+    resumed, _ = load_resumed(None, {"output": str(begun.output), "resume": True})
+    assert changed_settings(begun.output, resumed) == {}
 
 
 def test_the_message_has_both_values_and_says_what_may_change(begun: RunConfig) -> None:
