@@ -9,7 +9,7 @@ from flmm_core.config import load_config
 from flmm_core.feature_cache.build import Forecast, build_cache
 from flmm_core.plugins import load_backbones
 from flmm_core.progress import Progress
-from flmm_core.training.loop import train
+from flmm_core.training.train import train
 
 
 class Loads(Progress):

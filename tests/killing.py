@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from flmm_core.cli import main
-from flmm_core.training import loop as loop  # now, not in every child
+from flmm_core.training import train as train  # now, not in every child
 
 
 class Event(NamedTuple):

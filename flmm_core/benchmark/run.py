@@ -58,7 +58,7 @@ from flmm_core.progress import Progress
 from flmm_core.report.page import build_report
 from flmm_core.report.table import BenchmarkReport
 from flmm_core.spec import BackboneSpec
-from flmm_core.training.loop import train
+from flmm_core.training.train import train
 from flmm_core.training.run_folder import environment
 
 BEGUN = "begun.json"

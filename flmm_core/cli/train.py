@@ -40,7 +40,7 @@ def command(config_file: Path | None, dry_run: bool, **parameters: Any) -> None:
     if dry_run:
         click.echo(_summary(config, spec) + config.to_yaml(), nl=False)
         return
-    from flmm_core.training.loop import train
+    from flmm_core.training.train import train
 
     progress = make_progress()
     try:

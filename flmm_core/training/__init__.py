@@ -1,1 +1,1 @@
-"""One training loop and the files of a run."""
+"""One run: its loop and the files of a run."""

@@ -35,7 +35,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: Patch) -> None:
 
 
 def use_train(monkeypatch: Patch, train: Callable[..., Any]) -> None:
-    monkeypatch.setitem(sys.modules, "flmm_core.training.loop", SimpleNamespace(train=train))
+    monkeypatch.setitem(sys.modules, "flmm_core.training.train", SimpleNamespace(train=train))
 
 
 def raising(error: BaseException) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError
 from flmm_core.evaluation.evaluate import evaluate_run
 from flmm_core.feature_cache.store import Store
-from flmm_core.training.loop import train
+from flmm_core.training.train import train
 from tests.cached import Runs, weights
 from tests.stopping import StopAt
 

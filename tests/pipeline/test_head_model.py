@@ -23,7 +23,7 @@ from flmm_core.pipeline.backbone.identity import differences
 from flmm_core.pipeline.build import Recipe
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.plugins import load_backbones
-from flmm_core.training.loop import train
+from flmm_core.training.train import train
 from tests.flows import fresh_grounder
 from tests.models import FAMILIES, build, parts, picture
 

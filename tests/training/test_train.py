@@ -26,7 +26,7 @@ from flmm_core.files import sealed
 from flmm_core.pipeline.head_folder import read_info
 from flmm_core.plugins import load_backbones
 from flmm_core.progress import LineProgress, Progress
-from flmm_core.training.loop import train
+from flmm_core.training.train import train
 from recipes.twins import qwen_parts
 from tests.flows import method_of
 from tests.stopping import StopAt
