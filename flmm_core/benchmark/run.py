@@ -58,8 +58,8 @@ from flmm_core.progress import Progress
 from flmm_core.report.page import build_report
 from flmm_core.report.table import BenchmarkReport
 from flmm_core.spec import BackboneSpec
-from flmm_core.training.train import train
 from flmm_core.training.run_folder import environment
+from flmm_core.training.train import train
 
 BEGUN = "begun.json"
 

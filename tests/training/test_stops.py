@@ -21,8 +21,8 @@ from flmm_core.errors import RunError, UsageError, WeightsError
 from flmm_core.files import hold
 from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.progress import Progress
-from flmm_core.training.schedule import rate
 from flmm_core.training.run_folder import RunFolder
+from flmm_core.training.schedule import rate
 from flmm_core.training.setup import open_data
 from tests.cached import Runs, weights
 from tests.stopping import StopAt
