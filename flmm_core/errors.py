@@ -27,9 +27,13 @@ class FlmmError(Exception):
         asked: A complete sentence: what was asked for, with the value.
         found: What was found or expected instead.
         repair: How to fix it.
+
+    Attributes:
+        agreed: All processes of a run raise this error, so that only the main one says it.
     """
 
     exit_code = 1
+    agreed = False
 
     def __init__(self, asked: str, *, found: str = "", repair: str = "") -> None:
         parts = [
@@ -46,6 +50,10 @@ class FlmmError(Exception):
 
 class RunError(FlmmError):
     """A run started and failed (exit code 1)."""
+
+
+class LostProcessError(RunError):
+    """Another process of the run has ended (exit code 1)."""
 
 
 class UsageError(FlmmError):

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 
 from flmm_core.data.protocols import LazySamples
 from flmm_core.data.sample import Sample
+from flmm_core.world import World, part
 
 T = TypeVar("T")
 
@@ -111,3 +112,23 @@ class BucketSampler(StepSampler):
         rows = middle.reshape(-1, self.batch_size)[shuffled]
         order[begun : begun + whole] = rows.reshape(-1)
         return [int(index) for index in order]
+
+
+class SharedSampler(Sampler[list[int]]):
+    """This process's share of each step's samples, in `accumulate` parts one after the other.
+
+    All shares of a step are the batch of `sampler`, however many processes there are. With fewer
+    samples than parts some are empty.
+    """
+
+    def __init__(self, sampler: StepSampler, world: World, accumulate: int = 1) -> None:
+        self.sampler, self.world, self.accumulate = sampler, world, accumulate
+
+    def __len__(self) -> int:
+        return len(self.sampler) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.sampler:
+            share = self.world.share(batch)
+            for number in range(self.accumulate):
+                yield part(share, number, self.accumulate)

@@ -11,7 +11,13 @@ import pytest
 from flmm_core.data.drawn.writing import draw_images
 from flmm_core.data.formats import FORMATS
 from flmm_core.data.sources import open_source, open_sources
-from flmm_core.loader.samplers import BucketSampler, StepSampler, sample_extents
+from flmm_core.loader.samplers import (
+    BucketSampler,
+    SharedSampler,
+    StepSampler,
+    sample_extents,
+)
+from flmm_core.world import World
 
 
 def made_up(total: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -78,3 +84,23 @@ def test_extents_are_those_of_the_samples(form: str, protocol: str, tmp_path: Pa
     assert sample_extents(samples).tolist() == wanted
     assert sample_extents(list(samples)).tolist() == wanted
     assert sample_extents(open_sources([source, source], protocol)).tolist() == 2 * wanted
+
+
+@pytest.mark.parametrize("sampler", [StepSampler, BucketSampler])
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_processes_share_each_step_whatever_their_number(
+    sampler: Any, processes: int, accumulate: int
+) -> None:
+    extents, steps = made_up(23), range(3, 15)
+    given = extents if sampler is BucketSampler else len(extents)
+    whole = sampler(given, 4, steps, 1)
+    shares = [
+        list(SharedSampler(whole, World(rank, processes), accumulate)) for rank in range(processes)
+    ]
+    assert {len(share) for share in shares} == {len(steps) * accumulate}
+    for step, batch in enumerate(whole):
+        own = slice(step * accumulate, (step + 1) * accumulate)
+        assert [index for share in shares for part in share[own] for index in part] == batch
+        sizes = [sum(map(len, share[own])) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
