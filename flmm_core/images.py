@@ -44,8 +44,9 @@ def to_image(source: object, *, upright: bool = True) -> Image.Image:
     turned again. An image of more than `MAX_PIXELS` is refused before any pixel is decoded.
 
     Args:
-        source: A path; a PIL image, which is left as it is; or an array or tensor of uint8,
-            (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, upright.
+        source: A path; a PIL image, which is left as it is, and returned if it is upright RGB
+            already; or an array or tensor of uint8, (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray,
+            upright.
         upright: False leaves a file or PIL image as it is stored, whatever its EXIF data say.
 
     Raises:
@@ -56,6 +57,8 @@ def to_image(source: object, *, upright: bool = True) -> Image.Image:
         return _read_file(Path(source), upright)
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "")) or "given"
+        if type(source) is Image.Image and source.mode == "RGB" and _is_done(source):
+            return source  # the copy of a photo takes much memory
         with _decoding(f"The image {name}"):
             return _to_rgb(source, f"The image {name}", upright)
     if hasattr(source, "__array__"):
@@ -132,6 +135,13 @@ def _to_rgb(stored: Image.Image, name: str, upright: bool = True) -> Image.Image
     for key in _SAY_ORIENTATION:
         image.info.pop(key, None)
     return image
+
+
+def _is_done(image: Image.Image) -> bool:
+    """Whether an RGB image is small enough, opaque and upright, and says nothing else."""
+    small = 0 < image.width * image.height <= MAX_PIXELS
+    silent = not {*_SAY_ORIENTATION, "transparency"} & set(image.info)
+    return small and silent and orientation(image) == 1
 
 
 def _from_array(source: Any) -> Image.Image:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -63,22 +63,26 @@ def paint_mask(
 
 
 def paint_onto(
-    image: Image.Image, mask: NDArray[np.bool_], color: Color, opacity: float = 0.45
+    image: Image.Image,
+    mask: NDArray[np.bool_],
+    color: Color,
+    opacity: float = 0.45,
+    *,
+    size: tuple[int, int] | None = None,
 ) -> None:
-    """As `paint_mask`, in the image itself."""
-    stencil = Image.fromarray(mask).convert("L")
-    if stencil.size != image.size:
-        soft = stencil.resize(image.size, Image.Resampling.BILINEAR)
+    """As `paint_mask`, in the image itself; `size`: only in its upper left (width, height)."""
+    size = size or image.size
+    stencil = Image.fromarray(mask.astype(np.uint8, copy=False) * np.uint8(255))
+    if stencil.size != size:
+        soft = stencil.resize(size, Image.Resampling.BILINEAR)
         stencil = soft.point([0] * 128 + [255] * 128)
     found = stencil.getbbox()
     if found is None:
         return
-    width = max(1.0, max(image.size) / 300)
+    width = max(1.0, max(size) / 300)
     margin = round(4 * width)
     left, top = (max(0, start - margin) for start in found[:2])
-    right, bottom = (
-        min(side, end + margin) for side, end in zip(image.size, found[2:], strict=True)
-    )
+    right, bottom = (min(side, end + margin) for side, end in zip(size, found[2:], strict=True))
     rows = max(1, PAINTED // (right - left))
     for start in range(top, bottom, rows):
         end = min(start + rows, bottom)
@@ -273,22 +277,18 @@ def _glyph(path: Path, char: str) -> int:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """One mask of a legend, and the (x, y) of its number in the image, None for an empty mask."""
+    """One mask of a legend."""
 
     color: Color
     phrase: str
     score: str
-    place: tuple[int, int] | None
 
 
 def add_legend(image: Image.Image, entries: Sequence[LegendEntry]) -> Image.Image:
-    """The image above a legend, numbered from 1, in as many columns as fit.
-
-    With more than `TOLD_APART` entries, their numbers stand at the masks as well.
-    """
+    """A new image: the given one above a legend, numbered from 1, in as many columns as fit."""
     if not entries:
-        return image
-    size = max(13, round(math.sqrt(image.width * image.height) / 55))
+        return image.copy()
+    size = _letters(image.size)
     gap = size // 2
     rows = [_legend_row(number, entry, size) for number, entry in enumerate(entries, start=1)]
     widest = max(row.width for row in rows) + 2 * gap
@@ -304,13 +304,31 @@ def add_legend(image: Image.Image, entries: Sequence[LegendEntry]) -> Image.Imag
         for row in part:
             sheet.paste(row, (gap + width // columns * column, top))
             top += row.height + gap // 2
-    for number, entry in enumerate(entries, start=1):
-        if entry.place is not None and len(entries) > TOLD_APART:
-            badge = _badge(number, entry.color, size - 2)
-            x = min(entry.place[0] - badge.width // 2, image.width - badge.width)
-            y = min(entry.place[1] - badge.height // 2, image.height - badge.height)
-            sheet.paste(badge, (max(0, x), max(0, y)))
     return sheet
+
+
+def add_numbers(
+    sheet: Image.Image, size: tuple[int, int], marks: Mapping[int, tuple[Color, int, int]]
+) -> None:
+    """Put the legend's numbers at the masks, if they are more than `TOLD_APART`.
+
+    Args:
+        sheet: From `add_legend`; drawn on.
+        size: (width, height) of the image without its legend.
+        marks: By number, the color of a mask and x, y of its number.
+    """
+    if len(marks) <= TOLD_APART:
+        return
+    for number, (color, x, y) in marks.items():
+        badge = _badge(number, color, _letters(size) - 2)
+        x = min(x - badge.width // 2, size[0] - badge.width)
+        y = min(y - badge.height // 2, size[1] - badge.height)
+        sheet.paste(badge, (max(0, x), max(0, y)))
+
+
+def _letters(size: tuple[int, int]) -> int:
+    """The size of letters beside an image of (width, height)."""
+    return max(13, round(math.sqrt(size[0] * size[1]) / 55))
 
 
 def _legend_row(number: int, entry: LegendEntry, size: int) -> Image.Image:

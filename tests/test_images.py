@@ -47,6 +47,16 @@ def test_an_image_is_turned_once(tmp_path: Path) -> None:
         assert to_image(image.resize((12, 20))).size == (12, 20)
 
 
+def test_upright_rgb_is_not_copied(tmp_path: Path) -> None:
+    image = Image.effect_noise((7, 5), 80).convert("RGB")
+    assert to_image(image) is image
+    image.getexif()[274] = 6
+    assert to_image(image).size == (5, 7)
+    clear = Image.new("RGB", (7, 5))
+    clear.info["transparency"] = (0, 0, 0)
+    assert to_image(clear).getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_arrays_and_tensors() -> None:
     gray, alpha = NOISE[:, :, 0], np.dstack([NOISE, np.full((24, 40), 255, np.uint8)])
     for given in (NOISE, NOISE.copy(order="F"), torch.from_numpy(NOISE), alpha):

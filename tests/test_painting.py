@@ -22,10 +22,12 @@ from flmm_core.painting import (
     PACKAGED,
     LegendEntry,
     add_legend,
+    add_numbers,
     draw_panels,
     mask_color,
     paint_heat,
     paint_mask,
+    paint_onto,
     text_image,
 )
 
@@ -196,10 +198,7 @@ def test_painting_loads_neither_torch_nor_matplotlib() -> None:
 
 
 def entries(count: int) -> list[LegendEntry]:
-    return [
-        LegendEntry(mask_color(n), f"phrase number {n}", "0.50", (10 + 20 * n, 100))
-        for n in range(count)
-    ]
+    return [LegendEntry(mask_color(n), f"phrase number {n}", "0.50") for n in range(count)]
 
 
 @pytest.mark.parametrize(("width", "count"), [(640, 25), (640, 3), (48, 25), (48, 1)])
@@ -207,17 +206,27 @@ def test_a_legend_names_every_mask_below_the_image(width: int, count: int) -> No
     image = Image.new("RGB", (width, 200), (100, 100, 100))
     sheet = add_legend(image, entries(count))
     assert sheet.width == width or width < 100 < sheet.width < 300
-    above = pixels(sheet)[:200, :width]
-    assert (above == 100).all() == (count <= painting.TOLD_APART)
+    assert (pixels(sheet)[:200, :width] == 100).all()
     colors = {tuple(color) for color in pixels(sheet)[200:].reshape(-1, 3).tolist()}
     assert {mask_color(n) for n in range(count)} <= colors
     if width == 640:
         assert sheet.height - 200 < 300  # 25 phrases take a screen's height at most
+    add_numbers(sheet, image.size, {n: (mask_color(n), 10 + 20 * n, 100) for n in range(count)})
+    above = pixels(sheet)[:200, :width]
+    assert (above == 100).all() == (count <= painting.TOLD_APART)
 
 
 def test_an_empty_legend_is_the_image() -> None:
     image = Image.new("RGB", (20, 10))
-    assert add_legend(image, []) is image
+    assert add_legend(image, []) == image
+
+
+def test_a_mask_of_a_part_is_painted_there_as_alone() -> None:
+    image = Image.effect_noise((60, 40), 60).convert("RGB")
+    sheet = add_legend(image, entries(2))
+    paint_onto(sheet, half(), mask_color(0), size=image.size)
+    alone = paint_mask(image, half(), mask_color(0))
+    assert np.array_equal(pixels(sheet)[:40, :60], pixels(alone))
 
 
 def test_panels_stand_in_a_grid_with_captions_and_titles() -> None:

@@ -93,13 +93,14 @@ def write_result(result: Result, folder: Path, **facts: str) -> list[str]:
 
     Masks that an earlier result with more phrases left in the folder are removed.
     """
+    import numpy as np
     from PIL import Image
 
     earlier = (folder / "result.json").exists()
     names = [f"mask-{number}.png" for number in range(1, len(result) + 1)]
     with whole_folder(folder) as aside:
         for number, name in enumerate(names):
-            Image.fromarray(result.mask(number).numpy()).convert("L").save(aside / name)
+            Image.fromarray(result.mask(number).numpy() * np.uint8(255)).save(aside / name)
         result.overlay().save(aside / "overlay.png")
         records = zip(names, result.to_coco(), strict=True)
         found = [{"mask": name, **record} for name, record in records]

@@ -15,7 +15,13 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from flmm_core.errors import UsageError
-from flmm_core.painting import LegendEntry, add_legend, mask_color, paint_onto
+from flmm_core.painting import (
+    LegendEntry,
+    add_legend,
+    add_numbers,
+    mask_color,
+    paint_onto,
+)
 from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.finite import check_masks
 from flmm_core.pipeline.mask_logits import MaskLogits, judge
@@ -69,7 +75,7 @@ class Result:
     def mask(self, number: int) -> Tensor:
         """(H, W) bool, one of `masks`, made anew."""
         decoded = coco_mask.decode(self.segmentations[number])
-        return torch.from_numpy(np.ascontiguousarray(decoded)).bool()
+        return torch.from_numpy(np.ascontiguousarray(decoded).view(np.bool_))  # zeros and ones
 
     def __len__(self) -> int:
         return len(self.phrases)
@@ -103,17 +109,28 @@ class Result:
 
         `legend` adds the numbered phrases with their scores below the image.
         """
-        image, entries = self.image.copy(), []
-        for number, phrase in enumerate(self.phrases):
-            mask, color, place = self.mask(number), mask_color(number), None
-            paint_onto(image, mask.numpy(), color)
-            said = "nothing found" if self.there[number] else "not there"
-            if mask.any():
-                said = f"{float(self.scores[number]):.2f}"
-                top = int(self.boxes[number, 1])
-                place = int(mask[top].nonzero().median()), top
-            entries.append(LegendEntry(color, phrase, said, place))
-        return add_legend(image, entries) if legend else image
+        areas = [int(coco_mask.area(code)) for code in self.segmentations]
+        scores = [
+            f"{score:.2f}" if area else "nothing found"
+            for score, area in zip(self.scores.tolist(), areas, strict=True)
+        ]
+        said = [
+            score if there else "not there"
+            for score, there in zip(scores, self.there.tolist(), strict=True)
+        ]
+        colors = [mask_color(number) for number in range(len(self))]
+        entries = [LegendEntry(*entry) for entry in zip(colors, self.phrases, said, strict=True)]
+        # Painted last: a large photo is copied once.
+        sheet = add_legend(self.image, entries if legend else ())
+        marks = {}
+        for number, (area, color) in enumerate(zip(areas, colors, strict=True)):
+            if area:
+                mask, top = self.mask(number), int(self.boxes[number, 1])
+                paint_onto(sheet, mask.numpy(), color, size=self.image.size)
+                marks[number + 1] = color, int(mask[top].nonzero().median()), top
+        if legend:
+            add_numbers(sheet, self.image.size, marks)
+        return sheet
 
     def to_coco(self) -> list[dict[str, Any]]:
         """One record a phrase, as JSON takes it.

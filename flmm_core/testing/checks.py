@@ -14,6 +14,7 @@ from collections.abc import Callable
 from unicodedata import normalize
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flmm_core.errors import DataError
@@ -109,6 +110,19 @@ def check_views_cover_image_tokens(backbone: Backbone) -> None:
                 min(y1, x1) > 0 and max(y0, x0) < 1,
                 f"{where}: {view.name} lies outside the image, at {view.image_box}",
             )
+
+
+def check_shrunk_images(backbone: Backbone) -> None:
+    """An image that `shrunk` makes smaller gives the processor's tensors of the whole one."""
+    for height, width in ((1200, 1700), (1333, 500), (611, 2101)):
+        image = Image.effect_noise((width, height), 80).convert("RGB")
+        whole, given = (
+            backbone.processor(text=[backbone.rendered_prompt()], images=[one], return_tensors="pt")
+            for one in (image, backbone.shrunk(image))
+        )
+        for key, value in whole.items():
+            same = torch.equal(torch.as_tensor(value), torch.as_tensor(given[key]))
+            require(same, f"image {width} x {height}: {key} changes")
 
 
 def check_repainted_spot(backbone: Backbone) -> None:
@@ -319,6 +333,7 @@ CHECKS: tuple[Check, ...] = (
     check_spec_without_torch,
     check_loads_frozen,
     check_views_cover_image_tokens,
+    check_shrunk_images,
     check_repainted_spot,
     check_prepare_repeats,
     check_phrases_are_found,

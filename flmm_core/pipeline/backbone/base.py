@@ -292,9 +292,13 @@ class Backbone(ABC):
             raise misfit(found)
         return positions
 
+    def shrunk(self, image: Image.Image) -> Image.Image:
+        """A large image made smaller, if the VLM sees the same pixels: processors copy theirs."""
+        return image
+
     def _prefix(self, image: Image.Image, prompt: str | None, name: str) -> Prefix:
-        turns = self._turns(prompt)
-        return tokens.encode_prefix(self.processor, image, turns, self.image_token_id, name)
+        given = image, self.shrunk, self._turns(prompt)
+        return tokens.encode_prefix(self.processor, *given, self.image_token_id, name)
 
     def _turns(self, prompt: str | None) -> conversation.Turns:
         text = conversation.escape(self.prompt if prompt is None else prompt, self._controls)

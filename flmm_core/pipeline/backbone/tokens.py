@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -39,9 +39,16 @@ class Caption(NamedTuple):
 
 
 def encode_prefix(
-    processor: Any, image: Image.Image, turns: Turns, image_token_id: int, name: str
+    processor: Any,
+    image: Image.Image,
+    shrink: Callable[[Image.Image], Image.Image],
+    turns: Turns,
+    image_token_id: int,
+    name: str,
 ) -> Prefix:
     """A user's turn with one image, up to where the model's answer begins.
+
+    `shrink` is `Backbone.shrunk`.
 
     Raises:
         UsageError: There is no image.
@@ -65,7 +72,7 @@ def encode_prefix(
     try:
         encoded = processor(
             text=[text],
-            images=[as_rgb(image)],
+            images=[shrink(as_rgb(image))],
             return_tensors="pt",
             add_special_tokens=special,
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
@@ -34,6 +35,15 @@ class DeepseekVLBackbone(Backbone):
             settings = processor.image_processor.to_dict()
             processor.image_processor = CuttingImageProcessor.from_dict(settings)
         return vlm, processor
+
+    def shrunk(self, image: Image.Image) -> Image.Image:
+        settings = self.processor.image_processor
+        side, least = settings.size["height"], settings.min_size
+        image_hw = image.height, image.width
+        height, width = views.resized_hw(image_hw, side, least, cut=_cuts(self.options))
+        if settings.backend != "pil" or max(image_hw) <= side or min(image_hw) <= least:
+            return image
+        return image.resize((width, height), settings.resample)
 
     def views(
         self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]

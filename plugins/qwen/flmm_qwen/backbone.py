@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from flmm_core import Backbone, BackboneOptions, ImageView, load_pretrained
 from flmm_qwen import QwenOptions, views
@@ -35,6 +37,15 @@ class QwenBackbone(Backbone):
         least = options.min_pixels or size["shortest_edge"]
         most = options.max_pixels or max(size["longest_edge"], least)
         return {"shortest_edge": min(least, most), "longest_edge": most}
+
+    def shrunk(self, image: Image.Image) -> Image.Image:
+        settings = self.processor.image_processor
+        limits = settings.size["shortest_edge"], settings.size["longest_edge"]
+        unit = settings.patch_size * settings.merge_size
+        height, width = smart_resize(image.height, image.width, unit, *limits)
+        if settings.backend != "pil" or (height >= image.height or width >= image.width):
+            return image
+        return image.resize((width, height), settings.resample)
 
     def views(
         self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
