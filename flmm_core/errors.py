@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,53 @@ class MissingExtraError(FlmmError):
     """An optional dependency that is not installed (exit code 3)."""
 
     exit_code = 3
+
+
+class Problems:
+    """Collects what is wrong with a command, so that one error tells all of it.
+
+    with problems.part():  # for each thing that can be checked by itself
+        ...
+    problems.check()
+    """
+
+    def __init__(self) -> None:
+        self.found: list[FlmmError] = []
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Keep the error of the block; what stands after it is checked, too."""
+        try:
+            yield
+        except FlmmError as error:
+            self.add(error)
+
+    def add(self, error: FlmmError) -> None:
+        """Keep an error, once."""
+        if str(error) not in map(str, self.found):
+            self.found.append(error)
+
+    def check(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            FlmmError: The only one; or one of all, usage first and then what is missing, since a
+                name that is wrong may be why something is not there.
+        """
+        if not self.found:
+            return
+        if len(self.found) == 1:
+            raise self.found[0]
+        worst = min(self.found, key=lambda error: (2, 3, 1).index(error.exit_code))
+        numbered = (
+            f"{number}. {error}".replace("\n", "\n   ")
+            for number, error in enumerate(self.found, start=1)
+        )
+        kind = next(kind for kind in type(worst).__mro__ if kind in FlmmError.__subclasses__())
+        raise kind(
+            f"{len(self.found)} problems were found, before anything was loaded.",
+            found="\n".join(numbered),
+        )
 
 
 def dead_worker_error(error: Exception) -> RunError | None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from uuid import uuid4
 from platformdirs import user_cache_path
 
 from flmm_core.errors import UsageError
+from flmm_core.segment import is_text
 
 PARTIAL = ".partial"
 """The ending of every unfinished file or folder."""
@@ -34,6 +36,37 @@ def cache_folder() -> Path:
     """Where what can be made again is kept: $FLMM_CACHE, or flmm in the user's cache folder."""
     chosen = os.environ.get("FLMM_CACHE")
     return Path(chosen).expanduser() if chosen else user_cache_path("flmm", appauthor=False)
+
+
+def existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def free_bytes(path: Path) -> int:
+    """How much fits on the disk where a file or folder is, or would be."""
+    return shutil.disk_usage(existing(path.absolute())).free
+
+
+def check_writable(folder: Path, repair: str = "Give another --output.") -> None:
+    """`UsageError` if a folder cannot be created or written: better before hours of work."""
+    if not is_text(str(folder)):
+        raise UsageError(
+            f"The name of the output folder, {str(folder)!r}, is not UTF-8 text.", repair=repair
+        )
+    place = folder
+    try:
+        place = existing(folder)
+        with tempfile.TemporaryFile(dir=place):
+            return
+    except OSError as error:
+        raise UsageError(
+            f"The output folder '{folder}' cannot be written.",
+            found=f"{error.strerror}: {place}.",
+            repair=repair,
+        ) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -21,8 +21,9 @@ from flmm_core.plugins import load_backbones
 from flmm_core.progress import Progress
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.loop import TrainingLoop
+from flmm_core.training.preflight import open_data
 from flmm_core.training.run_folder import RunFolder
-from flmm_core.training.setup import Setup, open_cached, open_data, open_observed
+from flmm_core.training.setup import Setup, open_cached, open_observed
 from performance.models import MEDIUM, parts, random_model
 from performance.tables import mib, ratio, seconds, table
 
@@ -80,7 +81,7 @@ def _epochs(folder: Path, size: str, repeats: int) -> Epochs:
     FORMATS["refcoco"].write(folder / "scenes", draw_images(IMAGES[size], seed=5, kinds=("plain",)))
     model = "tiny" if size == "tiny" else str(_write_model(folder / "model"))
     plain, spec = _config(folder, model, batch_size=IMAGES[size])
-    samples, _, _ = open_data(plain, Progress())
+    samples = open_data(plain, Progress()).samples
     cache = folder / "cache"
     started = time.perf_counter()
     build_cache(cache, plain, spec)

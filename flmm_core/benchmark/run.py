@@ -18,6 +18,7 @@ from re import sub
 import torch
 from accelerate import PartialState
 
+from flmm_core.benchmark.checks import is_trained, open_checked
 from flmm_core.benchmark.plan import (
     Job,
     Plan,
@@ -31,7 +32,6 @@ from flmm_core.config import MAX_SKIPPED, RunConfig, SkipLimit, Workers, load_co
 from flmm_core.config.resume import CONFIG
 from flmm_core.data.left_out import LeftOut
 from flmm_core.data.protocols import ImageSamples
-from flmm_core.data.sources import open_source
 from flmm_core.errors import RunError, UsageError
 from flmm_core.evaluation.baselines import MaskMethod
 from flmm_core.evaluation.benchmark_folder import (
@@ -115,9 +115,13 @@ class BenchmarkRun:
         """
         if self.plan.abstain:
             check_can_abstain(self.plan.methods)
-        sources = {text: open_source(text, self.plan.protocol) for text in self.plan.data}
-        for samples in sources.values():
-            LeftOut(samples, self._limit)
+        sources = open_checked(
+            self.plan,
+            self._limit,
+            self._config,
+            device=self.device,
+            refiner_weights=self.refiner_weights,
+        )
         with hold(self.output, "measuring into") if self.is_first else nullcontext():
             self._begin()
             for system in self._systems():
@@ -182,7 +186,7 @@ class BenchmarkRun:
         if "head" not in self.plan.methods:
             return None
         config, spec = self._config(backbone)
-        if self.is_first and not (config.output / "summary.json").is_file():
+        if self.is_first and not is_trained(config.output):
             begun = (config.output / CONFIG).is_file()
             self.progress.say(f"Training a head for {backbone} in {config.output}")
             train(config.model_copy(update={"resume": begun}), spec, self.progress)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flmm_core.cli import evaluation_options as shared
-from flmm_core.cli.console import check_writable, echo_table, make_progress
+from flmm_core.cli.console import echo_table, make_progress
 from flmm_core.cli.options import config_options, given_settings
 from flmm_core.errors import UsageError
+from flmm_core.files import check_writable
 
 if TYPE_CHECKING:
     from flmm_core.report.table import BenchmarkReport

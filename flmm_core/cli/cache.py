@@ -9,7 +9,6 @@ import click
 from rich.filesize import decimal
 
 from flmm_core.cli.console import (
-    check_writable,
     echo_json,
     echo_table,
     json_option,
@@ -19,6 +18,7 @@ from flmm_core.cli.console import (
 from flmm_core.cli.options import config_options, given_settings
 from flmm_core.config import load_config
 from flmm_core.errors import DataError
+from flmm_core.files import check_writable
 from flmm_core.plugins import load_backbones
 
 if TYPE_CHECKING:

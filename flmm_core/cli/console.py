@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flmm_core.errors import UsageError
-from flmm_core.segment import is_text
 
 if TYPE_CHECKING:
     from flmm_core.progress import Progress
@@ -44,26 +41,6 @@ def echo_table(rows: Iterable[Sequence[str]], indent: str = "") -> None:
     for row in table:
         padded = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
         click.echo(indent + "  ".join(padded).rstrip())
-
-
-def check_writable(folder: Path, repair: str = "Give another --output.") -> None:
-    """`UsageError` if a folder cannot be created or written: better before hours of work."""
-    if not is_text(str(folder)):
-        raise UsageError(
-            f"The name of the output folder, {str(folder)!r}, is not UTF-8 text.", repair=repair
-        )
-    place = folder
-    try:
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        with tempfile.TemporaryFile(dir=place):
-            return
-    except OSError as error:
-        raise UsageError(
-            f"The output folder '{folder}' cannot be written.",
-            found=f"{error.strerror}: {place}.",
-            repair=repair,
-        ) from error
 
 
 def one_process_only(command: str) -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flmm_core.cli.console import check_writable, make_progress
+from flmm_core.cli.console import make_progress
 from flmm_core.cli.options import config_options, given_settings
 from flmm_core.config import MAX_SKIPPED, load_config
 from flmm_core.data.formats import FORMATS, writable_formats
 from flmm_core.errors import DataError, UsageError
-from flmm_core.files import whole_folder
+from flmm_core.files import check_writable, whole_folder
 from flmm_core.plugins import load_backbones, load_class
 
 if TYPE_CHECKING:

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flmm_core.cli.console import check_writable, echo_table
+from flmm_core.cli.console import echo_table
 from flmm_core.cli.options import config_options, given_settings
-from flmm_core.errors import UsageError
-from flmm_core.files import whole_folder, write_json
+from flmm_core.errors import DataError, Problems, UsageError
+from flmm_core.files import check_writable, whole_folder, write_json
 
 if TYPE_CHECKING:
     from flmm_core.pipeline.result import Result
+
+CHECKED = "model", "device", "refiner_weights"
+"""Settings that can be wrong before a model is loaded."""
 
 
 @click.command("ground")
@@ -69,10 +72,20 @@ def command(
     check_writable(output)
     from flmm_core.data.images import read_image
 
-    image = read_image(path)
+    given = given_settings(parameters)
+    try:
+        image = read_image(path)
+    except DataError as error:
+        from flmm_core.pipeline.check_head import check_head
+
+        problems = Problems()
+        problems.add(error)
+        check_head(head, problems, **{key: given[key] for key in CHECKED if key in given})
+        problems.check()
+        raise
     from flmm_core import Grounder
 
-    grounder = Grounder.from_pretrained(head, **given_settings(parameters))
+    grounder = Grounder.from_pretrained(head, **given)
     keep = keep_absent or min_probability is not None
     result = grounder.ground(image, phrases, together=together, keep_absent=keep)
     if min_probability is not None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from flmm_core.cli.console import check_writable, echo_json, echo_table
+from flmm_core.cli.console import echo_json, echo_table
+from flmm_core.files import check_writable
 
 FOLDER = click.Path(path_type=Path)
 FORMS = ("html", "markdown", "csv", "latex", "json")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flmm_core.cli.console import check_writable, make_progress, one_process_only
+from flmm_core.cli.console import make_progress, one_process_only
 from flmm_core.cli.options import config_options, given_settings
 from flmm_core.config import RunConfig, load_config
 from flmm_core.config.resume import CONFIG, load_resumed
@@ -36,7 +36,6 @@ def command(config_file: Path | None, dry_run: bool, **parameters: Any) -> None:
     load = load_resumed if overrides.get("resume") else load_config
     config, spec = load(config_file, overrides, load_backbones().get)
     one_process_only("flmm train")
-    check_writable(config.output)
     if dry_run:
         click.echo(_summary(config, spec) + config.to_yaml(), nl=False)
         return

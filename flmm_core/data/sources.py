@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from flmm_core.data.protocols import (
     check_protocol,
 )
 from flmm_core.data.sample import AnnotatedImage, Sample
-from flmm_core.errors import DataError, UsageError, did_you_mean
+from flmm_core.errors import DataError, Problems, UsageError, did_you_mean
 from flmm_core.segment import is_text
 
 # A path may hold ":" and "@"; what follows its last "@" is the split unless a slash is in it.
@@ -135,6 +136,11 @@ def _split_options(text: str) -> tuple[str, dict[str, str]]:
     return rest, options
 
 
+def is_drawn(text: str) -> bool:
+    """Whether a source is drawn on first use: a command that cannot go on need not do it."""
+    return not FORMATS[parse_source(text).format].has_path
+
+
 def read_source(
     text: str, findings: Findings | None = None
 ) -> tuple[Source, Sequence[AnnotatedImage]]:
@@ -194,14 +200,24 @@ def open_sources(
     *,
     split_captions: bool = False,
     absent_share: float = 0.0,
+    problems: Problems | None = None,
 ) -> JoinedSamples:
-    """The samples of several sources, concatenated; see `open_source`."""
+    """The samples of several sources, concatenated; see `open_source`.
+
+    With `problems`, a source that cannot be read is told there and left out.
+    """
     if not texts:
         raise UsageError(
             "No data source was given.", repair="Give at least one, for example shapes@train."
         )
-    parts = (
-        open_source(text, protocol, split_captions=split_captions, absent_share=absent_share)
-        for text in texts
-    )
-    return JoinedSamples([*parts])
+    parts = []
+    for text in texts:
+        with nullcontext() if problems is None else problems.part():
+            if problems and problems.found and is_drawn(text):
+                continue
+            parts.append(
+                open_source(
+                    text, protocol, split_captions=split_captions, absent_share=absent_share
+                )
+            )
+    return JoinedSamples(parts)

@@ -10,9 +10,10 @@ from typing import Any
 
 from flmm_core.config import MAX_SKIPPED, SkipLimit, Workers
 from flmm_core.data.left_out import LeftOut
+from flmm_core.data.protocols import ImageSamples
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source, open_sources
-from flmm_core.errors import FlmmError, UsageError
+from flmm_core.errors import FlmmError, Problems, UsageError
 from flmm_core.evaluation.baselines import MaskMethod, check_method, head_method, make_baseline
 from flmm_core.evaluation.phrase_rows import PhraseRow
 from flmm_core.evaluation.rows_from_masks import rows_from_masks
@@ -20,6 +21,7 @@ from flmm_core.evaluation.running_scores import Evaluation
 from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, read_batches
 from flmm_core.loader.samplers import fixed_batches
 from flmm_core.loader.throughput import Throughput
+from flmm_core.pipeline.check_head import check_head
 from flmm_core.pipeline.confidence import chosen_threshold
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.types import Grounding
@@ -207,6 +209,18 @@ def evaluate_run(
     most_skipped = SkipLimit.given(max_skipped)
     if abstain:
         check_can_abstain([method])
+    problems = Problems()
+    info = check_head(run, problems, model=model, device=device, refiner_weights=refiner_weights)
+    facts = info.facts if info else {}
+    protocol = protocol or str(facts.get("protocol", "standard"))
+    sources: dict[str, ImageSamples] = {}
+    for text in data:
+        with problems.part():
+            sources[text] = open_source(text, protocol)
+    method_data = method_data or facts.get("data", ())
+    if method != "head":
+        open_sources(method_data, protocol, problems=problems)
+    problems.check()
     grounder = Grounder.from_pretrained(
         run,
         dtype=dtype,
@@ -217,13 +231,9 @@ def evaluate_run(
         refiner_weights=refiner_weights,
         force=force,
     )
-    recipe, facts = grounder.info.recipe, grounder.info.facts
-    protocol = protocol or str(facts.get("protocol", "standard"))
+    recipe = grounder.info.recipe
     below = chosen_threshold(grounder.confidence, str(run)) if abstain else None
-    sources = {text: open_source(text, protocol) for text in data}
-    maker = open_method(
-        method, grounder, method_data or facts.get("data", ()), protocol, refiner_weights, below
-    )
+    maker = open_method(method, grounder, method_data, protocol, refiner_weights, below)
     scores = {
         text: evaluate(
             maker,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import platform
-import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from flmm_core.config import RunConfig, SkipLimit, Workers
 from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import JoinedSamples, open_sources
-from flmm_core.errors import FlmmError, RunError
+from flmm_core.errors import FlmmError, Problems, RunError
 from flmm_core.feature_cache.channels import choose_channels
 from flmm_core.feature_cache.codec import MapType, SampleFacts, pack
 from flmm_core.feature_cache.key import SampleKey, frozen_facts, sample_keys
@@ -34,10 +33,10 @@ from flmm_core.feature_cache.store import (
     Store,
     read_left_out,
 )
-from flmm_core.files import discard_empty, hold, sweep, write_json
+from flmm_core.files import discard_empty, free_bytes, hold, sweep, write_json
 from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, read_batches
 from flmm_core.loader.samplers import spread
-from flmm_core.pipeline.build import build_from_config, reads_hidden, recipe_of
+from flmm_core.pipeline.build import build_from_config, check_flow, reads_hidden, recipe_of
 from flmm_core.pipeline.observer import Observer
 from flmm_core.progress import Progress, StopRequest
 from flmm_core.spec import BackboneSpec
@@ -139,6 +138,24 @@ def _build(
     forecast_only: bool = False,
 ) -> Forecast:
     """As `build_cache`, in a folder that this process holds."""
+    problems, share = Problems(), config.absent_share
+    check_flow(
+        recipe_of(config),
+        problems,
+        spec=spec,
+        device=config.device,
+        refiner_weights=config.refiner_weights,
+    )
+    training = open_sources(
+        config.data, config.train_protocol, split_captions=True, absent_share=share,
+        problems=problems,
+    )  # fmt: skip
+    others: Sequence[Sample] = ()
+    if config.val_data:
+        others = open_sources(
+            config.val_data, config.protocol, absent_share=share, problems=problems
+        )
+    problems.check()
     key = frozen_facts(config, spec)
     hidden = reads_hidden(recipe_of(config))
     store = Store(folder) if (folder / MANIFEST).is_file() else None
@@ -146,13 +163,6 @@ def _build(
         most = store.manifest.vlm.attention_channels
         wanted = {"maps": maps, "channels": min(channels, most) if channels else None}
         store.check_made_for(key | wanted | ({"hidden states": True} if hidden else {}))
-    share = config.absent_share
-    training = open_sources(
-        config.data, config.train_protocol, split_captions=True, absent_share=share
-    )
-    others: Sequence[Sample] = ()
-    if config.val_data:
-        others = open_sources(config.val_data, config.protocol, absent_share=share)
     samples = JoinedSamples([training, others] if others else [training])
     left_out = LeftOut(samples, SkipLimit.given(config.max_skipped))
     keys = sample_keys(samples, left_out, progress, "Reading images")
@@ -259,10 +269,7 @@ def _forecast(
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     if free < needed + RESERVE:
         raise RunError(
             f"The cache does not fit on the disk of '{folder}'.",

@@ -11,6 +11,9 @@ import torch
 from pydantic import ConfigDict, Field
 
 from flmm_core.config import BaseChannels, EnlargeTo, RunConfig
+from flmm_core.errors import Problems
+from flmm_core.pipeline.backbone.weight_files import check_model_files
+from flmm_core.pipeline.backbone.weights import choose_device
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.pipeline.observer import Observer
@@ -100,6 +103,30 @@ def build_mask_head(recipe: Recipe, vlm: VlmShape) -> MaskHead:
     return MaskHead(channels, recipe.base_channels, recipe.enlarge_to, recipe.paper_rounding)
 
 
+def check_flow(
+    recipe: Recipe,
+    problems: Problems,
+    *,
+    spec: BackboneSpec | None = None,
+    device: str | torch.device = "auto",
+    refiner_weights: Path | None = None,
+    **pass_through: Any,
+) -> None:
+    """Add what `build_flow` would refuse to `problems`, in seconds; args as there.
+
+    Nothing is loaded: of weights only the headers are read.
+    """
+    with problems.part():
+        choose_device(device)
+    with problems.part():
+        spec = spec or load_backbones().get(recipe.backbone)
+        parse_options(spec, recipe.options)
+        check_model_files(spec, recipe.model, load_class(spec).model_types, pass_through)
+    with problems.part():
+        refiner, options = refiner_class(recipe)
+        refiner.check(options, refiner_weights)
+
+
 def build_flow(
     recipe: Recipe,
     *,
@@ -127,6 +154,16 @@ def build_flow(
         WeightsError: Weights are missing or do not fit.
     """
     spec = spec or load_backbones().get(recipe.backbone)
+    problems = Problems()
+    check_flow(
+        recipe,
+        problems,
+        spec=spec,
+        device=device,
+        refiner_weights=refiner_weights,
+        **pass_through,
+    )
+    problems.check()
     with torch.random.fork_rng(devices=[]):  # the head's fresh weights do not depend on the VLM
         backbone = load_class(spec).load(
             spec,

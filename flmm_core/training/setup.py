@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flmm_core.config import RunConfig
-from flmm_core.data.absent import AbsentCount
-from flmm_core.data.protocols import ImageSamples
-from flmm_core.data.sources import JoinedSamples, open_source
 from flmm_core.errors import UsageError
 from flmm_core.feature_cache.key import differences, frozen_facts
 from flmm_core.feature_cache.read import StoredFeatures
@@ -47,28 +44,6 @@ class Setup:
     source: FeatureSource
     vlm_digest: str
     observed: Callable[[], tuple[FeatureSource, str]]
-
-
-def open_data(
-    config: RunConfig, progress: Progress
-) -> tuple[JoinedSamples, JoinedSamples, dict[str, AbsentCount]]:
-    """Training and validation data, the latter possibly empty; by source, what is not there."""
-    absent: dict[str, AbsentCount] = {}
-
-    def opened(
-        texts: Sequence[str], protocol: str, split_captions: bool = False
-    ) -> Iterator[ImageSamples]:
-        for text in texts:
-            part = open_source(
-                text, protocol, split_captions=split_captions, absent_share=config.absent_share
-            )
-            absent[text] = AbsentCount.of(part.images)
-            progress.say(f"{text}: {absent[text]}")
-            yield part
-
-    samples = JoinedSamples([*opened(config.data, config.train_protocol, True)])
-    watched = JoinedSamples([*opened(config.val_data, config.protocol)])
-    return samples, watched, absent
 
 
 def open_observed(config: RunConfig, spec: BackboneSpec, progress: Progress) -> Setup:

@@ -21,11 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flmm_core.config import RunConfig, SkipLimit, option_name
+from flmm_core.config import RunConfig, option_name
 from flmm_core.data.images import read_image
 from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
-from flmm_core.data.sources import open_source
 from flmm_core.evaluation.baselines import head_method
 from flmm_core.evaluation.evaluate import evaluate
 from flmm_core.evaluation.running_scores import Evaluation
@@ -43,18 +42,16 @@ from flmm_core.progress import Progress, StopRequest
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.contact_sheet import draw_sheet
 from flmm_core.training.loop import TrainingLoop, seed_everything
+from flmm_core.training.preflight import RunData, check_run
 from flmm_core.training.run_folder import SUMMARY, RunFolder
-from flmm_core.training.setup import (
-    open_cached,
-    open_data,
-    open_observed,
-)
+from flmm_core.training.setup import open_cached, open_observed
 
 
 def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = None) -> Path:
     """Train a head and evaluate it; returns the run folder.
 
     Raises:
+        FlmmError: What `check_run` found, before anything is loaded or written.
         UsageError: The output folder has another run, or there is nothing to resume, or the run to
             resume was begun with other settings.
         DataError: Too much of the data cannot be used.
@@ -64,6 +61,10 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
     started = time.monotonic()
     progress = progress or Progress()
     folder = RunFolder(config.output, config.save_every, config.steps)
+    data: RunData | None = None
+    if not config.resume:  # before anything is written
+        with StopRequest() as early, early.immediate():
+            data = check_run(config, spec, progress)
     with folder.opened(config) as changed, StopRequest() as stop, stop.immediate():
         if config.resume and folder.is_finished and not changed:
             progress.say(f"The run in '{folder.path}' is finished.")
@@ -71,16 +72,14 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
         for key, (before, now) in changed.items():
             progress.say(f"Resuming with {option_name(key)} {now} (before: {before})")
         try:
-            loop = prepare(config, spec, folder, progress)
-            held_out = {text: open_source(text, config.protocol) for text in config.eval_data}
-            for others in held_out.values():
-                LeftOut(others, loop.left_out.limit)  # rather now than after the training
+            data = data or check_run(config, spec, progress)
+            loop = prepare(config, spec, data, folder, progress)
         except Exception:
             if not config.resume:
                 folder.forget()
             raise
         loop.run()
-        scores, digest = evaluate_head(loop, held_out)
+        scores, digest = evaluate_head(loop, data.held_out)
         summary = summarize(config, loop.head, scores)
         summary["absent"] = {text: vars(count) for text, count in loop.absent.items()}
         if (best := folder.best()) is not None and (fitted := read_confidence(best)) is not None:
@@ -102,18 +101,15 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
 
 
 def prepare(
-    config: RunConfig, spec: BackboneSpec, folder: RunFolder, progress: Progress
+    config: RunConfig, spec: BackboneSpec, data: RunData, folder: RunFolder, progress: Progress
 ) -> TrainingLoop:
-    """Seed everything, load the frozen models and read the data."""
+    """Seed everything and load the frozen models."""
     seed_everything(config.seed)
     setup = (open_observed if config.cache is None else open_cached)(config, spec, progress)
-    progress.say(f"Reading {', '.join(config.data)} (drawn scenes are generated on first use)")
-    samples, watched, absent = open_data(config, progress)
-    limit = SkipLimit.given(config.max_skipped)
-    left_out = LeftOut(samples, limit)
+    samples, watched, left_out = data.samples, data.watched, data.left_out
     setup.source.expect(samples, left_out, progress)
-    setup.source.expect(watched, LeftOut(watched, limit), progress)
-    return TrainingLoop(config, setup, samples, watched, folder, progress, left_out, absent)
+    setup.source.expect(watched, LeftOut(watched, left_out.limit), progress)
+    return TrainingLoop(config, setup, samples, watched, folder, progress, left_out, data.absent)
 
 
 def evaluate_head(
@@ -124,7 +120,7 @@ def evaluate_head(
     Returns:
         The scores by source, and the digest of the VLM weights now.
     """
-    config, folder, head, confidence = loop.config, loop.folder, loop.average.head, None
+    config, folder, head, confidence = loop.config, loop.folder, loop.head, None
     if (best := folder.best()) is not None:
         head.load_weights(read_weights(best))
         confidence = read_confidence(best)

@@ -277,7 +277,7 @@ def test_train_receives_the_resolved_configuration(monkeypatch: Patch, capsys: C
 def test_an_unwritable_output_is_found_before_any_work(
     arguments: list[str], monkeypatch: Patch, capsys: Capture
 ) -> None:
-    use_train(monkeypatch, raising(AssertionError("trained")))
+    monkeypatch.setattr("flmm_core.training.train.prepare", raising(AssertionError("loaded")))
     monkeypatch.setattr(flmm_core, "Grounder", None, raising=False)
     Path("file").write_text("")
     assert main([*arguments, "--output", "file/out"]) == 2

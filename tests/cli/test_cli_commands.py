@@ -225,13 +225,16 @@ def test_ground_refuses_an_empty_phrase(photo: str, capsys: Capture) -> None:
     assert capsys.readouterr().err == "flmm: Phrase 2 is empty.\nGive it at least one word.\n"
 
 
-def test_ground_refuses_a_broken_image_before_loading_a_model(
+def test_ground_tells_a_broken_image_and_a_missing_head_before_loading_a_model(
     monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(flmm_core, "Grounder", None, raising=False)
     Path("empty.png").write_bytes(b"")
     assert main(["ground", "empty.png", "a ring", "--head", "runs/a"]) == 3
-    assert capsys.readouterr().err.startswith("flmm: The image empty.png is empty.\n")
+    said = capsys.readouterr().err
+    assert said.startswith("flmm: 2 problems were found, before anything was loaded.\n")
+    assert "1. The image empty.png is empty.\n" in said
+    assert "2. The head 'runs/a' cannot be fetched from the hub.\n" in said
     assert not Path("out").exists()
 
 

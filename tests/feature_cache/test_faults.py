@@ -41,9 +41,7 @@ def test_the_forecast_is_what_is_written(runs: Runs) -> None:
 def test_a_disk_with_too_little_room_is_refused_before_anything_is_made(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "flmm_core.feature_cache.build.shutil.disk_usage", lambda _: DiskUsage(10**9, 0, 1000)
-    )
+    monkeypatch.setattr("flmm_core.files.shutil.disk_usage", lambda _: DiskUsage(10**9, 0, 1000))
     with pytest.raises(RunError) as error:
         runs.build()
     first, found, repair = str(error.value).splitlines()

@@ -21,9 +21,9 @@ from flmm_core.errors import RunError, UsageError, WeightsError
 from flmm_core.files import hold
 from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.progress import Progress
+from flmm_core.training.preflight import open_data
 from flmm_core.training.run_folder import RunFolder
 from flmm_core.training.schedule import rate
-from flmm_core.training.setup import open_data
 from tests.cached import Runs, weights
 from tests.stopping import StopAt
 
@@ -71,7 +71,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(
     assert report["gradient norm"] == "nan"
     assert report["gradients that are not finite"]
     assert all(all(sample["finite"].values()) for sample in report["samples"])
-    samples, _, _ = open_data(runs.config()[0], Progress())
+    samples = open_data(runs.config()[0], Progress()).samples
     originals = {sample.name: sample for sample in samples}
     kept = open_source(source, "standard")
     for number, sample in enumerate(report["samples"]):

@@ -70,6 +70,14 @@ class Refiner(nn.Module, ABC):
         """
 
     @classmethod
+    def check(cls, options: Any, weights: Path | None = None) -> None:
+        """What `load` would refuse, in a moment: looks at the weights without loading them.
+
+        Raises:
+            WeightsError: They are missing or do not fit.
+        """
+
+    @classmethod
     def reads_text(cls, options: Any) -> bool:
         """Whether a refiner with these options reads text prompts, without loading it."""
         return cls.uses_text

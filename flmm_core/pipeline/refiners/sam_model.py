@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -128,6 +129,16 @@ def build_sam(name: str = "tiny", weights: Path | None = None) -> SamParts:
     return _fill(parts, state, str(weights))
 
 
+def check_sam(name: str, weights: Path | None = None) -> None:
+    """What `build_sam` would refuse, in a moment: reads names and shapes, no weights."""
+    if name == "tiny":
+        _checked_folder(weights or TINY_FOLDER)
+        return
+    state = _read_official(name, weights, mapped=True)
+    with torch.device("meta"):
+        _check(build_untrained_sam(OFFICIAL[name].shape, name), state, str(weights))
+
+
 def build_untrained_sam(shape: SamShape, name: str = "tiny") -> SamParts:
     """A SAM with random weights."""
     from segment_anything.modeling import (
@@ -175,6 +186,12 @@ def _load_folder(folder: Path) -> SamParts:
     It draws random weights for all parts before it overwrites them: a seed's random numbers, and
     so the fresh weights of a head, depend on that.
     """
+    shape, state = _checked_folder(folder)
+    return _fill(build_untrained_sam(shape), state, str(folder))
+
+
+def _checked_folder(folder: Path) -> tuple[SamShape, dict[str, Tensor]]:
+    """The contents of a small SAM's folder, which fit each other."""
     asked = f"The SAM in '{folder}' cannot be read."
     repair = "Give a folder written by save_sam, or no weights to use the packaged tiny SAM."
     if folder == TINY_FOLDER:
@@ -184,7 +201,7 @@ def _load_folder(folder: Path) -> SamParts:
         state = load_file(folder / "model.safetensors")
         with torch.device("meta"):  # sizes are compared before anything is allocated
             _check(build_untrained_sam(shape), state, str(folder))
-        parts = build_untrained_sam(shape)
+        return shape, state
     except OSError as error:
         found = f"{type(error).__name__}: {error}."
         raise WeightsError(asked, found=found, repair=repair) from error
@@ -192,7 +209,6 @@ def _load_folder(folder: Path) -> SamParts:
         why = first_problem(error) if isinstance(error, ValidationError) else str(error)
         found = f"config.json or model.safetensors is corrupt or not a SAM's ({why})."
         raise WeightsError(asked, found=found, repair=repair) from error
-    return _fill(parts, state, str(folder))
 
 
 def save_sam(folder: Path, parts: SamParts, dtype: torch.dtype = torch.float32) -> None:
@@ -213,8 +229,11 @@ def _state(parts: SamParts) -> dict[str, Tensor]:
     }
 
 
-def _read_official(name: str, weights: Path | None) -> dict[str, Tensor]:
-    """Meta's flat state dict; WeightsError if the file is not one of this size."""
+def _read_official(name: str, weights: Path | None, *, mapped: bool = False) -> dict[str, Tensor]:
+    """Meta's flat state dict; WeightsError if the file is not one of this size.
+
+    With `mapped`, its values stay on the disk until they are read.
+    """
     file = OFFICIAL[name].file
     download = (
         f"Download {file} from {DOWNLOAD_PAGE} and pass it with --refiner-weights PATH, "
@@ -230,7 +249,8 @@ def _read_official(name: str, weights: Path | None) -> dict[str, Tensor]:
     if not weights.is_file():
         raise failed("No such file.")
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        mapped = mapped and zipfile.is_zipfile(weights)  # torch.save once wrote other files
+        state = torch.load(weights, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a corrupt pickle can raise anything
         kind = type(error).__name__
         raise failed(f"The file is truncated or holds no PyTorch weights ({kind}).") from error
