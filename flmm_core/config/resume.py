@@ -27,7 +27,7 @@ MAY_CHANGE = NOT_OF_A_RUN | frozenset(
 )  # fmt: skip
 """Settings that a resumed run takes from its new command; any other may not differ."""
 
-EARLIER = {"caption_mode": "pieces", "head.presence": False}
+EARLIER = {"caption_mode": "pieces", "head.presence": False, "ema": 0.0}
 """What a run meant by settings that its `config.yaml` does not have, from before they existed."""
 
 

@@ -183,6 +183,13 @@ class RunConfig(Section):
     )
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
     clip_norm: float = Field(1.0, gt=0, description="Maximum gradient norm.")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Validate and keep an exponential moving average of the weights with this decay"
+        " (0.999); 0 = the weights of the last step.",
+    )
     warmup: float = Field(0.03, ge=0, le=1, description="Warmup, as a fraction of all steps.")
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     save_every: int = Field(500, ge=1, description="Steps between checkpoints.")

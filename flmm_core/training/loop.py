@@ -28,6 +28,7 @@ from flmm_core.loader.throughput import Throughput
 from flmm_core.pipeline.confidence import write_confidence
 from flmm_core.pipeline.head_folder import check_model, read_info, read_weights
 from flmm_core.progress import Progress, StopRequest
+from flmm_core.training.average import WeightAverage
 from flmm_core.training.failed_step import StepValues, insist_finite
 from flmm_core.training.losses import GroundingLoss, head_loss, processed_truth
 from flmm_core.training.optimizer_file import read_optimizer
@@ -82,6 +83,7 @@ class TrainingLoop:
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
         )
+        self.average = WeightAverage(self.head, config.ema)
 
     def run(self) -> None:
         """Train to the last step, from the last checkpoint if the run is resumed."""
@@ -118,7 +120,8 @@ class TrainingLoop:
                 scheduled = self.folder.is_scheduled(done)
                 if stop.asked or scheduled:
                     info = self.setup.info.with_facts(steps=done)
-                    self.folder.save(done, self.optimizer, self.head, info)
+                    head, trained = self.average.head, self.average.state()
+                    self.folder.save(done, self.optimizer, head, info, trained)
                     if stop.asked:
                         raise KeyboardInterrupt(f"Step {done} of {config.steps} is saved.")
                     with stop.immediate(), throughput.pause():
@@ -146,7 +149,9 @@ class TrainingLoop:
         if (model := self.setup.info.model) is not None:
             check_model(str(last), trained, self.config.model, model, force=self.config.force)
         weights, state = read_weights(last), read_optimizer(last, self.optimizer)
-        self.head.load_weights(weights)
+        asked = f"The trained weights in '{last}' cannot be used."
+        self.average.check(state.weights, asked)
+        self.average.load(weights, state.weights, state.step)
         self._begin()
         state.load_into(self.optimizer)
         self.folder.rewind(state.step)
@@ -176,6 +181,7 @@ class TrainingLoop:
         self.norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip_norm)
         insist_finite(self.norm, "gradient norm", values, self.head, self.folder)
         self.optimizer.step()
+        self.average.update()
         return loss
 
     def _figures(self, done: int, loss: GroundingLoss) -> dict[str, Any]:
@@ -192,9 +198,9 @@ class TrainingLoop:
         if not self.watched:
             return
         judged = Judgements()
-        self.head.eval()
+        head = self.average.head.eval()
         result = evaluate(
-            head_method(self.source, self.head), self.watched, watch=judged.add,
+            head_method(self.source, head), self.watched, watch=judged.add,
             workers=self.config.workers, max_skipped=self.left_out.limit, progress=self.progress,
             name="Validating",
         )  # fmt: skip

@@ -26,10 +26,15 @@ STATE, ABOUT = "optimizer.pt", "optimizer.json"
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """The step that a checkpoint was written after, and torch's state of each parameter."""
+    """The step that a checkpoint was written after, and torch's state of each parameter.
+
+    Attributes:
+        weights: The trained weights by name, if those of the checkpoint are their average.
+    """
 
     step: int
     state: Mapping[int, Mapping[str, Any]]
+    weights: Mapping[str, Tensor] | None = None
 
     def load_into(self, optimizer: Optimizer) -> None:
         """Continue from this state, with the optimizer's own rates and other settings."""
@@ -37,13 +42,16 @@ class OptimizerState:
         optimizer.load_state_dict({"state": dict(self.state), "param_groups": groups})
 
 
-def write_optimizer(folder: Path, step: int, optimizer: Optimizer) -> None:
-    """Write the state into a checkpoint's folder, which exists."""
+def write_optimizer(
+    folder: Path, step: int, optimizer: Optimizer, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write the state into a checkpoint's folder, which exists; see `OptimizerState`."""
     buffer = io.BytesIO()  # torch.save turns a full disk into a RuntimeError without its reason
-    torch.save({"step": step, "optimizer": optimizer.state_dict()}, buffer)
-    content = buffer.getvalue()
-    write_bytes(folder / STATE, content)
-    write_json(folder / ABOUT, {"sha256": hashlib.sha256(content).hexdigest()})
+    content: dict[str, Any] = {"step": step, "optimizer": optimizer.state_dict()}
+    torch.save(content | ({} if weights is None else {"weights": dict(weights)}), buffer)
+    saved = buffer.getvalue()
+    write_bytes(folder / STATE, saved)
+    write_json(folder / ABOUT, {"sha256": hashlib.sha256(saved).hexdigest()})
 
 
 def read_optimizer(folder: Path, optimizer: Optimizer) -> OptimizerState:
@@ -58,7 +66,7 @@ def read_optimizer(folder: Path, optimizer: Optimizer) -> OptimizerState:
         content = path.read_bytes()
         _check_digest(content, folder / ABOUT)
         whole = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-        found = OptimizerState(whole["step"], whole["optimizer"]["state"])
+        found = OptimizerState(whole["step"], whole["optimizer"]["state"], whole.get("weights"))
         if problem := next(_problems(found, optimizer), None):
             raise ValueError(problem)
     except Exception as error:  # unpickling a damaged file may raise anything

@@ -163,8 +163,18 @@ class RunFolder:
         """Whether a run that is never stopped saves and validates after `step`."""
         return step % self.save_every == 0 or step == self.steps
 
-    def save(self, step: int, optimizer: torch.optim.Optimizer, head: Head, info: HeadInfo) -> None:
+    def save(
+        self,
+        step: int,
+        optimizer: torch.optim.Optimizer,
+        head: Head,
+        info: HeadInfo,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         """Write `checkpoints/step-N` and link `last` to it.
+
+        Args:
+            weights: What is trained, if `head` is an average of it.
 
         Raises:
             RunError: The disk is full or cannot be written, or a weight is not finite; `last` is
@@ -181,7 +191,7 @@ class RunFolder:
         try:
             with whole_folder(folder, replace=True, sync=True) as aside:
                 write_head(aside, head, info)
-                write_optimizer(aside, step, optimizer)
+                write_optimizer(aside, step, optimizer, weights)
             self._point("last", folder)
         except (OSError, SafetensorError) as error:
             raise RunError(

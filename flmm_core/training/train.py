@@ -120,7 +120,7 @@ def evaluate_head(
     Returns:
         The scores by source, and the digest of the VLM weights now.
     """
-    config, folder, head, confidence = loop.config, loop.folder, loop.head, None
+    config, folder, head, confidence = loop.config, loop.folder, loop.average.head, None
     if (best := folder.best()) is not None:
         head.load_weights(read_weights(best))
         confidence = read_confidence(best)
