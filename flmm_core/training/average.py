@@ -33,7 +33,8 @@ class WeightAverage:
         """The head with averaged weights."""
         if self._average is None:
             return self.trained
-        head: Head = self._average.module
+        head = self._average.module
+        assert isinstance(head, Head)
         return head
 
     def update(self) -> None:
