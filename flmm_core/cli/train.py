@@ -52,6 +52,10 @@ def command(config_file: Path | None, dry_run: bool, **parameters: Any) -> None:
     click.echo(run)
 
 
+def _length(config: RunConfig) -> str:
+    return f"{config.epochs:g} epochs" if config.epochs else f"{config.steps} steps"
+
+
 def _summary(config: RunConfig, spec: BackboneSpec) -> str:
     """The run in words, as YAML comments, so that the whole output is a configuration."""
     info = spec.models.get(config.model)
@@ -59,7 +63,7 @@ def _summary(config: RunConfig, spec: BackboneSpec) -> str:
     verb = "Resume training" if config.resume else "Train"
     return (
         f"# {verb} a mask head on {config.backbone}, model {config.model}{source}:\n"
-        f"# {config.steps} steps of batch size {config.batch_size} on {', '.join(config.data)};\n"
+        f"# {_length(config)} of batch size {config.batch_size} on {', '.join(config.data)};\n"
         f"# then evaluate it on {', '.join(config.eval_data) or 'nothing'}.\n"
         f"# Run folder: {config.output}. This was a dry run.\n"
     )

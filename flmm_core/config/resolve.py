@@ -20,6 +20,9 @@ from flmm_core.spec import BackboneSpec, PluginSpec, RefinerSpec
 Given = dict[str, tuple[Any, str]]
 """By dotted key, a value and where it was written."""
 
+RIVALS = {"epochs": "steps", "steps": "epochs"}
+"""The one that is given later counts; a file may have both, if its epochs have become steps."""
+
 RENAMED = {"sam": "refiner_options"}
 """Settings of older versions."""
 
@@ -56,7 +59,12 @@ def load_config(
     problems: list[str] = []
     given: Given = {}
     for source in (_known(defaults, refiner), file, command_line):
+        for key, rival in RIVALS.items():
+            if source.get(key, (None, ""))[0] is not None and rival not in source:
+                given.pop(rival, None)
         given |= _for_refiner(source, refiner, problems) if refiner else source
+    if command_line.get("epochs") and command_line.get("steps"):
+        problems.append("--steps: contradicts --epochs; give one of them.")
     tree = _nested({key: value for key, (value, _) in given.items()})
     config: RunConfig | None = None
     try:

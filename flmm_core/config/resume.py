@@ -21,7 +21,7 @@ MAY_CHANGE = NOT_OF_A_RUN | frozenset(
     {
         "device", "workers", "max_skipped",
         "learning_rate", "refiner_learning_rate", "weight_decay", "clip_norm",
-        "log_every", "save_every",
+        "log_every", "save_every", "keep", "patience", "max_hours",
         "eval_data", "pictures",
     }
 )  # fmt: skip
@@ -124,6 +124,8 @@ def check_changes(recorded: Mapping[str, Any], given: Mapping[str, Any], folder:
 def _values(config: RunConfig) -> dict[str, Any]:
     """The settings by dotted key, as in `config.yaml`; of a cache, only whether there is one."""
     values = dict(flat(config.model_dump(mode="json")))
+    if config.epochs is not None:  # steps follow from them and from the data
+        del values["steps"]
     # It may lie elsewhere now; whether it holds the same is checked when it is opened.
     return values | {"cache": "a cache" if config.cache else None}
 

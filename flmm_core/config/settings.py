@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+)
 
 from flmm_core.config.skip_limit import MAX_SKIPPED, SkipLimit
 from flmm_core.config.yaml_files import dump_yaml
@@ -16,6 +23,9 @@ from flmm_core.spec import DEFAULT_PROMPT
 
 PLUGIN_OPTIONS = {"options": "--options", "refiner_options": "--refiner-option"}
 """Settings that a plugin's options model validates, and their command-line options."""
+
+STEPS = 1000
+"""Of a run for which neither steps nor epochs are given."""
 
 ProtocolName = Literal["flmm-paper", "standard"]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -36,6 +46,18 @@ def _workers(given: Any) -> Any:
 
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
 MaxSkipped = Annotated[str, BeforeValidator(lambda given: SkipLimit.parse(given).text)]
+
+
+def _steps(given: int, info: ValidationInfo) -> int:
+    if not given and not info.data.get("epochs"):  # else they are known with the data
+        raise ValueError("should be greater than or equal to 1, not 0")
+    return given
+
+
+def _patience(given: int | None, info: ValidationInfo) -> int | None:
+    if given and not info.data.get("val_data"):
+        raise ValueError(f"{given} validations need data: give --val-data")
+    return given
 
 
 class Section(BaseModel):
@@ -159,7 +181,14 @@ class RunConfig(Section):
         False, description="Go on behind another model than the head's, after a warning."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Random seed.")
-    steps: int = Field(1000, ge=1, description="Optimizer steps.")
+    epochs: float | None = Field(
+        None, gt=0, description="Passes over the training data, instead of --steps."
+    )
+    steps: Annotated[int, AfterValidator(_steps)] = Field(
+        default_factory=lambda known: 0 if known.get("epochs") else STEPS,
+        ge=0,
+        description=f"Optimizer steps. Default: {STEPS}.",
+    )
     batch_size: int = Field(8, ge=1, description="Samples per step.")
     bucket: bool = Field(
         False, description="Batch samples of similar image size and caption length."
@@ -193,6 +222,18 @@ class RunConfig(Section):
     warmup: float = Field(0.03, ge=0, le=1, description="Warmup, as a fraction of all steps.")
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     save_every: int = Field(500, ge=1, description="Steps between checkpoints.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints to keep, besides the best one.")
+    patience: Annotated[int | None, AfterValidator(_patience)] = Field(
+        None,
+        ge=1,
+        description="Stop training after this many validations without a better one.",
+    )
+    max_hours: float | None = Field(
+        None,
+        gt=0,
+        description="Save and stop training after this many hours, as Ctrl-C does; --resume goes"
+        " on, for as long again.",
+    )
     pictures: int = Field(8, ge=0, description="Example images to draw at the end of the run.")
 
     def to_yaml(self) -> str:

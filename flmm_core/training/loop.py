@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ from flmm_core.pipeline.head_folder import check_model, read_info, read_weights
 from flmm_core.progress import Progress, StopRequest
 from flmm_core.training.average import WeightAverage
 from flmm_core.training.failed_step import StepValues, insist_finite
+from flmm_core.training.length import is_exhausted
 from flmm_core.training.losses import GroundingLoss, head_loss, processed_truth
 from flmm_core.training.optimizer_file import read_optimizer
 from flmm_core.training.run_folder import RunFolder
@@ -68,6 +71,8 @@ class TrainingLoop:
     progress: Progress
     left_out: LeftOut
     absent: Mapping[str, AbsentCount] = field(default_factory=dict)
+    deadline: float = math.inf
+    """Of `time.monotonic()`; a step that ends after it is saved and the last one."""
 
     def __post_init__(self) -> None:
         config = self.config
@@ -84,11 +89,14 @@ class TrainingLoop:
             weight_decay=config.weight_decay,
         )
         self.average = WeightAverage(self.head, config.ema)
+        self.stopped_after: int | None = None
 
     def run(self) -> None:
         """Train to the last step, from the last checkpoint if the run is resumed."""
         config = self.config
         first = self._resume() if config.resume else self._begin()
+        if self._is_exhausted(first):
+            return
         steps = range(first, config.steps)
         order = config.batch_size, steps, config.seed
         sampler = (
@@ -118,14 +126,30 @@ class TrainingLoop:
                 if done % config.log_every == 0 or done == config.steps:
                     self.folder.log(self._figures(done, loss) | throughput.lap().to_dict())
                 scheduled = self.folder.is_scheduled(done)
-                if stop.asked or scheduled:
+                late = time.monotonic() > self.deadline and done < config.steps
+                if stop.asked or late or scheduled:
                     info = self.setup.info.with_facts(steps=done)
                     head, trained = self.average.head, self.average.state()
                     self.folder.save(done, self.optimizer, head, info, trained)
-                    if stop.asked:
-                        raise KeyboardInterrupt(f"Step {done} of {config.steps} is saved.")
+                    if stop.asked or late:
+                        why = "" if stop.asked else f"--max-hours {config.max_hours:g} are over. "
+                        raise KeyboardInterrupt(f"{why}Step {done} of {config.steps} is saved.")
                     with stop.immediate(), throughput.pause():
                         self._validate(done)
+                    if self._is_exhausted(done):
+                        break
+
+    def _is_exhausted(self, done: int) -> bool:
+        """Whether `done` steps are enough, since validations do not improve."""
+        patience = self.config.patience
+        if done == self.config.steps or not is_exhausted(self.folder.validation_scores(), patience):
+            return False
+        self.progress.say(
+            f"Training ends after step {done} of {self.config.steps}: {patience} validations"
+            " without a better one (--patience)"
+        )
+        self.stopped_after = done
+        return True
 
     def _begin(self) -> int:
         """Write the settings and what the model reads; returns 0, the steps done."""
@@ -206,7 +230,8 @@ class TrainingLoop:
         )  # fmt: skip
         self.head.train()
         write_confidence(self.folder.step(done), fit_confidence(judged))
-        self.folder.log({"step": done, "validation": result.to_dict()})
-        # Masks of phrases that name nothing are not trained, so they do not decide. This is last:
-        # it says that the validation is done.
-        self.folder.rate(done, result["target_ciou"])
+        # Masks of phrases that name nothing are not trained, so they do not decide.
+        score = result["target_ciou"]
+        row = {"step": done, "validation": result.to_dict(), "validation_ciou": score}
+        self.folder.log(row)
+        self.folder.rate(done, score)  # last: it says that the validation is done

@@ -38,17 +38,21 @@ PACKAGES = ("flmm", "torch", "torchvision", "transformers", "segment-anything", 
 ENVIRONMENT, METRICS, SUMMARY = "environment.json", "metrics.jsonl", "summary.json"
 SCORE = "score.json"
 LEFT_OUT = "left-out.json"
-KEPT = 2
-"""Number of newest checkpoints of the schedule that are kept, besides the best one."""
 
 
 class RunFolder:
-    """One run on disk, with a checkpoint every `save_every` of its `steps`, and at the last."""
+    """One run on disk, with a checkpoint every `save_every` of its `steps`, and at the last.
 
-    def __init__(self, path: Path, save_every: int, steps: int) -> None:
+    Args:
+        steps: 0 until they are known.
+        keep: How many of the newest checkpoints of this schedule are kept, besides the best one.
+    """
+
+    def __init__(self, path: Path, save_every: int, steps: int, keep: int = 2) -> None:
         self.path = path
         self.save_every = save_every
         self.steps = steps
+        self.keep = keep
         self.checkpoints = path / "checkpoints"
         self.pictures = path / "pictures"
 
@@ -108,7 +112,12 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the last step is saved and the scores are written."""
-        return (self.path / SUMMARY).is_file() and self.last() == self.step(self.steps).resolve()
+        try:
+            summary = json.loads((self.path / SUMMARY).read_bytes())
+        except (OSError, ValueError):
+            return False
+        end = summary.get("stopped_after", self.steps)
+        return self.last() == self.step(end).resolve()
 
     def forget(self) -> None:
         """Undo the beginning of a run that has not trained, so that the folder is free again."""
@@ -156,6 +165,12 @@ class RunFolder:
             if done < step or (done == step and not (validation and self.score(step) is None)):
                 kept[done, validation] = line + b"\n"
         write_bytes(path, b"".join(kept.values()))
+
+    def validation_scores(self) -> list[float]:
+        """The scores of all validations, in order."""
+        path = self.path / METRICS
+        rows = map(json.loads, path.read_bytes().splitlines() if path.is_file() else ())
+        return [row["validation_ciou"] for row in rows if "validation_ciou" in row]
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -258,7 +273,7 @@ class RunFolder:
         """Remove all checkpoints but the best, the last and the newest of the schedule."""
         names = (path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*"))
         steps = sorted(int(name) for name in names if name.isdecimal())
-        newest = [step for step in steps if self.is_scheduled(step)][-KEPT:]
+        newest = [step for step in steps if self.is_scheduled(step)][-self.keep :]
         for step in steps:
             folder = self.step(step)
             if step not in newest and folder.resolve() not in (self.best(), self.last()):

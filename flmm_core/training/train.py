@@ -41,6 +41,7 @@ from flmm_core.pipeline.head_folder import read_weights
 from flmm_core.progress import Progress, StopRequest
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.contact_sheet import draw_sheet
+from flmm_core.training.length import epochs_of, with_steps
 from flmm_core.training.loop import TrainingLoop, seed_everything
 from flmm_core.training.preflight import RunData, check_run
 from flmm_core.training.run_folder import SUMMARY, RunFolder
@@ -60,7 +61,7 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
     """
     started = time.monotonic()
     progress = progress or Progress()
-    folder = RunFolder(config.output, config.save_every, config.steps)
+    folder = RunFolder(config.output, config.save_every, config.steps, config.keep)
     data: RunData | None = None
     if not config.resume:  # before anything is written
         with StopRequest() as early, early.immediate():
@@ -78,9 +79,15 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
             if not config.resume:
                 folder.forget()
             raise
+        config = loop.config
+        if config.max_hours is not None:
+            loop.deadline = started + config.max_hours * 3600
         loop.run()
         scores, digest = evaluate_head(loop, data.held_out)
         summary = summarize(config, loop.head, scores)
+        summary["epochs"] = round(epochs_of(config, len(loop.samples)), 3)
+        if loop.stopped_after is not None:
+            summary["stopped_after"] = loop.stopped_after
         summary["absent"] = {text: vars(count) for text, count in loop.absent.items()}
         if (best := folder.best()) is not None and (fitted := read_confidence(best)) is not None:
             summary["not_there"] = fitted.not_there and fitted.not_there.model_dump()
@@ -107,6 +114,10 @@ def prepare(
     seed_everything(config.seed)
     setup = (open_observed if config.cache is None else open_cached)(config, spec, progress)
     samples, watched, left_out = data.samples, data.watched, data.left_out
+    config = with_steps(config, len(samples))
+    folder.steps = config.steps
+    if config.epochs is not None:
+        progress.say(f"{config.epochs:g} epochs of {len(samples)} samples: {config.steps} steps")
     setup.source.expect(samples, left_out, progress)
     setup.source.expect(watched, LeftOut(watched, left_out.limit), progress)
     return TrainingLoop(config, setup, samples, watched, folder, progress, left_out, data.absent)

@@ -207,6 +207,7 @@ def test_a_closed_pipe_is_silent() -> None:
 
 def test_every_setting_has_an_option_and_reaches_the_configuration(capsys: Capture) -> None:
     wanted = {setting.key: other_value(setting) for setting in settings()}
+    del wanted["epochs"]  # contradicts --steps
     arguments = [part for key, value in wanted.items() for part in as_arguments(key, value)]
     assert main(["train", *arguments, "--dry-run"]) == 0
     resolved = yaml.safe_load(capsys.readouterr().out)

@@ -14,7 +14,6 @@ from safetensors.numpy import load_file
 from flmm_core import Grounder
 from flmm_core.errors import WeightsError
 from flmm_core.evaluation.evaluate import evaluate_run
-from flmm_core.training import run_folder
 from flmm_core.training.optimizer_file import STATE
 from tests.cached import Runs, weights
 from tests.stopping import StopAt
@@ -31,11 +30,8 @@ def of_step(run: Path, step: int) -> dict[str, Any]:
     return load_file(run / "checkpoints" / f"step-{step}" / "model.safetensors")
 
 
-def test_the_kept_head_is_the_average_of_what_a_run_without_it_trains(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_folder, "KEPT", 9)
-    plain = runs.train("plain", save_every=1)
+def test_the_kept_head_is_the_average_of_what_a_run_without_it_trains(runs: Runs) -> None:
+    plain = runs.train("plain", save_every=1, keep=9)
     run = runs.train("run", ema=DECAY, val_data=[runs.source], eval_data=[runs.source])
     average = of_step(plain, 1)
     for step in (2, 3, 4):
