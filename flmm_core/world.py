@@ -126,11 +126,15 @@ class World:
         return "cpu" if on_cpu else f"cuda:{self.local_rank}"
 
     def title(self, device: str) -> str:
-        """For the user: "2 processes (gloo, cpu)"; `device` is that of this process."""
+        """For the user: "2 processes (gloo, cpu)"; "" for one that was started alone.
+
+        `device` is that of this process.
+        """
         kind = device.partition(":")[0]
-        if self.size == 1:
-            return "1 process"
-        return f"{self.size} processes ({'nccl' if kind == 'cuda' else 'gloo'}, {kind})"
+        if self.size > 1:
+            return f"{self.size} processes ({'nccl' if kind == 'cuda' else 'gloo'}, {kind})"
+        launched = any(name.startswith("ACCELERATE_") for name in os.environ)
+        return "1 process (see --num_processes of `accelerate launch`)" if launched else ""
 
     # --- work that is shared ------------------------------------------------------------------
 
@@ -206,9 +210,11 @@ class World:
             return
         told = next(error for error in self.gather(self._told(own)) if error is not None)
         told.agreed = True
-        if own is not None and self._known(own) is None:
-            raise own  # with its traceback
-        raise told from own
+        if own is None or not (self.is_main or self._known(own) is None):
+            raise told from own
+        if isinstance(own, FlmmError):
+            own.agreed = True
+        raise own
 
     def main_does(self, work: Callable[[], T]) -> T:
         """The result of what the main process does while the others wait; it is pickled."""
@@ -263,19 +269,18 @@ class World:
                 " said last says why.",
             ) from error
 
-    def close(self, *, agreed: bool = True) -> None:
-        """Leave the world; no process is used after it.
+    def close(self) -> None:
+        """Leave the world, once all do or the main process has ended, for a few seconds at most.
 
-        `agreed`: all leave now. The launcher stops every process as soon as one has failed, so the
-        others wait for the main one to have its say.
+        A launcher stops every process as soon as one has failed, perhaps before it could say why.
         """
         if self.size == 1:
             return
         from torch import distributed
 
         with suppress(Exception):
-            if agreed:
-                distributed.barrier(self._farewell)
+            distributed.barrier(self._farewell)
+        with suppress(Exception):
             distributed.destroy_process_group()
 
 

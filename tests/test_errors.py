@@ -11,6 +11,7 @@ from flmm_core.errors import FlmmError, did_you_mean
 
 EXIT_CODES = {
     "RunError": 1,
+    "LostProcessError": 1,
     "UsageError": 2,
     "ConfigError": 2,
     "WeightsError": 3,

@@ -74,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        result = flmm.main(arguments, prog_name="flmm", standalone_mode=False)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        # The arguments are the context's object, for a command that starts itself again.
+        result = flmm.main(given, prog_name="flmm", standalone_mode=False, obj=given)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code

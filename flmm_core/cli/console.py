@@ -49,7 +49,7 @@ def one_process_only(command: str) -> None:
     if processes.strip() not in ("", "0", "1"):
         raise UsageError(
             f"`{command}` runs in one process, but WORLD_SIZE is {processes}.",
-            found="It does not yet share its work among the processes of `torchrun` or"
+            found="It does not share its work among the processes of `torchrun` or"
             " `accelerate launch`; each would do all of it.",
             repair="Start it without a launcher; --device picks the accelerator.",
         )

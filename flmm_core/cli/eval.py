@@ -8,14 +8,9 @@ from typing import Any
 import click
 
 from flmm_core.cli import evaluation_options as shared
-from flmm_core.cli.console import (
-    echo_json,
-    echo_table,
-    json_option,
-    make_progress,
-    one_process_only,
-)
+from flmm_core.cli.console import echo_json, echo_table, json_option, make_progress
 from flmm_core.cli.options import config_options, given_settings
+from flmm_core.cli.processes import joined, processes_option, start
 
 HEADINGS = ("data", "masks", "coarse cIoU", "mIoU", "refined cIoU", "mIoU")
 DATA_SETS = {"generalised": "gRefCOCO ", "reasoning": "ReasonSeg "}
@@ -36,21 +31,27 @@ DATA_SETS = {"generalised": "gRefCOCO ", "reasoning": "ReasonSeg "}
 @config_options("model", "prompt", "system", "refiner_weights", unset="as in training")
 @shared.batch_size_option
 @shared.limit_option
+@processes_option
 @json_option
-def command(run: str, data: tuple[str, ...], as_json: bool, **parameters: Any) -> None:
+def command(
+    run: str, data: tuple[str, ...], as_json: bool, processes: int | None, **parameters: Any
+) -> None:
     """Evaluate a trained head on data sets.
 
     RUN is a run folder of `flmm train`, a head folder or a hub id. cIoU and mIoU are fractions of
     1, of the coarse and of the refined masks. Further scores are printed if the data has what they
     need: phrases without target, ignored regions, tags of PNG.
     """
-    one_process_only("flmm eval")
-    from flmm_core.evaluation.evaluate import evaluate_run
-
     given = given_settings(parameters)
     names = ("protocol", "method", "method_data", "abstain", "batch_size", "limit")
     given |= {name: parameters[name] for name in names}
-    found = evaluate_run(run, data, progress=make_progress(), **given)
+    with joined(processes) as world:
+        start(processes, given.get("device", "auto"), world)
+        from flmm_core.evaluation.evaluate import evaluate_run
+
+        found = evaluate_run(run, data, progress=make_progress(), world=world, **given)
+    if not world.is_main:
+        return
     if as_json:
         echo_json(found)
         return

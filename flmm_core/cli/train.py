@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from flmm_core.cli.console import make_progress, one_process_only
+from flmm_core.cli.console import make_progress
 from flmm_core.cli.options import config_options, given_settings
+from flmm_core.cli.processes import joined, processes_option, start
 from flmm_core.config import RunConfig, load_config
 from flmm_core.config.resume import CONFIG, load_resumed
 from flmm_core.plugins import load_backbones
@@ -24,8 +25,11 @@ from flmm_core.spec import BackboneSpec
     help="YAML file of settings; options on the command line override it.",
 )
 @config_options()
+@processes_option
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
-def command(config_file: Path | None, dry_run: bool, **parameters: Any) -> None:
+def command(
+    config_file: Path | None, dry_run: bool, processes: int | None, **parameters: Any
+) -> None:
     """Train a mask head on a frozen model.
 
     The vision-language model stays unchanged. The trained head is evaluated on unseen data. The
@@ -34,22 +38,26 @@ def command(config_file: Path | None, dry_run: bool, **parameters: Any) -> None:
     """
     overrides = given_settings(parameters)
     load = load_resumed if overrides.get("resume") else load_config
-    config, spec = load(config_file, overrides, load_backbones().get)
-    one_process_only("flmm train")
-    if dry_run:
-        click.echo(_summary(config, spec) + config.to_yaml(), nl=False)
-        return
-    from flmm_core.training.train import train
+    with joined(processes) as world:
+        with world.agreed():
+            config, spec = load(config_file, overrides, load_backbones().get)
+        config = world.tell(config)  # the name of the folder may be the time
+        if dry_run:
+            if world.is_main:
+                click.echo(_summary(config, spec) + config.to_yaml(), nl=False)
+            return
+        start(processes, config.device, world)
+        from flmm_core.training.train import train
 
-    progress = make_progress()
-    try:
-        run = train(config, spec, progress=progress)
-    except KeyboardInterrupt as stop:
-        if not (config.output / CONFIG).is_file():
-            raise
-        resume = f"flmm train --resume --output {quote(str(config.output))}"
-        raise KeyboardInterrupt(f"{stop} Resume with `{resume}`.".lstrip()) from None
-    click.echo(run)
+        try:
+            run = train(config, spec, make_progress(), world)
+        except KeyboardInterrupt as stop:
+            if not (config.output / CONFIG).is_file():
+                raise
+            resume = f"flmm train --resume --output {quote(str(config.output))}"
+            raise KeyboardInterrupt(f"{stop} Resume with `{resume}`.".lstrip()) from None
+        if world.is_main:
+            click.echo(run)
 
 
 def _length(config: RunConfig) -> str:

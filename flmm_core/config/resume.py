@@ -19,7 +19,7 @@ NOT_OF_A_RUN = frozenset({"output", "resume", "force"})
 """Settings of a command; the folder of a run may have been moved."""
 MAY_CHANGE = NOT_OF_A_RUN | frozenset(
     {
-        "device", "workers", "max_skipped",
+        "device", "workers", "max_skipped", "accumulate",
         "learning_rate", "refiner_learning_rate", "weight_decay", "clip_norm",
         "log_every", "save_every", "keep", "patience", "max_hours",
         "eval_data", "pictures",

@@ -189,7 +189,13 @@ class RunConfig(Section):
         ge=0,
         description=f"Optimizer steps. Default: {STEPS}.",
     )
-    batch_size: int = Field(8, ge=1, description="Samples per step.")
+    batch_size: int = Field(8, ge=1, description="Samples per step, of all processes together.")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="Parts that a process takes its samples of a step in, one after the other: less"
+        " memory, the same sum.",
+    )
     bucket: bool = Field(
         False, description="Batch samples of similar image size and caption length."
     )

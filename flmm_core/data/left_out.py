@@ -107,7 +107,7 @@ class LeftOut:
             logger.warning("left out: %s: %s", item.name, item.reason)
 
     def to_list(self) -> list[dict[str, str]]:
-        """All that is lost, what the readers left out first, ready for JSON."""
+        """All that is lost, what the readers left out first, in order, ready for JSON."""
         lost = [item for losses in self._losses for item in losses.items if item.counts]
-        lost += [item for losses in self._losses for item in losses.unusable.values()]
+        lost += [item for losses in self._losses for _, item in sorted(losses.unusable.items())]
         return [{"item": item.name, "reason": item.reason} for item in lost]

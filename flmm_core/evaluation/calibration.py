@@ -10,7 +10,7 @@ A mask is right if its IoU is at least 0.5; 0/0 is not right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +36,16 @@ class Judgements:
     right: list[bool] = field(default_factory=list)
     absent: list[bool] = field(default_factory=list)
 
+    @classmethod
+    def union(cls, parts: Iterable[Judgements]) -> Judgements:
+        """Those of all parts; their order does not matter."""
+        found = cls()
+        for part in parts:
+            found.evidence += part.evidence
+            found.right += part.right
+            found.absent += part.absent
+        return found
+
     def add(self, grounding: Grounding, rows: Sequence[PhraseRow]) -> None:
         """Add a sample."""
         self.evidence += grounding.evidence.tolist()
@@ -56,8 +66,11 @@ def fit_confidence(judged: Judgements) -> Confidence:
             repair="Give validation data with at least one phrase.",
         )
     fit = fit_isotonic if masks >= ENOUGH else fit_platt
-    calibrator = fit(judged.evidence, judged.right)
-    not_there = choose_threshold(calibrator(judged.evidence), judged.absent)
+    # Sorted, so that the last bits of sums do not depend on who judged which masks.
+    rows = sorted(zip(judged.evidence, judged.right, judged.absent, strict=True))
+    evidence, right, absent = zip(*rows, strict=True)
+    calibrator = fit(evidence, right)
+    not_there = choose_threshold(calibrator(evidence), absent)
     return Confidence(masks=masks, calibrator=calibrator, not_there=not_there)
 
 

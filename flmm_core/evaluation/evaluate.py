@@ -26,6 +26,7 @@ from flmm_core.pipeline.confidence import chosen_threshold
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.types import Grounding
 from flmm_core.progress import Progress
+from flmm_core.world import World
 
 Watch = Callable[[Grounding, Sequence[PhraseRow]], None]
 """Receives the grounding of every sample and its rows."""
@@ -85,8 +86,9 @@ def evaluate(
     watch: Watch | None = None,
     progress: Progress | None = None,
     name: str = "Evaluating",
+    world: World | None = None,
 ) -> Evaluation:
-    """Score a method on samples.
+    """Score a method on samples; the processes of a world share them and return the same scores.
 
     Args:
         method: A head must be in evaluation mode.
@@ -94,29 +96,41 @@ def evaluate(
         workers: See `count_workers`.
         limit: Maximum number of samples.
         max_skipped: How much may be left out because it cannot be used.
+        watch: Receives this process's share.
         name: Name of the stage in the progress.
 
     Raises:
         FlmmError: Too much cannot be used; without `max_skipped`, a sample cannot.
     """
+    world = world or World()
     total = min(limit or len(samples), len(samples))
     protocol = getattr(samples, "protocol", "standard")
     result, started = Evaluation(protocol=protocol), time.monotonic()
-    left_out = LeftOut(samples, max_skipped or SkipLimit.given("100%"), used=total)
-    throughput, batches = Throughput(), fixed_batches(total, batch_size)
-    measured = measure_batches(
-        method, samples, batches, watch=watch, workers=workers, throughput=throughput
-    )
+    throughput, batches = Throughput(), world.share(fixed_batches(total, batch_size))
+    left_out, left = LeftOut(samples, max_skipped or SkipLimit.given("100%"), used=total), total
     with (progress or Progress()).stage(name, total) as stage:
-        for batch in measured:
-            for one in batch:
-                if one.error is None:
-                    result.add(one.rows)
-                elif max_skipped is None:
-                    raise one.error
-                else:
-                    left_out.add(one.index, str(one.error))
-            stage.advance(len(batch), cIoU=result["ciou"], **throughput.figures())
+        with world.agreed():
+            for batch in measure_batches(
+                method, samples, batches, watch=watch, workers=workers, throughput=throughput
+            ):
+                for one in batch:
+                    if one.error is None:
+                        result.add(one.rows)
+                    elif max_skipped is None:
+                        raise one.error
+                    else:
+                        left_out.add(one.index, str(one.error))
+                left -= (shown := min(left, len(batch) * world.size))  # as if all were equally far
+                stage.advance(shown, cIoU=result["ciou"], **throughput.figures())
+        if world.size > 1:
+            shares = world.gather((result, left_out.unusable))
+            result = Evaluation(protocol=protocol)
+            with world.agreed():
+                for share, unusable in shares:
+                    result.merge(share)
+                    for index, reason in unusable.items():
+                        left_out.add(index, reason)
+            stage.advance(left, cIoU=result["ciou"], **throughput.figures())
     result.seconds = time.monotonic() - started
     result.left_out = left_out.to_list()
     result.skipped = len(result.left_out)
@@ -178,8 +192,9 @@ def evaluate_run(
     limit: int | None = None,
     max_skipped: str = MAX_SKIPPED,
     progress: Progress | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a trained head on data sets.
+    """Evaluate a trained head on data sets; the processes of a world share the samples.
 
     Args:
         run: A run folder, a head folder or a hub id.
@@ -205,35 +220,41 @@ def evaluate_run(
         UsageError: `abstain` with a head without threshold, or with another method.
         FlmmError: Weights or data are missing or broken.
     """
-    check_method(method)
-    most_skipped = SkipLimit.given(max_skipped)
-    if abstain:
-        check_can_abstain([method])
-    problems = Problems()
-    info = check_head(run, problems, model=model, device=device, refiner_weights=refiner_weights)
-    facts = info.facts if info else {}
-    protocol = protocol or str(facts.get("protocol", "standard"))
-    sources: dict[str, ImageSamples] = {}
-    for text in data:
-        with problems.part():
-            sources[text] = open_source(text, protocol)
-    method_data = method_data or facts.get("data", ())
-    if method != "head":
-        open_sources(method_data, protocol, problems=problems)
-    problems.check()
-    grounder = Grounder.from_pretrained(
-        run,
-        dtype=dtype,
-        device=device,
-        model=model,
-        prompt=prompt,
-        system=system,
-        refiner_weights=refiner_weights,
-        force=force,
-    )
-    recipe = grounder.info.recipe
-    below = chosen_threshold(grounder.confidence, str(run)) if abstain else None
-    maker = open_method(method, grounder, method_data, protocol, refiner_weights, below)
+    world = world or World()
+    progress = progress if world.is_main else None
+    with world.main_first():  # it may have to draw scenes
+        check_method(method)
+        most_skipped = SkipLimit.given(max_skipped)
+        if abstain:
+            check_can_abstain([method])
+        device, problems = world.device(device), Problems()
+        info = check_head(
+            run, problems, model=model, device=device, refiner_weights=refiner_weights
+        )
+        facts = info.facts if info else {}
+        protocol = protocol or str(facts.get("protocol", "standard"))
+        sources: dict[str, ImageSamples] = {}
+        for text in data:
+            with problems.part():
+                sources[text] = open_source(text, protocol)
+        method_data = method_data or facts.get("data", ())
+        if method != "head":
+            open_sources(method_data, protocol, problems=problems)
+        problems.check()
+    with world.agreed():
+        grounder = Grounder.from_pretrained(
+            run,
+            dtype=dtype,
+            device=device,
+            model=model,
+            prompt=prompt,
+            system=system,
+            refiner_weights=refiner_weights,
+            force=force,
+        )
+        recipe = grounder.info.recipe
+        below = chosen_threshold(grounder.confidence, str(run)) if abstain else None
+        maker = open_method(method, grounder, method_data, protocol, refiner_weights, below)
     scores = {
         text: evaluate(
             maker,
@@ -244,6 +265,7 @@ def evaluate_run(
             max_skipped=most_skipped,
             progress=progress,
             name=f"Evaluating {text}",
+            world=world,
         )
         for text, samples in sources.items()
     }

@@ -23,6 +23,11 @@ class Separation:
         """Count one phrase."""
         (self.there if there else self.absent).append(probability)
 
+    def merge(self, other: Separation) -> None:
+        """Count the phrases of another one."""
+        self.there += other.there
+        self.absent += other.absent
+
     @property
     def auroc(self) -> float:
         """The area under the ROC curve, 0 to 1; nan unless there are phrases of both kinds.

@@ -42,6 +42,13 @@ class Reliability:
         self.hits[place] += right
         self.units[place] += units
 
+    def merge(self, other: Reliability) -> None:
+        """Count the masks of another one with as many bins."""
+        for own, more in (
+            (self.counts, other.counts), (self.hits, other.hits), (self.units, other.units),
+        ):  # fmt: skip
+            own[:] = [a + b for a, b in zip(own, more, strict=True)]
+
     @property
     def stated(self) -> list[float]:
         """Mean probability in each bin; nan if it is empty."""

@@ -29,6 +29,12 @@ class ScoreSums:
             self.numerators[name] += numerator
             self.denominators[name] += denominator
 
+    def merge(self, other: ScoreSums) -> None:
+        """Add the sums over other rows."""
+        self.rows.update(other.rows)
+        self.numerators.update(other.numerators)
+        self.denominators.update(other.denominators)
+
     def __getitem__(self, name: str) -> float:
         """A score, correctly rounded; nan if no row counts, 0 if the denominator is 0."""
         if not self.rows[name]:
@@ -88,6 +94,17 @@ class Evaluation:
                     right = scores.reaches(row.intersection, row.union)
                     self.reliability.add(row.probability, right)
             self.with_ignored += row.ignored > 0
+
+    def merge(self, other: Evaluation) -> None:
+        """Count what another process measured of the same source; all sums are exact."""
+        self.whole.merge(other.whole)
+        for own, more in ((self.slices, other.slices), (self.tags, other.tags)):
+            for name, sums in more.items():
+                own.setdefault(name, ScoreSums()).merge(sums)
+        self.reliability.merge(other.reliability)
+        self.separation.merge(other.separation)
+        self.with_ignored += other.with_ignored
+        self.samples += other.samples
 
     @property
     def phrases(self) -> int:

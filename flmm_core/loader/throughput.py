@@ -43,6 +43,11 @@ class Rates:
         }
 
 
+def count_images(samples: Sequence[Sample]) -> int:
+    """Number of different images."""
+    return len({sample.image_path for sample in samples})
+
+
 class Throughput:
     """Counts since its creation or the last `lap`; `clock` returns seconds."""
 
@@ -66,8 +71,12 @@ class Throughput:
 
     def count(self, samples: Sequence[Sample]) -> None:
         """Count a batch."""
-        self._images += len({sample.image_path for sample in samples})
-        self._phrases += sum(len(sample.phrases) for sample in samples)
+        self.add(count_images(samples), sum(len(sample.phrases) for sample in samples))
+
+    def add(self, images: int, phrases: int) -> None:
+        """Count images and phrases, perhaps those of several processes."""
+        self._images += images
+        self._phrases += phrases
 
     @contextmanager
     def pause(self) -> Iterator[None]:

@@ -30,9 +30,10 @@ from flmm_core.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class StepValues:
-    """What a step computed; `number` counts from 1."""
+    """What a process computed in a step, which counts from 1."""
 
     number: int
+    process: int
     batch: ExampleBatch
     features: Sequence[Features]
     groundings: Sequence[Grounding]
@@ -49,7 +50,8 @@ def insist_finite(value: Tensor, what: str, step: StepValues, head: Head, run: R
     """
     if torch.isfinite(value):
         return
-    folder = run.path / f"failed-step-{step.number}"
+    of_process = f"-process-{step.process}" if step.process else ""
+    folder = run.path / f"failed-step-{step.number}{of_process}"
     names = ", ".join(sample.name for sample in step.batch.samples)
     try:
         _write(folder, step, head, {what: _plain(value)})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,23 +18,32 @@ from flmm_core.config import RunConfig
 from flmm_core.data.absent import AbsentCount
 from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
+from flmm_core.errors import FlmmError
 from flmm_core.evaluation.baselines import head_method
 from flmm_core.evaluation.calibration import Judgements, fit_confidence
 from flmm_core.evaluation.evaluate import evaluate
+from flmm_core.evaluation.running_scores import Evaluation
 from flmm_core.loader.dataset import (
     ExampleBatch,
     ExampleDataset,
-    load_batches,
+    Loaded,
+    read_batches,
 )
-from flmm_core.loader.samplers import BucketSampler, StepSampler, sample_extents
-from flmm_core.loader.throughput import Throughput
+from flmm_core.loader.samplers import (
+    BucketSampler,
+    SharedSampler,
+    StepSampler,
+    sample_extents,
+)
+from flmm_core.loader.throughput import Throughput, count_images
 from flmm_core.pipeline.confidence import write_confidence
 from flmm_core.pipeline.head_folder import check_model, read_info, read_weights
 from flmm_core.progress import Progress, StopRequest
 from flmm_core.training.average import WeightAverage
 from flmm_core.training.failed_step import StepValues, insist_finite
+from flmm_core.training.gradients import sum_gradients
 from flmm_core.training.length import is_exhausted
-from flmm_core.training.losses import GroundingLoss, head_loss, processed_truth
+from flmm_core.training.losses import Counts, GroundingLoss, head_loss, processed_truth
 from flmm_core.training.optimizer_file import read_optimizer
 from flmm_core.training.run_folder import RunFolder
 from flmm_core.training.schedule import rate
@@ -41,6 +51,7 @@ from flmm_core.training.setup import (
     Setup,
     check_same_cache,
 )
+from flmm_core.world import World
 
 
 def seed_everything(seed: int) -> None:
@@ -55,12 +66,23 @@ def seed_of_step(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
+@dataclass(frozen=True)
+class Share:
+    """What the others need to know of a process's share of a step."""
+
+    counts: Counts
+    images: int
+    unusable: Mapping[int, str]
+    """Why samples cannot be used, by index."""
+
+
 @dataclass
 class TrainingLoop:
     """The steps of one run; `watched` is the validation data, possibly empty.
 
     Samples that cannot be used are replaced by others and go to `left_out`; `absent` counts what
-    is not there, by source.
+    is not there, by source. The processes of `world` share each step's samples; the main one
+    writes.
     """
 
     config: RunConfig
@@ -71,6 +93,7 @@ class TrainingLoop:
     progress: Progress
     left_out: LeftOut
     absent: Mapping[str, AbsentCount] = field(default_factory=dict)
+    world: World = field(default_factory=World)
     deadline: float = math.inf
     """Of `time.monotonic()`; a step that ends after it is saved and the last one."""
 
@@ -105,34 +128,30 @@ class TrainingLoop:
             else StepSampler(len(self.samples), *order)
         )
         dataset = ExampleDataset(self.samples, self.source, fill=True)
-        loaded = load_batches(
-            dataset, sampler=sampler, workers=config.workers, left_out=self.left_out
-        )
+        shared = SharedSampler(sampler, self.world, config.accumulate)
+        loaded = read_batches(dataset, shared, workers=config.workers)
         self.head.train()
-        throughput, noted = Throughput(), 0
+        throughput = Throughput()
         with (
             StopRequest() as stop,
             closing(loaded) as batches,
             self.progress.stage("Training", config.steps, done=first) as stage,
         ):
-            for step, batch in zip(steps, throughput.waiting(batches), strict=True):
-                if len(self.left_out.unusable) > noted:
-                    self.folder.note_left_out(self.left_out.unusable)
-                    noted = len(self.left_out.unusable)
-                loss = self._step(step, batch)
+            waited = throughput.waiting(batches)
+            for step in steps:
+                parts, counts = self._read(waited, throughput)
+                loss = self._step(step, parts, counts)
                 done = step + 1
-                throughput.count(batch.samples)
                 stage.advance(1, loss=loss.total.item(), **throughput.figures())
                 if done % config.log_every == 0 or done == config.steps:
-                    self.folder.log(self._figures(done, loss) | throughput.lap().to_dict())
-                scheduled = self.folder.is_scheduled(done)
+                    self._log(self._figures(done, loss) | throughput.lap().to_dict())
                 late = time.monotonic() > self.deadline and done < config.steps
-                if stop.asked or late or scheduled:
-                    info = self.setup.info.with_facts(steps=done)
-                    head, trained = self.average.head, self.average.state()
-                    self.folder.save(done, self.optimizer, head, info, trained)
-                    if stop.asked or late:
-                        why = "" if stop.asked else f"--max-hours {config.max_hours:g} are over. "
+                stopping, scheduled = self.world.any(stop.asked), self.folder.is_scheduled(done)
+                late = config.max_hours is not None and self.world.any(late)
+                if stopping or late or scheduled:
+                    self._save(done)
+                    if stopping or late:
+                        why = "" if stopping else f"--max-hours {config.max_hours:g} are over. "
                         raise KeyboardInterrupt(f"{why}Step {done} of {config.steps} is saved.")
                     with stop.immediate(), throughput.pause():
                         self._validate(done)
@@ -141,8 +160,10 @@ class TrainingLoop:
 
     def _is_exhausted(self, done: int) -> bool:
         """Whether `done` steps are enough, since validations do not improve."""
-        patience = self.config.patience
-        if done == self.config.steps or not is_exhausted(self.folder.validation_scores(), patience):
+        patience, folder = self.config.patience, self.folder
+        if done == self.config.steps or not self.world.main_does(
+            lambda: is_exhausted(folder.validation_scores(), patience)
+        ):
             return False
         self.progress.say(
             f"Training ends after step {done} of {self.config.steps}: {patience} validations"
@@ -154,7 +175,8 @@ class TrainingLoop:
     def _begin(self) -> int:
         """Write the settings and what the model reads; returns 0, the steps done."""
         reads = self.setup.info.facts.get("reads", "")
-        self.folder.record(self.config, f"The model reads: {reads!r}")
+        remark = f"The model reads: {reads!r}"
+        self.world.main_does(lambda: self.folder.record(self.config, remark, self.world.size))
         return 0
 
     def _resume(self) -> int:
@@ -162,51 +184,117 @@ class TrainingLoop:
 
         Everything is read and checked before anything changes.
         """
-        last = self.folder.last()
-        for index, reason in self.folder.left_out().items():
-            self.left_out.add(index, reason)
+        world, folder = self.world, self.folder
+        last, left_out = world.main_does(lambda: (folder.last(), folder.left_out()))
+        with world.agreed():
+            for index, reason in left_out.items():
+                self.left_out.add(index, reason)
         if last is None:  # stopped before the first checkpoint
-            self.folder.rewind(0)
+            world.main_does(lambda: folder.rewind(0))
             return self._begin()
-        trained = read_info(last)
-        check_same_cache(trained, self.setup.info, self.config.cache)
-        if (model := self.setup.info.model) is not None:
-            check_model(str(last), trained, self.config.model, model, force=self.config.force)
-        weights, state = read_weights(last), read_optimizer(last, self.optimizer)
-        asked = f"The trained weights in '{last}' cannot be used."
-        self.average.check(state.weights, asked)
-        self.average.load(weights, state.weights, state.step)
+        with world.agreed():
+            trained = read_info(last)
+            check_same_cache(trained, self.setup.info, self.config.cache)
+            if (model := self.setup.info.model) is not None:
+                check_model(str(last), trained, self.config.model, model, force=self.config.force)
+            weights, state = read_weights(last), read_optimizer(last, self.optimizer)
+            asked = f"The trained weights in '{last}' cannot be used."
+            self.average.check(state.weights, asked)
+            self.average.load(weights, state.weights, state.step)
         self._begin()
         state.load_into(self.optimizer)
-        self.folder.rewind(state.step)
-        self.folder.prune()
-        score = self.folder.score(state.step)
-        if score is not None:
-            self.folder.rate(state.step, score)
-        elif self.folder.is_scheduled(state.step):
+        score = world.main_does(lambda: self._rewind(state.step))
+        if score is None and folder.is_scheduled(state.step):
             self._validate(state.step)
         return state.step
 
-    def _step(self, step: int, batch: ExampleBatch) -> GroundingLoss:
+    def _rewind(self, step: int) -> float | None:
+        """Forget what happened after a step; returns its validation score, if it has one."""
+        self.folder.rewind(step)
+        self.folder.prune()
+        if (score := self.folder.score(step)) is not None:
+            self.folder.rate(step, score)
+        return score
+
+    def _read(
+        self, batches: Iterator[Loaded], throughput: Throughput
+    ) -> tuple[list[ExampleBatch], Counts]:
+        """This process's share of the next step, and the phrases of the whole step."""
+        parts: list[ExampleBatch] = []
+        unusable: dict[int, str] = {}
+        nothing: FlmmError | None = None
+        with self.world.agreed():
+            for batch, lost in islice(batches, self.config.accumulate):
+                unusable |= {one.index: str(one.error) for one in lost}
+                if batch is not None:
+                    parts.append(batch)
+                elif lost:
+                    nothing = lost[0].error
+        samples = [sample for batch in parts for sample in batch.samples]
+        share = Share(Counts.of(self.head, samples), count_images(samples), unusable)
+        shares = self.world.gather(share)
+        counts = sum((each.counts for each in shares), Counts(0, 0))
+        throughput.add(sum(each.images for each in shares), counts.phrases)
+        found = {index: why for each in shares for index, why in each.unusable.items()}
+        if found:
+            with self.world.agreed():
+                known = len(self.left_out.unusable)
+                for index, reason in found.items():
+                    self.left_out.add(index, reason)
+                if self.world.is_main and len(self.left_out.unusable) > known:
+                    self.folder.note_left_out(self.left_out.unusable)
+                if nothing is not None:  # can be used in place of a sample
+                    raise nothing
+        return parts, counts
+
+    def _step(self, step: int, parts: Sequence[ExampleBatch], counts: Counts) -> GroundingLoss:
+        """One step of the optimizer; returns the loss of all processes."""
         seed_everything(seed_of_step(self.config.seed, step))
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * rate(step, self.config)
+        self.optimizer.zero_grad()
+        own, values = GroundingLoss.nothing(self.head), None
+        with self.world.agreed():
+            for batch in parts:
+                values = self._backward(step, batch, counts)
+                own = own.plus(torch.stack([*values.loss.parts.values()]).detach())
+                if self.world.size * len(parts) > 1:  # else the norm below is of this batch
+                    grads = [weight.grad for weight in self.weights if weight.grad is not None]
+                    norm = torch.nn.utils.get_total_norm(grads)
+                    insist_finite(norm, "gradient norm", values, self.head, self.folder)
+        figures = sum_gradients(self.world, self.weights, torch.stack([*own.parts.values()]))
+        self.norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip_norm)
+        with self.world.agreed():
+            if values is not None:
+                insist_finite(self.norm, "gradient norm", values, self.head, self.folder)
+        self.optimizer.step()
+        self.average.update()
+        return GroundingLoss.nothing(self.head).plus(figures)
+
+    def _backward(self, step: int, batch: ExampleBatch, counts: Counts) -> StepValues:
+        """Add the gradient of a part of a step."""
         features = self.source.features(batch.inputs)
         nearest = self.config.head.paper_rounding
         truths = batch.truths
+        there = [truth.flatten(1).any(1) for truth in truths]  # (P,) each
         if nearest and (square := self.setup.info.model and self.setup.info.model.square):
             pairs = zip(truths, features, strict=True)
             truths = tuple(processed_truth(t, f.maps.image_box, square) for t, f in pairs)
-        groundings, loss = head_loss(self.head, features, truths, nearest=nearest)
-        values = StepValues(step + 1, batch, features, groundings, loss)
-        self.optimizer.zero_grad()
+        groundings, loss = head_loss(
+            self.head, features, truths, there=there, nearest=nearest, counts=counts
+        )
+        values = StepValues(step + 1, self.world.rank, batch, features, groundings, loss)
         insist_finite(loss.total, "loss", values, self.head, self.folder)
         loss.total.backward()
-        self.norm = torch.nn.utils.clip_grad_norm_(self.weights, self.config.clip_norm)
-        insist_finite(self.norm, "gradient norm", values, self.head, self.folder)
-        self.optimizer.step()
-        self.average.update()
-        return loss
+        return values
+
+    def _save(self, done: int) -> None:
+        info = self.setup.info.with_facts(steps=done)
+        head, trained = self.average.head, self.average.state()
+        self.world.main_does(lambda: self.folder.save(done, self.optimizer, head, info, trained))
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.world.main_does(lambda: self.folder.log(row))
 
     def _figures(self, done: int, loss: GroundingLoss) -> dict[str, Any]:
         return {
@@ -226,9 +314,13 @@ class TrainingLoop:
         result = evaluate(
             head_method(self.source, head), self.watched, watch=judged.add,
             workers=self.config.workers, max_skipped=self.left_out.limit, progress=self.progress,
-            name="Validating",
+            name="Validating", world=self.world,
         )  # fmt: skip
         self.head.train()
+        judged = Judgements.union(self.world.gather(judged))
+        self.world.main_does(lambda: self._write_validation(done, result, judged))
+
+    def _write_validation(self, done: int, result: Evaluation, judged: Judgements) -> None:
         write_confidence(self.folder.step(done), fit_confidence(judged))
         # Masks of phrases that name nothing are not trained, so they do not decide.
         score = result["target_ciou"]

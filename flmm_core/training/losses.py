@@ -9,16 +9,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flmm_core.data import rle
+from flmm_core.data.sample import Sample
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.resample import Box, resize_truth
 from flmm_core.pipeline.types import Features, Grounding
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What the means of a step are over: its phrases, and those whose masks are trained."""
+
+    phrases: int
+    masks: int
+
+    @classmethod
+    def of(cls, head: Head, samples: Sequence[Sample]) -> Counts:
+        """Those of some samples, known before the models see them."""
+        phrases = [phrase for sample in samples for phrase in sample.phrases]
+        there = [phrase for phrase in phrases if rle.area(phrase.mask)]
+        return cls(len(phrases), len(phrases if head.presence is None else there))
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.phrases + other.phrases, self.masks + other.masks)
+
+
+@dataclass(frozen=True)
 class GroundingLoss:
     """Means over all masks of a batch, each a scalar tensor; 0 for a batch without masks.
 
-    `presence` is a mean over all phrases, None if the head does not tell presence.
+    `presence` is a mean over all phrases, None if the head does not tell presence. Of a part of a
+    step, the means are over the whole step's phrases (`Counts`), so that parts add up.
     """
 
     coarse_dice: Tensor
@@ -26,6 +47,17 @@ class GroundingLoss:
     refined_dice: Tensor
     refined_cross_entropy: Tensor
     presence: Tensor | None = None
+
+    @classmethod
+    def nothing(cls, head: Head) -> GroundingLoss:
+        """That of no phrases."""
+        zeros = torch.zeros(4 if head.presence is None else 5, device=head.device)
+        return cls(*zeros.unbind())
+
+    def plus(self, figures: Tensor) -> GroundingLoss:
+        """The same with a number added to each of its parts, without their graph."""
+        summed = (torch.stack([*self.parts.values()]).detach() + figures).unbind()
+        return GroundingLoss(**dict(zip(self.parts, summed, strict=True)))
 
     @property
     def parts(self) -> dict[str, Tensor]:
@@ -39,24 +71,37 @@ class GroundingLoss:
 
 
 def head_loss(
-    head: Head, features: Sequence[Features], truths: Sequence[Tensor], *, nearest: bool = False
+    head: Head,
+    features: Sequence[Features],
+    truths: Sequence[Tensor],
+    *,
+    there: Sequence[Tensor] | None = None,
+    nearest: bool = False,
+    counts: Counts | None = None,
 ) -> tuple[Sequence[Grounding], GroundingLoss]:
     """What a head makes of a batch, and its loss; arguments as in `grounding_loss`.
 
     A head that tells presence learns masks from phrases with a target only, and presence, by
     binary cross-entropy, from all. Any other head learns empty masks where there is no target.
+
+    Args:
+        there: Per sample, (P,) bool, whether a phrase has a target; by default those whose truth
+            is not empty.
+        counts: Of the step that the batch is a part of; by default the batch is all of it.
     """
+    masks = None if counts is None else counts.masks
     if head.presence is None:
         groundings = head(features)
-        return groundings, grounding_loss(groundings, truths, nearest=nearest)
-    there = [truth.flatten(1).any(1) for truth in truths]  # (P,) each
+        return groundings, grounding_loss(groundings, truths, nearest=nearest, masks=masks)
+    there = there or [truth.flatten(1).any(1) for truth in truths]
     groundings = head(features, there)
     found = [truth[which] for truth, which in zip(truths, there, strict=True)]
     told = torch.cat([each.there_logits for each in groundings if each.there_logits is not None])
-    right = torch.cat(there).to(told)
+    right = torch.cat(list(there)).to(told)
     presence = F.binary_cross_entropy_with_logits(told, right, reduction="sum")
-    loss = grounding_loss(groundings, found, nearest=nearest)
-    return groundings, replace(loss, presence=presence / max(1, len(told)))
+    loss = grounding_loss(groundings, found, nearest=nearest, masks=masks)
+    phrases = len(told) if counts is None else counts.phrases
+    return groundings, replace(loss, presence=presence / max(1, phrases))
 
 
 def processed_truth(truth: Tensor, image_box: Box, square: int) -> Tensor:
@@ -93,13 +138,18 @@ def mask_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def grounding_loss(
-    groundings: Sequence[Grounding], truths: Sequence[Tensor], *, nearest: bool = False
+    groundings: Sequence[Grounding],
+    truths: Sequence[Tensor],
+    *,
+    nearest: bool = False,
+    masks: int | None = None,
 ) -> GroundingLoss:
     """Loss of a batch; every mask has the same weight.
 
     Args:
         truths: Per sample, (P, H, W) bool or 0/1 at the image's size.
         nearest: See `resize_truth`.
+        masks: The number of masks that the means are over; by default the batch's own.
     """
     parts: list[list[Tensor]] = [[], [], [], []]
     for grounding, truth in zip(groundings, truths, strict=True):
@@ -109,5 +159,5 @@ def grounding_loss(
             resized = resize_truth(at_device, size, nearest=nearest)
             parts[offset].append(dice_loss(logits, resized))
             parts[offset + 1].append(mask_cross_entropy(logits, resized))
-    means = [torch.cat(values).sum() / max(1, sum(map(len, values))) for values in parts]
-    return GroundingLoss(*means)
+    count = sum(map(len, parts[0])) if masks is None else masks
+    return GroundingLoss(*(torch.cat(values).sum() / max(1, count) for values in parts))

@@ -99,13 +99,13 @@ class RunFolder:
                 repair=f"Free some space or make the folder writable. {self.way_back()}",
             ) from error
 
-    def record(self, config: RunConfig, remark: str = "") -> None:
+    def record(self, config: RunConfig, remark: str = "", processes: int = 1) -> None:
         """Write `environment.json` and `config.yaml`, which begins with a remark of one line.
 
         There is no summary any more.
         """
         (self.path / SUMMARY).unlink(missing_ok=True)
-        write_json(self.path / ENVIRONMENT, environment())
+        write_json(self.path / ENVIRONMENT, environment() | {"processes": processes})
         comment = f"# {remark}\n" if remark else ""
         write_text(self.path / CONFIG, comment + config.to_yaml())
 

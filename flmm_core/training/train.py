@@ -18,13 +18,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from flmm_core.config import RunConfig, option_name
 from flmm_core.data.images import read_image
 from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
+from flmm_core.errors import LostProcessError, RunError
 from flmm_core.evaluation.baselines import head_method
 from flmm_core.evaluation.evaluate import evaluate
 from flmm_core.evaluation.running_scores import Evaluation
@@ -35,7 +39,8 @@ from flmm_core.loader.dataset import (
     Unusable,
 )
 from flmm_core.loader.samplers import spread
-from flmm_core.pipeline.confidence import read_confidence
+from flmm_core.pipeline.backbone.weights import digest
+from flmm_core.pipeline.confidence import Confidence, read_confidence
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.head_folder import read_weights
 from flmm_core.progress import Progress, StopRequest
@@ -45,56 +50,87 @@ from flmm_core.training.length import epochs_of, with_steps
 from flmm_core.training.loop import TrainingLoop, seed_everything
 from flmm_core.training.preflight import RunData, check_run
 from flmm_core.training.run_folder import SUMMARY, RunFolder
-from flmm_core.training.setup import open_cached, open_observed
+from flmm_core.training.setup import Setup, open_cached, open_observed
+from flmm_core.world import World
 
 
-def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = None) -> Path:
+def train(
+    config: RunConfig,
+    spec: BackboneSpec,
+    progress: Progress | None = None,
+    world: World | None = None,
+) -> Path:
     """Train a head and evaluate it; returns the run folder.
+
+    Args:
+        world: The processes that share the work, all with the same settings and files
+            (`World.join()`); by default this one alone.
 
     Raises:
         FlmmError: What `check_run` found, before anything is loaded or written.
         UsageError: The output folder has another run, or there is nothing to resume, or the run to
             resume was begun with other settings.
         DataError: Too much of the data cannot be used.
-        RunError: The loss or the gradient is not finite, or a checkpoint cannot be written.
+        RunError: The loss or the gradient is not finite, a checkpoint cannot be written, or another
+            process has ended.
         KeyboardInterrupt: On Ctrl-C or SIGTERM; while training, the last step is saved.
     """
-    started = time.monotonic()
-    progress = progress or Progress()
+    world = world or World()
     folder = RunFolder(config.output, config.save_every, config.steps, config.keep)
+    try:
+        return _train(config, spec, folder, (world.is_main and progress) or Progress(), world)
+    except LostProcessError as error:
+        raise LostProcessError(error.asked, found=error.found, repair=folder.way_back()) from error
+
+
+def _train(
+    config: RunConfig, spec: BackboneSpec, folder: RunFolder, progress: Progress, world: World
+) -> Path:
+    started = time.monotonic()
+    with world.agreed():
+        # `config` is what the run folder keeps; it may be resumed by another number of processes.
+        here = config.model_copy(update={"device": world.device(config.device)})
+    if title := world.title(here.device):
+        progress.say(f"Training in {title}")
     data: RunData | None = None
     if not config.resume:  # before anything is written
-        with StopRequest() as early, early.immediate():
-            data = check_run(config, spec, progress)
-    with folder.opened(config) as changed, StopRequest() as stop, stop.immediate():
-        if config.resume and folder.is_finished and not changed:
+        with StopRequest() as early, early.immediate(), world.main_first():
+            data = check_run(here, spec, progress)
+    with ExitStack() as held, StopRequest() as stop, stop.immediate():
+        opened = folder.opened(config)
+        changed, finished = world.main_does(
+            lambda: (held.enter_context(opened), config.resume and folder.is_finished)
+        )
+        if finished and not changed:
             progress.say(f"The run in '{folder.path}' is finished.")
             return folder.path
         for key, (before, now) in changed.items():
             progress.say(f"Resuming with {option_name(key)} {now} (before: {before})")
         try:
-            data = data or check_run(config, spec, progress)
-            loop = prepare(config, spec, data, folder, progress)
+            if data is None:
+                with world.main_first():
+                    data = check_run(here, spec, progress)
+            loop = prepare(config, here, spec, data, folder, progress, world)
         except Exception:
-            if not config.resume:
+            if world.is_main and not config.resume:
                 folder.forget()
             raise
         config = loop.config
         if config.max_hours is not None:
             loop.deadline = started + config.max_hours * 3600
         loop.run()
-        scores, digest = evaluate_head(loop, data.held_out)
+        scores, confidence, found = evaluate_head(loop, data.held_out)
         summary = summarize(config, loop.head, scores)
         summary["epochs"] = round(epochs_of(config, len(loop.samples)), 3)
         if loop.stopped_after is not None:
             summary["stopped_after"] = loop.stopped_after
         summary["absent"] = {text: vars(count) for text, count in loop.absent.items()}
-        if (best := folder.best()) is not None and (fitted := read_confidence(best)) is not None:
-            summary["not_there"] = fitted.not_there and fitted.not_there.model_dump()
-        summary["vlm_sha256"] = {"before": loop.setup.vlm_digest, "after": digest}
+        if confidence is not None:
+            summary["not_there"] = confidence.not_there and confidence.not_there.model_dump()
+        summary["vlm_sha256"] = {"before": loop.setup.vlm_digest, "after": found}
         summary["left_out"] = loop.left_out.to_list()
         summary["seconds"] = round(time.monotonic() - started, 1)
-        write_json(folder.path / SUMMARY, summary)
+        world.main_does(lambda: write_json(folder.path / SUMMARY, summary))
     for text, score in scores.items():
         progress.say(
             f"{text}, {config.protocol}: coarse cIoU {score['coarse_ciou']:.4f}, "
@@ -108,37 +144,71 @@ def train(config: RunConfig, spec: BackboneSpec, progress: Progress | None = Non
 
 
 def prepare(
-    config: RunConfig, spec: BackboneSpec, data: RunData, folder: RunFolder, progress: Progress
+    config: RunConfig,
+    here: RunConfig,
+    spec: BackboneSpec,
+    data: RunData,
+    folder: RunFolder,
+    progress: Progress,
+    world: World,
 ) -> TrainingLoop:
-    """Seed everything and load the frozen models."""
+    """Seed everything and load the frozen models; `here` has the device of this process."""
     seed_everything(config.seed)
-    setup = (open_observed if config.cache is None else open_cached)(config, spec, progress)
     samples, watched, left_out = data.samples, data.watched, data.left_out
     config = with_steps(config, len(samples))
     folder.steps = config.steps
     if config.epochs is not None:
         progress.say(f"{config.epochs:g} epochs of {len(samples)} samples: {config.steps} steps")
-    setup.source.expect(samples, left_out, progress)
-    setup.source.expect(watched, LeftOut(watched, left_out.limit), progress)
-    return TrainingLoop(config, setup, samples, watched, folder, progress, left_out, data.absent)
+    with world.agreed():
+        setup = (open_observed if config.cache is None else open_cached)(here, spec, progress)
+        setup.source.expect(samples, left_out, progress)
+        setup.source.expect(watched, LeftOut(watched, left_out.limit), progress)
+    _check_same_everywhere(world, setup, samples)
+    return TrainingLoop(
+        config, setup, samples, watched, folder, progress, left_out, data.absent, world
+    )
+
+
+def _check_same_everywhere(world: World, setup: Setup, samples: Sequence[Sample]) -> None:
+    """RunError if the processes, perhaps on several machines, do not train the same."""
+    if world.size == 1:
+        return
+    own = {
+        "the model's weights": setup.vlm_digest,
+        "the head's first weights": digest(setup.head),
+        "the number of training samples": len(samples),
+        "the version of torch": torch.__version__,
+    }
+    all_of_them = world.gather(own)
+    with world.agreed():
+        for rank, others in enumerate(all_of_them):
+            if different := [name for name in own if own[name] != others[name]]:
+                raise RunError(
+                    f"Processes {world.rank} and {rank} of {world.size} do not train the same.",
+                    found=f"They differ in {' and '.join(different)}.",
+                    repair="Give all machines the same data, models and packages.",
+                )
 
 
 def evaluate_head(
     loop: TrainingLoop, held_out: Mapping[str, Sequence[Sample]]
-) -> tuple[dict[str, Evaluation], str]:
+) -> tuple[dict[str, Evaluation], Confidence | None, str]:
     """Score the best head, else the last, and draw its sheets.
 
     Returns:
-        The scores by source, and the digest of the VLM weights now.
+        The scores by source, the head's confidence, and the digest of the VLM weights now.
     """
-    config, folder, head, confidence = loop.config, loop.folder, loop.average.head, None
-    if (best := folder.best()) is not None:
-        head.load_weights(read_weights(best))
-        confidence = read_confidence(best)
-    head.eval()
+    config, folder, head, world = loop.config, loop.folder, loop.average.head, loop.world
+    confidence, best = None, world.main_does(folder.best)
+    with world.agreed():
+        if best is not None:
+            head.load_weights(read_weights(best))
+            confidence = read_confidence(best)
+        head.eval()
+        if held_out:
+            source, found = loop.setup.observed()
     if not held_out:
-        return {}, loop.setup.vlm_digest
-    source, digest = loop.setup.observed()
+        return {}, confidence, loop.setup.vlm_digest
     method = head_method(source, head, confidence)
     scores = {
         text: evaluate(
@@ -148,11 +218,13 @@ def evaluate_head(
             max_skipped=loop.left_out.limit,
             progress=loop.progress,
             name=text,
+            world=world,
         )
         for text, part in held_out.items()
     }
-    write_sheets(source, head, next(iter(held_out.values())), config.pictures, folder.pictures)
-    return scores, digest
+    shown = next(iter(held_out.values()))
+    world.main_does(lambda: write_sheets(source, head, shown, config.pictures, folder.pictures))
+    return scores, confidence, found
 
 
 def summarize(config: RunConfig, head: Head, scores: dict[str, Evaluation]) -> dict[str, Any]:

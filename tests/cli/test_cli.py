@@ -152,7 +152,7 @@ def test_a_bug_keeps_its_traceback(bug: Exception, monkeypatch: Patch) -> None:
 
 
 def test_an_interrupted_run_says_how_to_resume(monkeypatch: Patch, capsys: Capture) -> None:
-    def train(config: Any, spec: object, progress: object) -> None:
+    def train(config: Any, spec: object, progress: object, world: object) -> None:
         write_text(config.output / "config.yaml", config.to_yaml())
         raise KeyboardInterrupt("Step 10 of 20 is saved.")
 
@@ -257,7 +257,8 @@ def test_a_list_can_be_emptied(capsys: Capture) -> None:
 def test_train_receives_the_resolved_configuration(monkeypatch: Patch, capsys: Capture) -> None:
     seen: list[Any] = []
 
-    def train(config: Any, spec: Any, progress: Any) -> Path:
+    def train(config: Any, spec: Any, progress: Any, world: Any) -> Path:
+        assert world.size == 1
         seen.extend([config, spec])
         progress.say("working")
         return config.output

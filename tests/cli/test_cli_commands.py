@@ -68,6 +68,7 @@ def test_eval_forwards_its_options(monkeypatch: Patch, capsys: Capture) -> None:
     assert main([*arguments, "--json", "--batch-size", "2", "--limit", "9", "--model", "x"]) == 0
     assert json.loads(capsys.readouterr().out) == figures
     del seen["progress"]
+    assert seen.pop("world").size == 1
     assert seen == {
         "run": "runs/a",
         "data": ("shapes@test", "shapes@hard"),
