@@ -23,7 +23,7 @@ COMMANDS = {
     "ground": "Segment phrases in an image.",
     "backbones": "List the installed backbones, or show one.",
     "refiners": "List the installed refiners, or show one.",
-    "data": "Draw, check and convert data sets.",
+    "data": "Draw, check, convert and split data sets.",
 }
 INTERRUPTED = 130
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}

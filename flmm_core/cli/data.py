@@ -28,6 +28,7 @@ WIDTH = max(len(known.form) for known in FORMATS.values())
 SOURCES = "\n".join(f"  {known.form:{WIDTH}} {known.summary}" for known in FORMATS.values())
 
 
+SHARE = click.FloatRange(min=0, max=1, max_open=True)
 OPTIONS = """  ,images=DIR              where the images lie, if not in a usual folder
   ,exif=ignore             images were annotated as stored, not as their EXIF data turn them"""
 
@@ -36,7 +37,7 @@ OPTIONS = """  ,images=DIR              where the images lie, if not in a usual 
     "data", epilog=f"\b\nSources of data:\n{SOURCES}\n\n\b\nOptions behind a source:\n{OPTIONS}"
 )
 def command() -> None:
-    """Draw, check and convert data sets."""
+    """Draw, check, convert and split data sets."""
 
 
 @command.command("draw")
@@ -145,6 +146,42 @@ def convert(source: str, folder: Path, link: bool, max_skipped: str | None) -> N
     )
     _show_skipped(skipped, err=True)
     click.echo(target)
+
+
+@command.command("split")
+@click.argument("source")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--val", type=SHARE, default=0.1, help="Share of the images that is for validation.")
+@click.option("--test", type=SHARE, default=0.1, help="Share of the images that is for testing.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
+@click.option("--link", is_flag=True, help="Create links to the images instead of copies.")
+@config_options("max_skipped")
+def split(
+    source: str, folder: Path, val: float, test: float, seed: int, link: bool,
+    max_skipped: str | None,
+) -> None:  # fmt: skip
+    """Split a data set by image into DIR/train, DIR/val and DIR/test, as JSON Lines.
+
+    SOURCE is NAME[:PATH][@SPLIT], see `flmm data --help`. No image is in two parts, nor are equal
+    files; categories are spread evenly. The same seed gives the same split. Train with --data
+    jsonl:DIR@train --val-data jsonl:DIR@val --eval-data jsonl:DIR@test.
+    """
+    check_writable(folder, repair="Give another DIR.")
+    from flmm_core.data.tools.split import split_source
+
+    shares, track = {"val": val, "test": test}, partial(_tracked, "Splitting")
+    counts, skipped = split_source(
+        source,
+        folder,
+        shares,
+        seed=seed,
+        link=link,
+        max_skipped=max_skipped or MAX_SKIPPED,
+        track=track,
+    )
+    _show_skipped(skipped, err=True)
+    for name, count in counts.items():
+        click.echo(f"jsonl:{folder}@{name} ({count} {'image' if count == 1 else 'images'})")
 
 
 def _prepare(given: dict[str, Any]) -> Prepare:

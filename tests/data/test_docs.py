@@ -26,7 +26,7 @@ def test_the_commands_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lines = re.findall(r"^flmm (.*)$", "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.S)), re.M)
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         assert main(shlex.split(line)) == 0, line
     assert "jsonl:lines@train: no faults; 3 images" in capsys.readouterr().out

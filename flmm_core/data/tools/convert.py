@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -45,37 +45,60 @@ def convert_source(
     Raises UsageError as `parse_source` and if the split exists, DataError if the source or an image
     is faulty, or if too much is left out.
     """
+    split, groups, skipped = read_by_image(text, max_skipped)
+    target = folder / (split or "train")
+    write_by_split(folder, {target.name: groups}, link=link, track=track)
+    return target, skipped
+
+
+def read_by_image(
+    text: str, max_skipped: str
+) -> tuple[str, list[list[AnnotatedImage]], tuple[Skipped, ...]]:
+    """The split that a source names, its records by image file, and what is left out."""
     findings, limit = Findings(), SkipLimit.given(max_skipped)
     source, images = read_source(text, findings)
     LeftOut(ImageSamples(images, "standard", skipped=findings.skipped, title=text), limit)
-    split = source.split or "train"
-    target = folder / split
-    if target.exists():
-        raise UsageError(
-            f"The folder '{target}' is there already.",
-            repair="Give another folder, or remove it first.",
-        )
     groups: dict[Path, list[AnnotatedImage]] = {}
     for image in images:
         groups.setdefault(image.path, []).append(image)
+    return source.split, list(groups.values()), tuple(findings.skipped)
+
+
+def write_by_split(
+    folder: Path,
+    splits: Mapping[str, Sequence[Sequence[AnnotatedImage]]],
+    *,
+    link: bool = False,
+    track: Track = iter,
+) -> None:
+    """Write records by image file, as `read_by_image` returns them, to FOLDER/SPLIT.
+
+    Whole or not at all; UsageError if one of these folders is there, see also `convert_source`.
+    """
+    for split in splits:
+        if (folder / split).exists():
+            raise UsageError(
+                f"The folder '{folder / split}' is there already.",
+                repair="Give another folder, or remove it first.",
+            )
     was_there = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with whole_folder(folder) as aside:
-            jsonl.write_splits(aside, _new_images(track(list(groups.values())), split, link))
+            groups = [(split, group) for split, groups in splits.items() for group in groups]
+            jsonl.write_splits(aside, _new_images(track(groups), link))
     except BaseException:
         if not was_there:
             folder.rmdir()
         raise
     jsonl.write_card(folder)
-    return target, tuple(findings.skipped)
 
 
 def _new_images(
-    groups: Iterable[Sequence[AnnotatedImage]], split: str, link: bool
+    groups: Iterable[tuple[str, Sequence[AnnotatedImage]]], link: bool
 ) -> Iterator[NewImage]:
     names: set[str] = set()
-    for images in groups:
+    for split, images in groups:
         path, image_hw, as_stored = images[0].path, images[0].image_hw, images[0].as_stored
         pixels = [
             read_image(path, image_hw=size, as_stored=as_stored)
