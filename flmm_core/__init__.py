@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from flmm_core.spec import BackboneOptions as BackboneOptions
     from flmm_core.spec import BackboneSpec as BackboneSpec
     from flmm_core.spec import ModelInfo as ModelInfo
+    from flmm_core.spec import OriginalInfo as OriginalInfo
     from flmm_core.spec import RefinerOptions as RefinerOptions
     from flmm_core.spec import RefinerSpec as RefinerSpec
 
@@ -51,7 +52,8 @@ _HOMES = {
     "pipeline.types": "BackboneBatch BackboneInputs EncodedImage ImageView Trace",
     "plugins": "load_backbones load_refiners",
     "segment": "Segment",
-    "spec": "TOY_DEFAULTS BackboneOptions BackboneSpec ModelInfo RefinerOptions RefinerSpec",
+    "spec": "TOY_DEFAULTS BackboneOptions BackboneSpec ModelInfo OriginalInfo RefinerOptions"
+    " RefinerSpec",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

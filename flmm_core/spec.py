@@ -86,6 +86,19 @@ class PluginSpec:
 
 
 @dataclass(frozen=True)
+class OriginalInfo:
+    """What a head of the original F-LMM needs behind a family.
+
+    Attributes:
+        prefixes: What the names of the VLM's own tensors begin with in its checkpoints.
+        options: The backbone's options with which the VLM sees the pixels that it saw there.
+    """
+
+    prefixes: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class BackboneSpec(PluginSpec):
     """One family of vision-language models; `target` names a `Backbone` subclass.
 
@@ -94,6 +107,7 @@ class BackboneSpec(PluginSpec):
         capabilities: What it can do beyond grounding, for example "chat".
         converted: For weights in their authors' own format, which transformers does not read: the
             `model_type` or class in their config.json -> the hub id of the same weights converted.
+        original: For `flmm import-flmm`.
     """
 
     kind = "backbone"
@@ -102,6 +116,7 @@ class BackboneSpec(PluginSpec):
     capabilities: frozenset[str] = frozenset()
     options: type[BackboneOptions] = field(default=BackboneOptions, kw_only=True)
     converted: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    original: OriginalInfo = field(default=OriginalInfo(), kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

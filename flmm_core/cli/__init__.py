@@ -24,6 +24,8 @@ COMMANDS = {
     "backbones": "List the installed backbones, or show one.",
     "refiners": "List the installed refiners, or show one.",
     "data": "Draw, check, convert and split data sets.",
+    "import-flmm": "Turn a checkpoint of the original F-LMM into a head.",
+    "export-flmm": "Write a head as a checkpoint of the original F-LMM.",
 }
 INTERRUPTED = 130
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
@@ -38,7 +40,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"flmm_core.cli.{cmd_name}").command
+        command = importlib.import_module(f"flmm_core.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -13,6 +13,14 @@ def check_weights(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, asked: str, repair: str
 ) -> None:
     """`WeightsError` unless `given` has exactly the names and shapes of `own`, in finite floats."""
+    if problems := weight_problems(own, given):
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        found = f"{len(problems)} differences: {'; '.join(problems[:3])}{more}."
+        raise WeightsError(asked, found=found, repair=repair)
+
+
+def weight_problems(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Why `given` does not have the names and shapes of `own`, in finite floats: a line each."""
     problems = [f"missing {name}" for name in own if name not in given]
     problems += [
         f"{name} is {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
@@ -22,10 +30,7 @@ def check_weights(
     problems += [f"unexpected {name}" for name in given if name not in own]
     if not problems:
         problems += [f"{name} {wrong}" for name, x in given.items() if (wrong := _no_numbers(x))]
-    if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        found = f"{len(problems)} differences: {'; '.join(problems[:3])}{more}."
-        raise WeightsError(asked, found=found, repair=repair)
+    return problems
 
 
 def _no_numbers(tensor: Tensor) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from flmm_core import TOY_DEFAULTS, BackboneOptions, BackboneSpec, ModelInfo, hookimpl
+from flmm_core import TOY_DEFAULTS, BackboneOptions, BackboneSpec, ModelInfo, OriginalInfo, hookimpl
 
 
 class DeepseekVLOptions(BackboneOptions):
@@ -34,6 +34,7 @@ SPEC = BackboneSpec(
         "1.3b-base": ModelInfo("deepseek-community/deepseek-vl-1.3b-base", "DeepSeek Model"),
     },
     capabilities=frozenset({"chat"}),
+    original=OriginalInfo(("deepseek_vl.",), {"resize": "original"}),
     options=DeepseekVLOptions,
     converted={"multi_modality": "deepseek-community/deepseek-vl-1.3b-chat"},
 )

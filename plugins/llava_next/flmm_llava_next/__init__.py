@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flmm_core import TOY_DEFAULTS, BackboneSpec, ModelInfo, hookimpl
+from flmm_core import TOY_DEFAULTS, BackboneSpec, ModelInfo, OriginalInfo, hookimpl
 
 SPEC = BackboneSpec(
     name="llava_next",
@@ -21,6 +21,7 @@ SPEC = BackboneSpec(
         "llama3-8b": ModelInfo("llava-hf/llama3-llava-next-8b-hf", "Llama 3 Community"),
     },
     capabilities=frozenset({"chat"}),
+    original=OriginalInfo(("llava.",)),
     converted={
         "llava_llama": "llava-hf/llava-v1.6-vicuna-7b-hf",
         "llava_mistral": "llava-hf/llava-v1.6-mistral-7b-hf",

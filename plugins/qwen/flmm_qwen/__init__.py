@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from flmm_core import TOY_DEFAULTS, BackboneOptions, BackboneSpec, ModelInfo, hookimpl
+from flmm_core import TOY_DEFAULTS, BackboneOptions, BackboneSpec, ModelInfo, OriginalInfo, hookimpl
 
 
 class QwenOptions(BackboneOptions):
@@ -43,6 +43,7 @@ SPEC = BackboneSpec(
         "72b": ModelInfo("Qwen/Qwen2.5-VL-72B-Instruct", "Qwen"),
     },
     capabilities=frozenset({"chat"}),
+    original=OriginalInfo(("qwen_model.",)),
     options=QwenOptions,
 )
 
