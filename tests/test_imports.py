@@ -120,7 +120,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         "from flmm_core.cli import main; main(['refiners', 'show', 'sam', '--json'])",
         "from flmm_core.cli import main; main(['train', '--help'])",
         "from flmm_core.cli import main; main(['ground', '--help'])",
-        "from flmm_core.cli import main; main(['train', '--backbone', 'qwen', '--dry-run'])",
+        "from flmm_core.cli import main; main(['train', '--backbone', 'qwen', '--print-config'])",
     ],
 )
 def test_neither_torch_nor_numpy_is_loaded_by(statement: str) -> None:

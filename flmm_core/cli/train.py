@@ -26,9 +26,19 @@ from flmm_core.spec import BackboneSpec
 )
 @config_options()
 @processes_option
-@click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check everything, load the models, time a few steps, print what the run will take and"
+    " its settings, and stop.",
+)
+@click.option("--print-config", is_flag=True, help="Print the resolved settings and stop.")
 def command(
-    config_file: Path | None, dry_run: bool, processes: int | None, **parameters: Any
+    config_file: Path | None,
+    dry_run: bool,
+    print_config: bool,
+    processes: int | None,
+    **parameters: Any,
 ) -> None:
     """Train a mask head on a frozen model.
 
@@ -42,9 +52,10 @@ def command(
         with world.agreed():
             config, spec = load(config_file, overrides, load_backbones().get)
         config = world.tell(config)  # the name of the folder may be the time
-        if dry_run:
+        if dry_run or print_config:
             if world.is_main:
-                click.echo(_summary(config, spec) + config.to_yaml(), nl=False)
+                lines = _tried(config, spec, processes or world.size) if dry_run else ""
+                click.echo(_summary(config, spec) + lines + config.to_yaml(), nl=False)
             return
         start(processes, config.device, world)
         from flmm_core.training.train import train
@@ -64,6 +75,14 @@ def _length(config: RunConfig) -> str:
     return f"{config.epochs:g} epochs" if config.epochs else f"{config.steps} steps"
 
 
+def _tried(config: RunConfig, spec: BackboneSpec, processes: int) -> str:
+    """What a run will take, as YAML comments."""
+    from flmm_core.training.train import dry_run
+
+    lines = dry_run(config, spec, make_progress(), processes)
+    return "".join(f"# {line}\n" for line in lines)
+
+
 def _summary(config: RunConfig, spec: BackboneSpec) -> str:
     """The run in words, as YAML comments, so that the whole output is a configuration."""
     info = spec.models.get(config.model)
@@ -73,5 +92,5 @@ def _summary(config: RunConfig, spec: BackboneSpec) -> str:
         f"# {verb} a mask head on {config.backbone}, model {config.model}{source}:\n"
         f"# {_length(config)} of batch size {config.batch_size} on {', '.join(config.data)};\n"
         f"# then evaluate it on {', '.join(config.eval_data) or 'nothing'}.\n"
-        f"# Run folder: {config.output}. This was a dry run.\n"
+        f"# Run folder: {config.output}. Nothing was written.\n"
     )

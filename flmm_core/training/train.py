@@ -46,6 +46,7 @@ from flmm_core.pipeline.head_folder import read_weights
 from flmm_core.progress import Progress, StopRequest
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.contact_sheet import draw_sheet
+from flmm_core.training.forecast import announce, describe, forecast
 from flmm_core.training.length import epochs_of, with_steps
 from flmm_core.training.loop import TrainingLoop, seed_everything
 from flmm_core.training.preflight import RunData, check_run
@@ -111,6 +112,8 @@ def _train(
                 with world.main_first():
                     data = check_run(here, spec, progress)
             loop = prepare(config, here, spec, data, folder, progress, world)
+            with world.agreed():
+                announce(loop, data.held_out)
         except Exception:
             if world.is_main and not config.resume:
                 folder.forget()
@@ -141,6 +144,31 @@ def _train(
                 coarse, refined = part["coarse_ciou"], part["ciou"]
                 progress.say(f"  {name}: coarse {coarse:.4f}, refined {refined:.4f}")
     return folder.path
+
+
+def dry_run(
+    config: RunConfig,
+    spec: BackboneSpec,
+    progress: Progress | None = None,
+    processes: int = 1,
+) -> list[str]:
+    """Check, load and time what a run would begin with, and write nothing.
+
+    Args:
+        processes: Of the run; one of them is tried.
+
+    Returns:
+        What the run does and what it will take, in lines.
+
+    Raises:
+        FlmmError: As `train`, of all that can be known.
+    """
+    progress, world = progress or Progress(), World()
+    folder = RunFolder(config.output, config.save_every, config.steps, config.keep)
+    data = check_run(config, spec, progress)
+    loop = prepare(config, config, spec, data, folder, progress, world)
+    lines = describe(loop, data.held_out)
+    return [*lines, *forecast(loop, data.held_out, processes=processes).lines(loop)]
 
 
 def prepare(

@@ -209,7 +209,7 @@ def test_every_setting_has_an_option_and_reaches_the_configuration(capsys: Captu
     wanted = {setting.key: other_value(setting) for setting in settings()}
     del wanted["epochs"]  # contradicts --steps
     arguments = [part for key, value in wanted.items() for part in as_arguments(key, value)]
-    assert main(["train", *arguments, "--dry-run"]) == 0
+    assert main(["train", *arguments, "--print-config"]) == 0
     resolved = yaml.safe_load(capsys.readouterr().out)
     assert wanted.pop("resume")
     assert wanted.pop("force")
@@ -237,7 +237,7 @@ def test_a_dry_run_trains_nothing_and_can_be_run(
 ) -> None:
     use_train(monkeypatch, raising(AssertionError("trained")))
     arguments = ["--backbone", "qwen", "--steps", "7", "--output", "runs/dry"]
-    assert main(["train", *arguments, "--dry-run"]) == 0
+    assert main(["train", *arguments, "--print-config"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(
         "# Train a mask head on qwen, model tiny (flmm_qwen:tiny, license Apache-2.0):\n"
@@ -245,12 +245,12 @@ def test_a_dry_run_trains_nothing_and_can_be_run(
     )
     assert list(tmp_path.iterdir()) == []
     Path("again.yaml").write_text(shown)
-    assert main(["train", "--config", "again.yaml", "--dry-run"]) == 0
+    assert main(["train", "--config", "again.yaml", "--print-config"]) == 0
     assert capsys.readouterr().out == shown
 
 
 def test_a_list_can_be_emptied(capsys: Capture) -> None:
-    assert main(["train", "--backbone", "qwen", "--eval-data", "", "--dry-run"]) == 0
+    assert main(["train", "--backbone", "qwen", "--eval-data", "", "--print-config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["eval_data"] == []
 
 

@@ -126,5 +126,5 @@ def test_folders_that_records_could_not_name(command: list[str], capsys: Capture
 def test_a_configuration_of_lists_within_lists(tmp_path: Path, capsys: Capture) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("backbone: qwen\ndata: " + "[" * 5_000)
-    assert main(["train", "--config", str(config), "--dry-run"]) == 2
+    assert main(["train", "--config", str(config), "--print-config"]) == 2
     assert "Line 2: it is nested too deeply.\n" in capsys.readouterr().err

@@ -89,6 +89,6 @@ def test_a_refiner_of_a_plugin_is_trained_evaluated_and_used(
 
 @pytest.mark.usefixtures("_installed")
 def test_its_options_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
-    dry = ["train", "--backbone", "qwen", "--refiner", "gain", "--dry-run"]
+    dry = ["train", "--backbone", "qwen", "--refiner", "gain", "--print-config"]
     assert main([*dry, "--refiner-option", "gian=2"]) == 2
     assert "Did you mean 'refiner_options.gain'?" in capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_settings_that_are_not_repeated_are_as_the_run_began(
     given = {"backbone": "qwen", "output": tmp_path / "run", "steps": 77, "head.base_channels": 9}
     config, _ = load_config(None, given)
     write_text(config.output / "config.yaml", config.to_yaml())
-    resume = ["train", "--resume", "--output", str(config.output), "--dry-run"]
+    resume = ["train", "--resume", "--output", str(config.output), "--print-config"]
     assert main([*resume, "--learning-rate", "0.5"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["learning_rate"] == 0.5
@@ -128,7 +128,7 @@ def test_settings_that_are_not_repeated_are_as_the_run_began(
 def test_a_dry_run_says_what_cannot_be_resumed(
     begun: RunConfig, capsys: Capture, options: list[str]
 ) -> None:
-    resume = ["train", "--resume", "--output", str(begun.output), "--dry-run"]
+    resume = ["train", "--resume", "--output", str(begun.output), "--print-config"]
     assert main([*resume, *options]) == 2
     assert f"  {options[0]}: " in capsys.readouterr().err
 

@@ -90,7 +90,7 @@ def test_it_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_it_is_chosen_on_the_command_line(
     chosen: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", "--backbone", "qwen", *chosen, "--dry-run"]) == 0
+    assert main(["train", "--backbone", "qwen", *chosen, "--print-config"]) == 0
     resolved = yaml.safe_load(capsys.readouterr().out)
     assert (resolved["refiner"], resolved["refiner_options"]) == ("blur", {"radius": 3})
 

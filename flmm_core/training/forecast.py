@@ -1,0 +1,313 @@
+"""What a run will take: hours, memory and disk, from a few steps and one evaluated batch.
+
+They are done before the first step and undone: weights, optimizer and random numbers are then as
+they were, so a run with a forecast gives the same head, bit for bit, as one without.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from rich.filesize import decimal
+
+from flmm_core.data.sample import Sample
+from flmm_core.data.sources import JoinedSamples
+from flmm_core.errors import RunError
+from flmm_core.evaluation.baselines import head_method
+from flmm_core.evaluation.evaluate import measure_batches
+from flmm_core.files import free_bytes
+from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, count_workers
+from flmm_core.loader.samplers import fixed_batches, sample_extents, spread
+from flmm_core.pipeline.head import Head
+from flmm_core.training.loop import TrainingLoop
+from flmm_core.training.losses import head_loss
+from flmm_core.training.run_folder import KEPT
+
+LOOKED_AT = 1024
+"""Training samples among which typical ones are chosen."""
+LONGEST, MOST_STEPS = 3.0, 6
+"""Steps are timed for this many seconds, and at least 2, at most 6 of them."""
+EVALUATED_AT_ONCE = 16
+"""Samples per batch of an evaluation."""
+WORTH_IT = 50
+"""Steps of a run that is forecast; a shorter one would be held up."""
+SHEET_BYTES = 300 << 10
+"""Of one contact sheet."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take from here to its end.
+
+    Attributes:
+        step_seconds: Of one step, with its data.
+        training: Seconds of all steps; so `validation` and `evaluation`.
+        is_whole: Whether the evaluation is counted: it is not if its models are loaded later.
+        host_bytes: The most memory that this process will have held at once.
+        device_bytes: The same on the accelerator; 0 on a CPU.
+        disk_bytes: The run folder.
+        trained: Parameters that are trained, of `parameters` in the head.
+        vlm: Parameters of the frozen model; 0 if it is not loaded.
+    """
+
+    step_seconds: float
+    training: float
+    validation: float
+    evaluation: float
+    is_whole: bool
+    host_bytes: int
+    device_bytes: int
+    disk_bytes: int
+    trained: int
+    parameters: int
+    vlm: int
+
+    @property
+    def seconds(self) -> float:
+        """From the first step to the end."""
+        return self.training + self.validation + self.evaluation
+
+    def lines(self, loop: TrainingLoop) -> list[str]:
+        """For the user."""
+        parts = [f"training {_duration(self.training)} ({_short(self.step_seconds)} a step)"]
+        parts += [f"validation {_duration(self.validation)}"] if self.validation else []
+        parts += [f"evaluation {_duration(self.evaluation)}"] if self.evaluation else []
+        without = "" if self.is_whole else ", without the evaluation"
+        memory = f"Memory: {decimal(self.host_bytes)} of {decimal(_all_memory())}"
+        if self.device_bytes:
+            total = torch.cuda.get_device_properties(loop.head.device).total_memory
+            memory += f"; on the GPU {decimal(self.device_bytes)} of {decimal(total)}"
+        free = decimal(free_bytes(loop.folder.path))
+        return [
+            f"Trained parameters: {_count(self.trained)} of {_count(self.parameters)} in the head"
+            + (f"; the frozen model has {_count(self.vlm)}" if self.vlm else ""),
+            f"Takes about {_duration(self.seconds)}{without}: {', '.join(parts)}",
+            f"{memory}. Disk: {decimal(self.disk_bytes)} of {free} free",
+        ]
+
+
+def describe(loop: TrainingLoop, held_out: Mapping[str, Sequence[Sample]]) -> list[str]:
+    """What a run trains on, and what will be measured on what; known without a step."""
+    config, total = loop.config, len(loop.samples)
+    per_epoch = max(1, math.ceil(total / config.batch_size))
+    epochs = config.steps * config.batch_size / max(1, total)
+    parts = {text: len(part) for text, part in zip(config.data, _parts(loop.samples), strict=True)}
+    length = f"{config.steps} steps of {config.batch_size} are {epochs:.2g} epochs"
+    said = [f"Training data: {_counts(parts)}, {per_epoch} steps an epoch; {length}"]
+    if loop.watched:
+        parts = dict(zip(config.val_data, map(len, _parts(loop.watched)), strict=True))
+        said.append(f"Validation: {_counts(parts)}, every {config.save_every} steps")
+    if held_out:
+        parts = {text: len(part) for text, part in held_out.items()}
+        said.append(f"Evaluation: {_counts(parts)}, protocol {config.protocol}")
+    return said
+
+
+def announce(loop: TrainingLoop, held_out: Mapping[str, Sequence[Sample]]) -> None:
+    """Say at the beginning of a run what it does and what it will take.
+
+    Of a short one the steps tell as soon.
+    """
+    for line in describe(loop, held_out):
+        loop.progress.say(line)
+    if loop.config.steps >= WORTH_IT:
+        for line in forecast(loop, held_out).lines(loop):
+            loop.progress.say(line)
+
+
+def forecast(loop: TrainingLoop, held_out: Mapping[str, Sequence[Sample]]) -> Forecast:
+    """Time some steps and one batch of the evaluation, and undo them.
+
+    Raises:
+        RunError: The disk is too small for the checkpoints.
+    """
+    config, folder = loop.config, loop.folder
+    last = folder.last() if config.resume else None
+    done = int(last.name.removeprefix("step-")) if last else 0
+    steps = range(done, config.steps)
+    if loop.head.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(loop.head.device)
+    with _undone(loop):
+        step_seconds = _time_steps(loop)
+        device, extra = loop.head.device, 0
+        observes = isinstance(loop.source, ObservedFeatures)
+        others = JoinedSamples([*held_out.values()])
+        watched, judged = loop.watched, others if observes else JoinedSamples([])
+        sample_seconds = _time_evaluation(loop, [*filter(len, (judged, watched))])
+        if device.type == "cuda":
+            extra = torch.cuda.max_memory_allocated(device)
+    validations = sum(folder.is_scheduled(step + 1) for step in steps) if len(watched) else 0
+    pictures = config.pictures if held_out and observes else 0
+    found = Forecast(
+        step_seconds=step_seconds,
+        training=len(steps) * step_seconds,
+        validation=validations * len(watched) * sample_seconds,
+        evaluation=(len(judged) + pictures) * sample_seconds,
+        is_whole=observes or not held_out,
+        host_bytes=peak_memory(),
+        device_bytes=extra,
+        disk_bytes=_disk(loop, len(steps), pictures),
+        trained=loop.head.trainable_parameters,
+        parameters=sum(weight.numel() for weight in loop.head.parameters()),
+        vlm=_vlm_parameters(loop),
+    )
+    _check_disk(folder.path, found.disk_bytes)
+    return found
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process held at once so far."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # ru_maxrss also counts the program that started this one
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
+
+
+@contextmanager
+def _undone(loop: TrainingLoop) -> Iterator[None]:
+    """Afterwards weights, optimizer and random numbers are as they were."""
+    head, optimizer = loop.head, loop.optimizer
+    weights = {key: value.clone() for key, value in head.state_dict().items()}
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            optimizer.zero_grad()
+            optimizer.state.clear()
+            for group, former in zip(optimizer.param_groups, groups, strict=True):
+                group.update(former)
+            head.load_state_dict(weights)
+            head.eval()
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def _time_steps(loop: TrainingLoop) -> float:
+    """Seconds of a typical step; the first one warms up and is not counted."""
+    config, head, optimizer = loop.config, loop.head, loop.optimizer
+    dataset = ExampleDataset(loop.samples, loop.source, fill=True)
+    workers = count_workers(config.workers, loop.source.device)
+    taken: list[float] = []
+    begun = time.perf_counter()
+    head.train()
+    for number in range(1 + MOST_STEPS):
+        started = time.perf_counter()
+        indices = typical(loop.samples, config.batch_size, number)
+        batch, _ = dataset.collate([dataset[index] for index in indices])
+        read = time.perf_counter()
+        if batch is not None:
+            features = loop.source.features(batch.inputs)
+            _, loss = head_loss(head, features, batch.truths)
+            optimizer.zero_grad()
+            loss.total.backward()
+            torch.nn.utils.clip_grad_norm_(loop.weights, config.clip_norm)
+            optimizer.step()
+        _wait(head)
+        ended = time.perf_counter()
+        # Workers read while the model runs.
+        reading, running = read - started, ended - read
+        taken.append(max(reading / workers, running) if workers else reading + running)
+        if len(taken) > 2 and ended - begun > LONGEST:
+            break
+    optimizer.zero_grad()
+    return fmean(taken[1:])
+
+
+def typical(samples: Sequence[Sample], count: int, number: int) -> list[int]:
+    """Indices of `count` samples, from short captions to long ones; other ones for each number."""
+    among = spread(range(len(samples)), LOOKED_AT)
+    characters = sample_extents([samples[index] for index in among])[:, 2]
+    order = np.argsort(characters, kind="stable")
+    shift = (number * 0.618 + 0.5) % 1
+    places = ((np.arange(count) + shift) / count * len(among)).astype(int)
+    return [among[place] for place in order[places % len(among)].tolist()]
+
+
+def _time_evaluation(loop: TrainingLoop, parts: Sequence[Sequence[Sample]]) -> float:
+    """Seconds per sample of one batch in the middle of the larger part, as it is evaluated."""
+    if not parts:
+        return 0.0
+    samples = max(parts, key=len)
+    batches = fixed_batches(len(samples), EVALUATED_AT_ONCE)
+    batch = batches[(len(batches) - 1) // 2]
+    loop.head.eval()
+    started = time.perf_counter()
+    for _ in measure_batches(head_method(loop.source, loop.head), samples, [batch]):
+        _wait(loop.head)
+    return (time.perf_counter() - started) / len(batch)
+
+
+def _wait(head: Head) -> None:
+    if head.device.type == "cuda":
+        torch.cuda.synchronize(head.device)
+
+
+def _disk(loop: TrainingLoop, steps: int, pictures: int) -> int:
+    """Bytes of the checkpoints that are there at once, one of them being written, and pictures."""
+    weights = sum(t.numel() * t.element_size() for t in loop.head.state_dict().values())
+    optimizer = 8 * loop.head.trainable_parameters  # two averages of each, in float32
+    averaged = weights if loop.average.head is not loop.head else 0
+    scheduled = math.ceil(steps / loop.config.save_every)
+    kept = min(scheduled, KEPT + 2)
+    return kept * (weights + optimizer + averaged) + pictures * SHEET_BYTES
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    free = free_bytes(folder)
+    if free < needed:
+        raise RunError(
+            f"The run does not fit on the disk of '{folder}'.",
+            found=f"It needs {decimal(needed)}; {decimal(free)} are free.",
+            repair="Free some space, give another --output, or save less often (--save-every).",
+        )
+
+
+def _vlm_parameters(loop: TrainingLoop) -> int:
+    if not isinstance(loop.source, ObservedFeatures):
+        return 0
+    vlm: Any = loop.source.observer.backbone.vlm
+    return sum(weight.numel() for weight in vlm.parameters())
+
+
+def _parts(samples: Sequence[Sample]) -> tuple[Sequence[Sample], ...]:
+    return samples.parts if isinstance(samples, JoinedSamples) else (samples,)
+
+
+def _counts(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{text} ({count} samples)" for text, count in parts.items())
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"
+
+
+def _all_memory() -> int:
+    total: int = psutil.virtual_memory().total
+    return total
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=max(1, round(seconds))))
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
