@@ -6,6 +6,7 @@
     sentences   several sentences about one image
     cache       training epochs with and without a feature cache
     loading     reading images with DataLoader workers
+    forecast    what a run says it will take, and what it takes
 
 Each file above has `measure(size, ...) -> (figures for JSON, Markdown)`. They stand on
 

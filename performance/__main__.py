@@ -6,6 +6,7 @@ python -m performance refining              the masks of one image through SAM
 python -m performance sentences             several sentences about one image
 python -m performance cache                 training epochs with and without a feature cache
 python -m performance loading               reading images with DataLoader workers
+python -m performance forecast              what a run says it will take, and what it takes
 python -m performance gpu                   the first four at published sizes, bfloat16; needs CUDA
 
 Prints Markdown tables, and writes every run to OUTPUT/NAME.json.
@@ -39,7 +40,7 @@ import torch
 from performance import tables
 
 ON_GPU = ("recording", "training", "refining", "sentences")
-MEASUREMENTS = (*ON_GPU, "cache", "loading")
+MEASUREMENTS = (*ON_GPU, "cache", "loading", "forecast")
 GPU_SECONDS = 7 * 60
 NO_GPU = f"""Published sizes need a GPU.
 torch {torch.__version__} sees no CUDA device here.

@@ -11,7 +11,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,6 +45,8 @@ EVALUATED_AT_ONCE = 16
 """Samples per batch of an evaluation."""
 WORTH_IT = 50
 """Steps of a run that is forecast; a shorter one would be held up."""
+FACTS_BYTES = 64 << 10
+"""Of a checkpoint's other files."""
 SHEET_BYTES = 300 << 10
 """Of one contact sheet."""
 
@@ -129,8 +131,12 @@ def announce(loop: TrainingLoop, held_out: Mapping[str, Sequence[Sample]]) -> No
             loop.progress.say(line)
 
 
-def forecast(loop: TrainingLoop, held_out: Mapping[str, Sequence[Sample]]) -> Forecast:
-    """Time some steps and one batch of the evaluation, and undo them.
+def forecast(
+    loop: TrainingLoop,
+    held_out: Mapping[str, Sequence[Sample]],
+    clock: Callable[[], float] = time.perf_counter,
+) -> Forecast:
+    """Time some steps and one batch of the evaluation, and undo them; `clock` returns seconds.
 
     Raises:
         RunError: The disk is too small for the checkpoints.
@@ -142,12 +148,12 @@ def forecast(loop: TrainingLoop, held_out: Mapping[str, Sequence[Sample]]) -> Fo
     if loop.head.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(loop.head.device)
     with _undone(loop):
-        step_seconds = _time_steps(loop)
+        step_seconds = _time_steps(loop, clock)
         device, extra = loop.head.device, 0
         observes = isinstance(loop.source, ObservedFeatures)
         others = JoinedSamples([*held_out.values()])
         watched, judged = loop.watched, others if observes else JoinedSamples([])
-        sample_seconds = _time_evaluation(loop, [*filter(len, (judged, watched))])
+        sample_seconds = _time_evaluation(loop, [*filter(len, (judged, watched))], clock)
         if device.type == "cuda":
             extra = torch.cuda.max_memory_allocated(device)
     validations = sum(folder.is_scheduled(step + 1) for step in steps) if len(watched) else 0
@@ -201,19 +207,19 @@ def _undone(loop: TrainingLoop) -> Iterator[None]:
             np.random.set_state(states[1])
 
 
-def _time_steps(loop: TrainingLoop) -> float:
+def _time_steps(loop: TrainingLoop, clock: Callable[[], float]) -> float:
     """Seconds of a typical step; the first one warms up and is not counted."""
     config, head, optimizer = loop.config, loop.head, loop.optimizer
     dataset = ExampleDataset(loop.samples, loop.source, fill=True)
     workers = count_workers(config.workers, loop.source.device)
     taken: list[float] = []
-    begun = time.perf_counter()
+    begun = clock()
     head.train()
     for number in range(1 + MOST_STEPS):
-        started = time.perf_counter()
+        started = clock()
         indices = typical(loop.samples, config.batch_size, number)
         batch, _ = dataset.collate([dataset[index] for index in indices])
-        read = time.perf_counter()
+        read = clock()
         if batch is not None:
             features = loop.source.features(batch.inputs)
             _, loss = head_loss(head, features, batch.truths)
@@ -222,7 +228,7 @@ def _time_steps(loop: TrainingLoop) -> float:
             torch.nn.utils.clip_grad_norm_(loop.weights, config.clip_norm)
             optimizer.step()
         _wait(head)
-        ended = time.perf_counter()
+        ended = clock()
         # Workers read while the model runs.
         reading, running = read - started, ended - read
         taken.append(max(reading / workers, running) if workers else reading + running)
@@ -237,12 +243,14 @@ def typical(samples: Sequence[Sample], count: int, number: int) -> list[int]:
     among = spread(range(len(samples)), LOOKED_AT)
     characters = sample_extents([samples[index] for index in among])[:, 2]
     order = np.argsort(characters, kind="stable")
-    shift = (number * 0.618 + 0.5) % 1
+    shift = 0.25 + 0.5 * (number * 0.618 % 1)
     places = ((np.arange(count) + shift) / count * len(among)).astype(int)
-    return [among[place] for place in order[places % len(among)].tolist()]
+    return [among[place] for place in order[places].tolist()]
 
 
-def _time_evaluation(loop: TrainingLoop, parts: Sequence[Sequence[Sample]]) -> float:
+def _time_evaluation(
+    loop: TrainingLoop, parts: Sequence[Sequence[Sample]], clock: Callable[[], float]
+) -> float:
     """Seconds per sample of one batch in the middle of the larger part, as it is evaluated."""
     if not parts:
         return 0.0
@@ -250,10 +258,10 @@ def _time_evaluation(loop: TrainingLoop, parts: Sequence[Sequence[Sample]]) -> f
     batches = fixed_batches(len(samples), EVALUATED_AT_ONCE)
     batch = batches[(len(batches) - 1) // 2]
     loop.head.eval()
-    started = time.perf_counter()
+    started = clock()
     for _ in measure_batches(head_method(loop.source, loop.head), samples, [batch]):
         _wait(loop.head)
-    return (time.perf_counter() - started) / len(batch)
+    return (clock() - started) / len(batch)
 
 
 def _wait(head: Head) -> None:
@@ -263,12 +271,12 @@ def _wait(head: Head) -> None:
 
 def _disk(loop: TrainingLoop, steps: int, pictures: int) -> int:
     """Bytes of the checkpoints that are there at once, one of them being written, and pictures."""
-    weights = sum(t.numel() * t.element_size() for t in loop.head.state_dict().values())
+    weights: int = sum(t.numel() * t.element_size() for t in loop.head.state_dict().values())
     optimizer = 8 * loop.head.trainable_parameters  # two averages of each, in float32
     averaged = weights if loop.average.head is not loop.head else 0
     scheduled = math.ceil(steps / loop.config.save_every)
     kept = min(scheduled, KEPT + 2)
-    return kept * (weights + optimizer + averaged) + pictures * SHEET_BYTES
+    return kept * (weights + optimizer + averaged + FACTS_BYTES) + pictures * SHEET_BYTES
 
 
 def _check_disk(folder: Path, needed: int) -> None:

@@ -1,0 +1,169 @@
+"""What a run says that it will take, and that saying it changes nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from flmm_core.cli import main
+from flmm_core.config import load_config
+from flmm_core.data.sources import open_source
+from flmm_core.errors import RunError
+from flmm_core.loader.samplers import sample_extents
+from flmm_core.progress import LineProgress, Progress
+from flmm_core.training import forecast as forecasting
+from flmm_core.training.forecast import describe, forecast, peak_memory, typical
+from flmm_core.training.loop import TrainingLoop
+from flmm_core.training.preflight import RunData, check_run
+from flmm_core.training.run_folder import RunFolder
+from flmm_core.training.train import prepare, train
+
+Patch = pytest.MonkeyPatch
+Settings = Callable[..., Any]
+
+
+@pytest.fixture
+def settings(random_twin: Path, drawn: Path, tmp_path: Path, monkeypatch: Patch) -> Settings:
+    """Of a run of two short steps; keywords override, with "__" for the dot."""
+    monkeypatch.setattr(forecasting, "LONGEST", 0.0)
+    source = f"refcoco:{drawn}@train"
+
+    def make(name: str = "run", **more: Any) -> Any:
+        values: dict[str, Any] = {
+            "backbone": "qwen",
+            "model": str(random_twin),
+            "data": [source],
+            "val_data": [],
+            "eval_data": [],
+            "refiner": "none",
+            "output": tmp_path / name,
+            "steps": 2,
+            "batch_size": 2,
+            "save_every": 1,
+            "pictures": 1,
+            "head.base_channels": 4,
+            "head.enlarge_to": 16,
+        }
+        values |= {key.replace("__", "."): value for key, value in more.items()}
+        return load_config(None, values)
+
+    return make
+
+
+def prepared(config: Any, spec: Any) -> tuple[TrainingLoop, RunData]:
+    data = check_run(config, spec, Progress())
+    folder = RunFolder(config.output, config.save_every, config.steps)
+    return prepare(config, spec, data, folder, Progress()), data
+
+
+def test_a_forecast_changes_no_bit_of_a_run(settings: Settings, monkeypatch: Patch) -> None:
+    heads, said = [], list[str]()
+    for name, worth_it in (("with", 1), ("without", 10**6)):
+        monkeypatch.setattr(forecasting, "WORTH_IT", worth_it)
+        folder = train(*settings(name, refiner="sam"), progress=LineProgress(said.append))
+        heads.append((folder / "last" / "model.safetensors").read_bytes())
+    assert heads[0] == heads[1]
+    assert sum(line.startswith("Takes about ") for line in said) == 1
+    assert sum(line.startswith("Training data: ") for line in said) == 2
+
+
+def test_a_forecast_leaves_weights_optimizer_and_chance_alone(settings: Settings) -> None:
+    loop, data = prepared(*settings())
+    before = {key: value.clone() for key, value in loop.head.state_dict().items()}
+    groups = [dict(group) for group in loop.optimizer.param_groups]
+    chance = torch.get_rng_state()
+    forecast(loop, data.held_out)
+    assert all(torch.equal(before[key], value) for key, value in loop.head.state_dict().items())
+    assert not loop.optimizer.state
+    assert all(weight.grad is None for weight in loop.weights)
+    assert [dict(group) for group in loop.optimizer.param_groups] == groups
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+def test_a_forecast_counts_every_step_and_sample(settings: Settings, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(forecasting, "_time_steps", lambda *_: 10.0)
+    monkeypatch.setattr(forecasting, "_time_evaluation", lambda *_: 1.0)
+    source = settings()[0].data
+    loop, data = prepared(*settings(steps=5, save_every=2, val_data=source, eval_data=source))
+    found = forecast(loop, data.held_out)
+    assert found.training == 50
+    assert found.validation == 3 * len(loop.watched)  # after steps 2, 4 and 5
+    assert found.evaluation == len(open_source(source[0])) + 1  # a picture
+    assert found.trained == sum(w.numel() for w in loop.head.parameters() if w.requires_grad)
+    assert found.vlm == sum(w.numel() for w in loop.source.observer.backbone.vlm.parameters())
+
+
+def test_the_disk_that_is_forecast_is_what_a_run_leaves(settings: Settings) -> None:
+    config, spec = settings()
+    loop, data = prepared(config, spec)
+    told = forecast(loop, data.held_out).disk_bytes
+    folder = train(config, spec)
+    left = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    one = sum(path.stat().st_size for path in (folder / "last").resolve().iterdir())
+    # What is left, and at most the best checkpoint and one that is being written.
+    assert left * 0.95 < told < left + 2 * one
+
+
+def test_a_run_that_does_not_fit_on_its_disk_is_not_begun(
+    settings: Settings, monkeypatch: Patch
+) -> None:
+    loop, data = prepared(*settings())
+    monkeypatch.setattr(forecasting, "free_bytes", lambda path: 1000)
+    with pytest.raises(RunError) as error:
+        forecast(loop, data.held_out)
+    assert "1.0 kB are free." in str(error.value)
+    assert "--save-every" in str(error.value)
+
+
+def test_memory_that_was_held_and_freed_counts() -> None:
+    before = peak_memory()
+    block = torch.ones(64 << 20)
+    del block
+    assert 200 << 20 < peak_memory() - before < 320 << 20
+
+
+def test_typical_samples_are_neither_short_nor_long(settings: Settings) -> None:
+    samples = open_source(settings()[0].data[0])
+    every = sample_extents(samples)[:, 2]
+    chosen = [typical(samples, 4, number) for number in range(6)]
+    assert all(len(set(one)) == 4 for one in chosen)
+    assert len({*map(tuple, chosen)}) > 1
+    means = [every[one].mean() for one in chosen]
+    assert sum(means) / 6 == pytest.approx(every.mean(), rel=0.1)
+
+
+def test_a_description_counts_what_is_read(settings: Settings) -> None:
+    source = settings()[0].data
+    loop, data = prepared(*settings(val_data=source))
+    total, watched = len(loop.samples), len(loop.watched)
+    length = f"{-(-total // 2)} steps an epoch; 2 steps of 2 are {4 / total:.2g} epochs"
+    assert describe(loop, data.held_out) == [
+        f"Training data: {source[0]} ({total} samples), {length}",
+        f"Validation: {source[0]} ({watched} samples), every 1 steps",
+    ]
+
+
+def test_a_dry_run_says_what_the_run_will_take_and_is_a_configuration(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = settings()[0].data
+    config, _ = settings("never", val_data=source)
+    file = tmp_path / "run.yaml"
+    file.write_text(config.to_yaml())
+    assert main(["train", "--config", str(file), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown) == yaml.safe_load(config.to_yaml())
+    for expected in (
+        r"# Training data: refcoco:.* samples\)",
+        r"# Trained parameters: [\d.]+ M of [\d.]+ M in the head; the frozen model has [\d.]+ M",
+        r"# Takes about 0:\d\d:\d\d: training 0:\d\d:\d\d \([\d.]+ s a step\), validation ",
+        r"# Memory: [\d.]+ [MG]B of [\d.]+ GB\. Disk: [\d.]+ [kM]B of ",
+    ):
+        assert re.search(rf"^{expected}", shown, re.MULTILINE), expected
+    assert not config.output.exists()
