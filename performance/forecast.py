@@ -26,6 +26,7 @@ from flmm_core.training.forecast import forecast, peak_memory
 from flmm_core.training.preflight import check_run
 from flmm_core.training.run_folder import RunFolder
 from flmm_core.training.train import evaluate_head, prepare
+from flmm_core.world import World
 from performance.tables import mib, ratio, seconds, table
 from recipes.twins import PARTS
 
@@ -134,8 +135,8 @@ def run(backbone: str, size: str, folder: Path, clock: str) -> Run:
     data = check_run(config, spec, Progress())
     run_folder = RunFolder(config.output, config.save_every, config.steps)
     with run_folder.opened(config):
-        loop = prepare(config, spec, data, run_folder, Progress())
-        told = forecast(loop, data.held_out, CLOCKS[clock])
+        loop = prepare(config, config, spec, data, run_folder, Progress(), World())
+        told = forecast(loop, data.held_out, clock=CLOCKS[clock])
         started = CLOCKS[clock]()
         loop.run()
         evaluate_head(loop, data.held_out)

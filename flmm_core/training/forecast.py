@@ -35,7 +35,7 @@ from flmm_core.loader.samplers import fixed_batches, sample_extents, spread
 from flmm_core.pipeline.head import Head
 from flmm_core.training.loop import TrainingLoop
 from flmm_core.training.losses import head_loss
-from flmm_core.training.run_folder import KEPT
+from flmm_core.world import part
 
 LOOKED_AT = 1024
 """Training samples among which typical ones are chosen."""
@@ -134,26 +134,32 @@ def announce(loop: TrainingLoop, held_out: Mapping[str, Sequence[Sample]]) -> No
 def forecast(
     loop: TrainingLoop,
     held_out: Mapping[str, Sequence[Sample]],
+    *,
     clock: Callable[[], float] = time.perf_counter,
+    processes: int | None = None,
 ) -> Forecast:
-    """Time some steps and one batch of the evaluation, and undo them; `clock` returns seconds.
+    """Time some steps and one batch of the evaluation, and undo them.
+
+    Args:
+        clock: Returns seconds.
+        processes: That share the work; by default those of the loop. One of them is timed.
 
     Raises:
         RunError: The disk is too small for the checkpoints.
     """
-    config, folder = loop.config, loop.folder
+    config, folder, size = loop.config, loop.folder, processes or loop.world.size
     last = folder.last() if config.resume else None
     done = int(last.name.removeprefix("step-")) if last else 0
     steps = range(done, config.steps)
     if loop.head.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(loop.head.device)
     with _undone(loop):
-        step_seconds = _time_steps(loop, clock)
+        step_seconds = _time_steps(loop, clock, size)
         device, extra = loop.head.device, 0
         observes = isinstance(loop.source, ObservedFeatures)
         others = JoinedSamples([*held_out.values()])
         watched, judged = loop.watched, others if observes else JoinedSamples([])
-        sample_seconds = _time_evaluation(loop, [*filter(len, (judged, watched))], clock)
+        sample_seconds = _time_evaluation(loop, [*filter(len, (judged, watched))], clock) / size
         if device.type == "cuda":
             extra = torch.cuda.max_memory_allocated(device)
     validations = sum(folder.is_scheduled(step + 1) for step in steps) if len(watched) else 0
@@ -162,7 +168,7 @@ def forecast(
         step_seconds=step_seconds,
         training=len(steps) * step_seconds,
         validation=validations * len(watched) * sample_seconds,
-        evaluation=(len(judged) + pictures) * sample_seconds,
+        evaluation=(len(judged) + pictures * size) * sample_seconds,
         is_whole=observes or not held_out,
         host_bytes=peak_memory(),
         device_bytes=extra,
@@ -207,30 +213,32 @@ def _undone(loop: TrainingLoop) -> Iterator[None]:
             np.random.set_state(states[1])
 
 
-def _time_steps(loop: TrainingLoop, clock: Callable[[], float]) -> float:
-    """Seconds of a typical step; the first one warms up and is not counted."""
+def _time_steps(loop: TrainingLoop, clock: Callable[[], float], processes: int) -> float:
+    """Seconds of a typical step of one process; the first one warms up and is not counted."""
     config, head, optimizer = loop.config, loop.head, loop.optimizer
     dataset = ExampleDataset(loop.samples, loop.source, fill=True)
     workers = count_workers(config.workers, loop.source.device)
-    taken: list[float] = []
+    share = math.ceil(config.batch_size / processes)
+    order, taken = by_length(loop.samples), list[float]()
     begun = clock()
     head.train()
     for number in range(1 + MOST_STEPS):
-        started = clock()
-        indices = typical(loop.samples, config.batch_size, number)
-        batch, _ = dataset.collate([dataset[index] for index in indices])
-        read = clock()
-        if batch is not None:
-            features = loop.source.features(batch.inputs)
-            _, loss = head_loss(head, features, batch.truths)
-            optimizer.zero_grad()
-            loss.total.backward()
-            torch.nn.utils.clip_grad_norm_(loop.weights, config.clip_norm)
-            optimizer.step()
+        started, reading = clock(), 0.0
+        indices = typical(order, share, number)
+        optimizer.zero_grad()
+        for place in range(config.accumulate):
+            before = clock()
+            some = [dataset[index] for index in part(indices, place, config.accumulate)]
+            batch = dataset.collate(some)[0] if some else None
+            reading += clock() - before
+            if batch is not None:
+                features = loop.source.features(batch.inputs)
+                head_loss(head, features, batch.truths)[1].total.backward()
+        torch.nn.utils.clip_grad_norm_(loop.weights, config.clip_norm)
+        optimizer.step()
         _wait(head)
         ended = clock()
-        # Workers read while the model runs.
-        reading, running = read - started, ended - read
+        running = ended - started - reading  # while which workers read
         taken.append(max(reading / workers, running) if workers else reading + running)
         if len(taken) > 2 and ended - begun > LONGEST:
             break
@@ -238,14 +246,17 @@ def _time_steps(loop: TrainingLoop, clock: Callable[[], float]) -> float:
     return fmean(taken[1:])
 
 
-def typical(samples: Sequence[Sample], count: int, number: int) -> list[int]:
-    """Indices of `count` samples, from short captions to long ones; other ones for each number."""
+def by_length(samples: Sequence[Sample]) -> list[int]:
+    """Indices of at most `LOOKED_AT` samples, from short captions to long ones."""
     among = spread(range(len(samples)), LOOKED_AT)
     characters = sample_extents([samples[index] for index in among])[:, 2]
-    order = np.argsort(characters, kind="stable")
+    return [among[place] for place in np.argsort(characters, kind="stable").tolist()]
+
+
+def typical(order: Sequence[int], count: int, number: int) -> list[int]:
+    """`count` of the indices from `by_length`, of short and long ones; others for each number."""
     shift = 0.25 + 0.5 * (number * 0.618 % 1)
-    places = ((np.arange(count) + shift) / count * len(among)).astype(int)
-    return [among[place] for place in order[places].tolist()]
+    return [order[int((place + shift) / count * len(order))] for place in range(count)]
 
 
 def _time_evaluation(
@@ -275,7 +286,7 @@ def _disk(loop: TrainingLoop, steps: int, pictures: int) -> int:
     optimizer = 8 * loop.head.trainable_parameters  # two averages of each, in float32
     averaged = weights if loop.average.head is not loop.head else 0
     scheduled = math.ceil(steps / loop.config.save_every)
-    kept = min(scheduled, KEPT + 2)
+    kept = min(scheduled, loop.folder.keep + 2)
     return kept * (weights + optimizer + averaged + FACTS_BYTES) + pictures * SHEET_BYTES
 
 

@@ -50,9 +50,9 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 def test_help_lists_every_command_with_the_first_line_of_its_own_help(capsys: Capture) -> None:
     assert main(["--help"]) == 0
-    shown = capsys.readouterr().out
+    shown, width = capsys.readouterr().out, max(map(len, COMMANDS))
     for name, summary in COMMANDS.items():
-        assert f"  {name:<9}  {summary}" in shown
+        assert f"  {name:<{width}}  {summary}" in shown
         command = flmm.get_command(click.Context(flmm), name)
         assert command is not None
         assert (command.help or "").splitlines()[0] == summary

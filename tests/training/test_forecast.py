@@ -18,11 +18,12 @@ from flmm_core.errors import RunError
 from flmm_core.loader.samplers import sample_extents
 from flmm_core.progress import LineProgress, Progress
 from flmm_core.training import forecast as forecasting
-from flmm_core.training.forecast import describe, forecast, peak_memory, typical
+from flmm_core.training.forecast import by_length, describe, forecast, peak_memory, typical
 from flmm_core.training.loop import TrainingLoop
 from flmm_core.training.preflight import RunData, check_run
 from flmm_core.training.run_folder import RunFolder
 from flmm_core.training.train import prepare, train
+from flmm_core.world import World
 
 Patch = pytest.MonkeyPatch
 Settings = Callable[..., Any]
@@ -59,7 +60,7 @@ def settings(random_twin: Path, drawn: Path, tmp_path: Path, monkeypatch: Patch)
 def prepared(config: Any, spec: Any) -> tuple[TrainingLoop, RunData]:
     data = check_run(config, spec, Progress())
     folder = RunFolder(config.output, config.save_every, config.steps)
-    return prepare(config, spec, data, folder, Progress()), data
+    return prepare(config, config, spec, data, folder, Progress(), World()), data
 
 
 def test_a_forecast_changes_no_bit_of_a_run(settings: Settings, monkeypatch: Patch) -> None:
@@ -131,7 +132,8 @@ def test_memory_that_was_held_and_freed_counts() -> None:
 def test_typical_samples_are_neither_short_nor_long(settings: Settings) -> None:
     samples = open_source(settings()[0].data[0])
     every = sample_extents(samples)[:, 2]
-    chosen = [typical(samples, 4, number) for number in range(6)]
+    order = by_length(samples)
+    chosen = [typical(order, 4, number) for number in range(6)]
     assert all(len(set(one)) == 4 for one in chosen)
     assert len({*map(tuple, chosen)}) > 1
     means = [every[one].mean() for one in chosen]

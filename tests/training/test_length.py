@@ -116,7 +116,7 @@ def test_the_later_one_of_epochs_and_steps_counts(runs: Runs, tmp_path: Path) ->
     runs.settings["model"] = "tiny"  # has default steps
     assert length(epochs=2) == (2, 0)
     file = tmp_path / "run.yaml"
-    arguments = ["train", "--backbone", "qwen", "--config", str(file), "--dry-run"]
+    arguments = ["train", "--backbone", "qwen", "--config", str(file), "--print-config"]
     for text, options, expected in (
         ("epochs: 2\nsteps: 7", [], (2, 7)),  # a run's own: recomputed from the data
         ("epochs: 2\nsteps: 7", ["--steps", "5"], (None, 5)),
