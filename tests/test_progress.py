@@ -7,8 +7,12 @@ import signal
 
 import pytest
 import rich.console
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
-from flmm_core.progress import LineProgress, Progress, StopRequest, TerminalProgress
+from flmm_core.loader.throughput import Rates
+from flmm_core.progress import LineProgress, Progress, StopRequest, TerminalProgress, fitted
 
 
 class Clock:
@@ -57,6 +61,63 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "3/3" in shown
     assert "loss 0.5" in shown
     assert "half [bold]way" in shown
+
+
+RATES = st.builds(Rates, st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1))
+STAGE = {
+    "name": st.text(max_size=100) | st.just("refcoco:/data/" + "深い/" * 40 + "@val"),
+    "total": st.integers(1, 10**9),
+    "rates": RATES,
+    "loss": st.floats(allow_nan=True, allow_infinity=True),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(**STAGE, seconds=st.floats(10, 1e6))
+def test_a_line_of_a_log_has_at_most_80_columns(
+    name: str, total: int, rates: Rates, loss: float, seconds: float
+) -> None:
+    lines: list[str] = []
+    clock = Clock()
+    with LineProgress(lines.append, clock=clock).stage(name, total + 1) as stage:
+        clock.now = seconds
+        stage.advance(total, loss=loss, **rates.figures())
+        stage.advance(1, loss=loss, **rates.figures())
+    assert len(lines) == 2
+    for line in lines:
+        assert cell_len(line) <= 80
+        assert len(line.splitlines()) == 1
+        assert f"/{total + 1}" in line
+
+
+@settings(max_examples=15, deadline=None)
+@given(**STAGE, width=st.integers(30, 120))
+def test_a_bar_is_a_line_of_the_terminal(
+    name: str, total: int, rates: Rates, loss: float, width: int
+) -> None:
+    screen = io.StringIO()
+    console = rich.console.Console(file=screen, force_terminal=True, width=width)
+    with TerminalProgress(console).stage(name, total + 1) as stage:
+        stage.advance(total, loss=loss, **rates.figures())
+    shown = rich.console.Console(file=io.StringIO(), width=10**6)
+    last = shown.render_str(rich.text.Text.from_ansi(screen.getvalue()).plain).plain
+    for line in last.splitlines():
+        assert cell_len(line) <= width
+
+
+@pytest.mark.parametrize(("done", "total"), [(305, 900), (99_999, 100_000)])
+def test_a_training_line_has_room_for_what_matters(done: int, total: int) -> None:
+    figures = [f"{key} {value}" for key, value in Rates(10.96, 38.64, 0.12).figures().items()]
+    line = fitted("Training", f"{done}/{total}, 10:07:27 left", ["loss 0.6549", *figures])
+    assert "loss 0.6549, images/s 11, waiting 12 %" in line
+
+
+def test_a_long_name_loses_its_middle_and_the_count_stays() -> None:
+    source = "refcoco:/data/of/the/department/of/images/coco/2014/annotations@val"
+    line = fitted(source, "305/900, 0:07:27 left", ["cIoU 0.5"])
+    assert line.startswith("refcoco:/data/of")
+    assert line.endswith("annotations@val: 305/900, 0:07:27 left, cIoU 0.5")
+    assert len(line) == 80
 
 
 def test_the_base_is_silent() -> None:

@@ -27,11 +27,11 @@ class Rates:
     waiting: float
 
     def figures(self) -> dict[str, float | str]:
-        """For `Stage.advance`."""
+        """For `Stage.advance`; waiting is for data."""
         return {
-            "images/s": self.images_per_second,
-            "phrases/s": self.phrases_per_second,
-            "waiting for data": f"{100 * self.waiting:.0f} %",
+            "images/s": f"{self.images_per_second:.3g}",
+            "waiting": f"{100 * self.waiting:.0f} %",
+            "phrases/s": f"{self.phrases_per_second:.3g}",
         }
 
     def to_dict(self) -> dict[str, float]:
