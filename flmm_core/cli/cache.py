@@ -44,7 +44,8 @@ def command() -> None:
     "--config",
     "config_file",
     type=click.Path(path_type=Path),
-    help="YAML file of settings, as for `flmm train`; options on the command line override it.",
+    help="YAML file of settings or its name, as for `flmm train`; options on the command line"
+    " override it.",
 )
 @config_options(*SETTINGS)
 @click.option(

@@ -22,7 +22,8 @@ from flmm_core.spec import BackboneSpec
     "--config",
     "config_file",
     type=click.Path(path_type=Path),
-    help="YAML file of settings; options on the command line override it.",
+    help="YAML file of settings, or one that comes with flmm: own-data, paper. Options on the"
+    " command line override it.",
 )
 @config_options()
 @processes_option

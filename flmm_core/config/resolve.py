@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from flmm_core.config.settings import PLUGIN_OPTIONS, RunConfig, Section, option_name, settings
+from flmm_core.config.shipped import find_config
 from flmm_core.config.yaml_files import read_yaml
 from flmm_core.errors import ConfigError, did_you_mean
 from flmm_core.plugins import load_backbones, load_refiners
@@ -36,7 +37,7 @@ def load_config(
     """Resolve a run's settings: defaults < the model's defaults < the file < the overrides.
 
     Args:
-        path: A YAML file, or None.
+        path: A YAML file, the name of a configuration that comes with flmm, or None.
         overrides: By dotted key, the settings of the command line.
         find_backbone: `Registry.get`, by default of the installed backbones.
         find_refiner: The same for refiners.
@@ -62,7 +63,7 @@ def load_config(
         for key, rival in RIVALS.items():
             if source.get(key, (None, ""))[0] is not None and rival not in source:
                 given.pop(rival, None)
-        given |= _for_refiner(source, refiner, problems) if refiner else source
+        given |= _for_refiner(source, refiner, chosen, problems) if refiner else source
     if command_line.get("epochs") and command_line.get("steps"):
         problems.append("--steps: contradicts --epochs; give one of them.")
     tree = _nested({key: value for key, (value, _) in given.items()})
@@ -91,6 +92,7 @@ def load_config(
 
 
 def _read(path: Path) -> Given:
+    path = find_config(path)
     content, lines = read_yaml(path)
     places = {key: f", line {line}" for key, line in lines.items()}
     return {key: (value, f"{path}{places.get(key, '')}: {key}") for key, value in flat(content)}
@@ -113,14 +115,18 @@ def _known(defaults: Given, refiner: RefinerSpec | None) -> Given:
     }
 
 
-def _for_refiner(source: Given, refiner: RefinerSpec, problems: list[str]) -> Given:
+def _for_refiner(source: Given, refiner: RefinerSpec, chosen: str, problems: list[str]) -> Given:
     """What a source sets for the chosen refiner, `NAME:VALUE` split into name and option.
 
-    Options that stand beside the name of another refiner are left out.
+    Options and weights that stand beside the name of another refiner are left out.
     """
     kept = dict(source)
     text, where = kept.pop("refiner", (refiner.name, ""))
     name, colon, value = str(text).partition(":")
+    wanted = chosen.partition(":")[2]
+    own = value or kept.get(f"refiner_options.{refiner.shorthand}", (wanted, ""))[0]
+    if name != refiner.name or wanted not in ("", own):  # its weights are those of another one
+        kept.pop("refiner_weights", None)
     if name != refiner.name:
         return {k: v for k, v in kept.items() if not k.startswith("refiner_options.")}
     option = f"refiner_options.{refiner.shorthand}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,27 @@ UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Names = Annotated[
     list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)
 ]
+
+
+def _rooted(given: list[str], info: ValidationInfo) -> list[str]:
+    """Sources whose relative paths start from `data_root`."""
+    root = info.data.get("data_root")
+    if root is None:
+        return given
+    parts = ((text, *text.partition(":")) for text in given)
+    return [
+        f"{name}:{_joined(root.absolute(), place)}" if colon else text
+        for text, name, colon, place in parts
+    ]
+
+
+def _joined(root: Path, place: str) -> str:
+    """A path with what follows it, below a folder: "." is the folder itself."""
+    path, end = re.fullmatch(r"(.*?)([@,].*)?", place, re.DOTALL).groups()  # type: ignore[union-attr]
+    return f"{root / Path(path).expanduser()}{end or ''}"
+
+
+Sources = Annotated[Names, AfterValidator(_rooted)]
 
 BaseChannels = Annotated[int, Field(ge=1, le=4096)]
 EnlargeTo = Annotated[int, Field(ge=8, le=4096)]
@@ -105,8 +127,15 @@ class RunConfig(Section):
     options: dict[str, Any] = Field(
         {}, description="Option of the backbone (see `flmm backbones show`); repeatable."
     )
+    precision: Literal["float32", "bf16"] = Field(
+        "float32",
+        description="bf16: train the head with bfloat16 autocast, and load the frozen model in"
+        " bfloat16 unless --dtype says otherwise.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Dtype of the frozen model's weights."
+        default_factory=lambda known: "bfloat16" if known.get("precision") == "bf16" else "auto",
+        description="Dtype of the frozen model's weights. Default: auto = float32 on a CPU, else as"
+        " they are stored; bfloat16 with --precision bf16.",
     )
     device: str = Field("auto", description="Device: auto, cpu, cuda, cuda:1 or mps.")
     prompt: str = Field(DEFAULT_PROMPT, description="The user's turn that precedes the caption.")
@@ -120,15 +149,18 @@ class RunConfig(Section):
         " one, as the original F-LMM does.",
     )
 
-    data: Names = Field(
+    data_root: UserPath | None = Field(
+        None, description="Folder that relative paths of all data start from."
+    )
+    data: Sources = Field(
         ["shapes@train"], min_length=1, description="Train on NAME[:PATH][@SPLIT]; repeatable."
     )
-    val_data: Names = Field(
+    val_data: Sources = Field(
         default_factory=_drawn("val"),
         description="Validate checkpoints on this data to select the best; repeatable. Default:"
         " shapes@val when training on drawn scenes.",
     )
-    eval_data: Names = Field(
+    eval_data: Sources = Field(
         default_factory=_drawn("test", "hard"),
         description="Evaluate the trained head on this data; repeatable. Default: shapes@test and"
         " shapes@hard when training on drawn scenes.",

@@ -34,6 +34,10 @@ class Presence(nn.Module):
         """
         if not features:
             return ()
+        with torch.autocast(self.layer_weights.device.type, enabled=False):
+            return self._readout(features)
+
+    def _readout(self, features: Sequence[Features]) -> tuple[Tensor, ...]:
         weights = self.layer_weights.softmax(0)
         ends = [each.row_phrase.bincount(minlength=each.phrases).cumsum(0) - 1 for each in features]
         last = [each.hidden[:, end] for each, end in zip(features, ends, strict=True)]

@@ -280,9 +280,11 @@ class TrainingLoop:
         if nearest and (square := self.setup.info.model and self.setup.info.model.square):
             pairs = zip(truths, features, strict=True)
             truths = tuple(processed_truth(t, f.maps.image_box, square) for t, f in pairs)
-        groundings, loss = head_loss(
-            self.head, features, truths, there=there, nearest=nearest, counts=counts
-        )
+        half = self.config.precision == "bf16"
+        with torch.autocast(self.head.device.type, torch.bfloat16, enabled=half):
+            groundings, loss = head_loss(
+                self.head, features, truths, there=there, nearest=nearest, counts=counts
+            )
         values = StepValues(step + 1, self.world.rank, batch, features, groundings, loss)
         insist_finite(loss.total, "loss", values, self.head, self.folder)
         loss.total.backward()

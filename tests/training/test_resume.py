@@ -34,7 +34,7 @@ def changed(begun: RunConfig, key: str, value: Any) -> RunConfig:
     return load_config(None, given | {key: value})[0]
 
 
-OTHERS = {"backbone": "llava_next", "refiner": "none", "head.presence": False}
+OTHERS = {"backbone": "llava_next", "refiner": "none", "head.presence": False, "dtype": "float16"}
 
 
 @pytest.mark.parametrize("setting", settings(), ids=lambda setting: setting.key)

@@ -247,7 +247,7 @@ class SamRefiner(Refiner):
                     multimask_output=self.multimask,
                 )
             decoded.append(logits)
-        return torch.cat(decoded)
+        return torch.cat(decoded).float()
 
 
 def _join_prompts(sparse: Tensor, texts: Sequence[Tensor] | None) -> tuple[Tensor, Tensor | None]:
