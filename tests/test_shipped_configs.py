@@ -122,7 +122,8 @@ def test_the_paper_trains_on_all_its_data(random_twin: Path, tmp_path: Path) -> 
     shutil.copytree(root / "refcoco", root / "refcocog")
     (root / "refcocog" / "refs(unc).p").rename(root / "refcocog" / "refs(umd).p")
     FORMATS["png"].write(root, draw_images(2, seed=2, extras=FORMATS["png"].extras))
-    settings, summary = train("paper", random_twin, root, tmp_path / "run", "--eval-data", "", "--refiner", "none")
+    more = ["--eval-data", "", "--refiner", "none"]
+    settings, summary = train("paper", random_twin, root, tmp_path / "run", *more)
     assert (settings["epochs"], settings["batch_size"]) == (8, 8)
     assert settings["steps"] == 11  # 8 epochs of 3 + 3 + 3 + 2 samples
     assert settings["head"]["presence"] is False
