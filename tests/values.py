@@ -16,6 +16,8 @@ def other_value(setting: Any) -> Any:
         return SamOptions(size="vit_b", mask=False, text=False, half=True).model_dump()
     if setting.key in ("backbone", "refiner"):
         return {"backbone": "qwen", "refiner": "sam"}[setting.key]
+    if setting.key == "train":
+        return ["head", "sam"]
     if get_origin(setting.type) is list:
         return ["refcoco:/a@b", "jsonl:/c"]
     if setting.type is bool:

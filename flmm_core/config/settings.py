@@ -70,6 +70,27 @@ Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
 MaxSkipped = Annotated[str, BeforeValidator(lambda given: SkipLimit.parse(given).text)]
 
 
+def _split(given: Any) -> Any:
+    """Names separated by commas, or a list of such."""
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return given
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+
+
+Parts = Annotated[list[str], BeforeValidator(_split)]
+
+
+def _parts(given: list[str] | None, info: ValidationInfo) -> list[str] | None:
+    refiner = str(info.data.get("refiner", "none"))
+    known = ["head", "presence", "text", *([] if refiner == "none" else [refiner])]
+    wrong = [name for name in given or () if name not in known]
+    if wrong or given == []:
+        named = f"'{wrong[0]}'" if wrong else "nothing"
+        raise ValueError(f"{named} is no part of the head; its parts: {', '.join(known)}")
+    return given
+
+
 def _steps(given: int, info: ValidationInfo) -> int:
     if not given and not info.data.get("epochs"):  # else they are known with the data
         raise ValueError("should be greater than or equal to 1, not 0")
@@ -198,6 +219,17 @@ class RunConfig(Section):
         le=0.8,
         description="Share of the training and validation phrases that name nothing, borrowed from"
         " other images if the data has none. Default: 0.2, or 0 with --no-head-presence.",
+    )
+
+    init_head: str | None = Field(
+        None,
+        description="Begin with the weights of this trained head: a run, a head's folder or a hub"
+        " id.",
+    )
+    train: Annotated[Parts | None, AfterValidator(_parts)] = Field(
+        None,
+        description="Train these parts only: head (the mask head and presence), presence, text (the"
+        " text prompts), or the refiner by its name; separated by commas. Default: all.",
     )
 
     output: UserPath = Field(

@@ -233,7 +233,10 @@ def _time_steps(loop: TrainingLoop, clock: Callable[[], float], processes: int) 
             reading += clock() - before
             if batch is not None:
                 features = loop.source.features(batch.inputs)
-                head_loss(head, features, batch.truths)[1].total.backward()
+                with loop.autocast():
+                    loss = head_loss(head, features, batch.truths)[1].total
+                if loss.requires_grad:
+                    loss.backward()
         torch.nn.utils.clip_grad_norm_(loop.weights, config.clip_norm)
         optimizer.step()
         _wait(head)

@@ -280,15 +280,20 @@ class TrainingLoop:
         if nearest and (square := self.setup.info.model and self.setup.info.model.square):
             pairs = zip(truths, features, strict=True)
             truths = tuple(processed_truth(t, f.maps.image_box, square) for t, f in pairs)
-        half = self.config.precision == "bf16"
-        with torch.autocast(self.head.device.type, torch.bfloat16, enabled=half):
+        with self.autocast():
             groundings, loss = head_loss(
                 self.head, features, truths, there=there, nearest=nearest, counts=counts
             )
         values = StepValues(step + 1, self.world.rank, batch, features, groundings, loss)
         insist_finite(loss.total, "loss", values, self.head, self.folder)
-        loss.total.backward()
+        if loss.total.requires_grad:  # else the parts that are trained have no share in it
+            loss.total.backward()
         return values
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the head is trained."""
+        half = self.config.precision == "bf16"
+        return torch.autocast(self.head.device.type, torch.bfloat16, enabled=half)
 
     def _save(self, done: int) -> None:
         info = self.setup.info.with_facts(steps=done)

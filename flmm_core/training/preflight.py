@@ -19,6 +19,7 @@ from flmm_core.files import check_writable, free_bytes
 from flmm_core.pipeline.build import check_flow, recipe_of
 from flmm_core.progress import Progress
 from flmm_core.spec import BackboneSpec
+from flmm_core.training.parts import check_initial_head
 
 RESERVE = 256 << 20
 """Bytes of the disk that a run needs at least."""
@@ -65,6 +66,9 @@ def check_run(config: RunConfig, spec: BackboneSpec, progress: Progress) -> RunD
     with problems.part():
         if config.cache is not None:
             Store(config.cache)
+    if not (config.resume and (config.output / "last").is_dir()):
+        with problems.part():
+            check_initial_head(config)
     names = dict.fromkeys([*config.data, *config.val_data, *config.eval_data])
     if not problems.found:
         progress.say(f"Reading {', '.join(names)} (drawn scenes are generated on first use)")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from flmm_core.training.contact_sheet import draw_sheet
 from flmm_core.training.forecast import announce, describe, forecast
 from flmm_core.training.length import epochs_of, with_steps
 from flmm_core.training.loop import TrainingLoop, seed_everything
+from flmm_core.training.parts import begin_with, freeze_others
 from flmm_core.training.preflight import RunData, check_run
 from flmm_core.training.run_folder import SUMMARY, RunFolder
 from flmm_core.training.setup import Setup, open_cached, open_observed
@@ -191,6 +193,9 @@ def prepare(
         setup = (open_observed if config.cache is None else open_cached)(here, spec, progress)
         setup.source.expect(samples, left_out, progress)
         setup.source.expect(watched, LeftOut(watched, left_out.limit), progress)
+        if not (config.resume and folder.last()):
+            setup = replace(setup, info=begin_with(setup.head, setup.info, config))
+        freeze_others(setup.head, config)
     _check_same_everywhere(world, setup, samples)
     return TrainingLoop(
         config, setup, samples, watched, folder, progress, left_out, data.absent, world
