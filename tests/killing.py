@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
+import socket
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch._dynamo  # this and others now, not in every child
+import torchvision  # noqa: F401
+from accelerate import PartialState
 
+import flmm_qwen.backbone  # noqa: F401
 from flmm_core.cli import main
-from flmm_core.training import train as train  # now, not in every child
+from flmm_core.training import train as train
 
 
 class Event(NamedTuple):
@@ -32,8 +39,8 @@ class Event(NamedTuple):
         return name == self.name and any(self.text in os.fsdecode(path) for path in paths)
 
 
-def kill(signal: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), signal)
+def kill(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
 
 
 def fill_disk() -> None:
@@ -52,26 +59,82 @@ def run_command(
     The fork saves the seconds that a fresh interpreter needs to import torch. What it says goes
     to `log`.
     """
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            for stream in (1, 2):
-                os.dup2(output, stream)
-            sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
-            torch.set_num_threads(1)  # a thread pool does not survive a fork
-            if place:
-                sys.addaudithook(_Hook(place, happens))
-            code = main(arguments)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
+    _, status = os.waitpid(_begin(arguments, log, {}, place, happens), 0)
     return os.waitstatus_to_exitcode(status)
+
+
+def run_processes(
+    arguments: Sequence[str],
+    count: int,
+    log: Path,
+    place: Sequence[Event] = (),
+    happens: Callable[[], object] = fill_disk,
+    *,
+    to: int = 0,
+    bound: float = 120,
+) -> list[int]:
+    """As `run_command`, in `count` processes that share the work, to one of which it happens.
+
+    All must end within `bound` seconds. What number 1 says goes to `log`.1, and so on.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        _begin(
+            arguments,
+            log.with_name(f"{log.name}.{rank}") if rank else log,
+            common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            place if rank == to else (),
+            happens,
+        )
+        for rank in range(count)
+    ]
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + bound
+    try:
+        while len(codes) < count:
+            assert time.monotonic() < deadline, f"still running; ended: {codes}"
+            for rank, process in enumerate(started):
+                if rank not in codes and (ended := os.waitpid(process, os.WNOHANG))[0]:
+                    codes[rank] = os.waitstatus_to_exitcode(ended[1])
+            time.sleep(0.01)
+    finally:
+        for rank in set(range(count)) - codes.keys():
+            os.kill(started[rank], signal.SIGKILL)
+            os.waitpid(started[rank], 0)
+    return [codes[rank] for rank in range(count)]
+
+
+def _begin(
+    arguments: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    place: Sequence[Event],
+    happens: Callable[[], object],
+) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
+        torch.set_num_threads(1)  # a thread pool does not survive a fork
+        os.environ.update(environment)
+        PartialState._reset_state()  # perhaps an earlier test has made one of a single process
+        if place:
+            sys.addaudithook(_Hook(place, happens))
+        code = main(arguments)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 class _Hook:

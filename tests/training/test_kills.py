@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM
 from typing import Any
 
 import pytest
-import torch
-import yaml
 
-from flmm_core.data.drawn.writing import draw_images
-from flmm_core.data.formats import FORMATS
 from tests.killing import Event, fill_disk, kill, run_command
+from tests.outcomes import different, outcome
 
 pytestmark = pytest.mark.multiprocess
 
@@ -61,74 +57,12 @@ MORE = {
 
 
 @pytest.fixture(scope="module")
-def config(random_twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of settings: four checkpoints, each validated; one is removed."""
-    folder = tmp_path_factory.mktemp("kills")
-    drawn = FORMATS["refcoco"].write(folder / "drawn", draw_images(2, seed=5, kinds=("plain",)))
-    settings = {
-        "backbone": "qwen",
-        "model": str(random_twin),
-        "data": [f"refcoco:{drawn}@train"],
-        "val_data": [f"refcoco:{drawn}@train"],
-        "eval_data": [f"refcoco:{drawn}@train"],
-        "train_protocol": "standard",
-        "refiner": "sam:tiny",
-        "refiner_options": {"text": False},
-        "steps": 7,
-        "batch_size": 2,
-        "save_every": 2,
-        "log_every": 1,
-        "pictures": 2,
-        "workers": 0,
-        "learning_rate": 3e-3,
-        "head": {"base_channels": 4, "enlarge_to": 16},
-    }
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
-
-
-@pytest.fixture(scope="module")
 def unstopped(config: Path) -> dict[str, Any]:
     output = config.parent / "unstopped"
     log = config.parent / "unstopped.log"
     code = run_command(["train", "--config", str(config), "--output", str(output)], log)
     assert code == 0, log.read_text()
     return outcome(output)
-
-
-def outcome(run: Path) -> dict[str, Any]:
-    """All that a run leaves, apart from times and `environment.json`."""
-    found: dict[str, Any] = {
-        str(path.relative_to(run)): path.read_bytes()
-        for path in run.rglob("*")
-        if path.is_file() and path.suffix in (".safetensors", ".png")
-    }
-    for path in run.rglob("*.json"):
-        found[str(path.relative_to(run))] = timeless(json.loads(path.read_bytes()))
-    for path in run.rglob("optimizer.pt"):  # equal states are not always pickled to equal bytes
-        found[str(path.relative_to(run))] = plain(torch.load(path, weights_only=True))
-        del found[str(path.relative_to(run).with_suffix(".json"))]
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    found["metrics"] = [timeless(json.loads(line)) for line in lines]
-    found["names"] = sorted(str(path.relative_to(run)) for path in run.rglob("*"))
-    found["links"] = {name: (run / name).resolve().name for name in ("best", "last")}
-    del found["environment.json"]
-    return found
-
-
-def timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        times = ("seconds", "share_waiting_for_data")
-        kept = {k: v for k, v in value.items() if k not in times and "_per_second" not in k}
-        return {key: timeless(inner) for key, inner in kept.items()}
-    return [timeless(inner) for inner in value] if isinstance(value, list) else value
-
-
-def plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 def begin(name: str, config: Path, place: list[Event], happens: Callable[[], object]) -> Any:
@@ -143,10 +77,6 @@ def resume(output: Path) -> dict[str, Any]:
     code = run_command(["train", "--resume", "--output", str(output)], log)
     assert code == 0, log.read_text()
     return outcome(output)
-
-
-def different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    return [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
 
 
 def check(name: str, signal: int, place: list[Event], config: Path, whole: dict[str, Any]) -> None:

@@ -1,0 +1,105 @@
+"""Of several processes that share a run any may be killed at any moment: nothing is lost.
+
+FLMM_MOMENTS is how many of the 20 moments are tried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import pytest
+
+from tests.killing import Event, kill, run_processes
+from tests.outcomes import different, outcome
+
+pytestmark = pytest.mark.multiprocess
+
+IMAGE = Event("open", "/images/")
+MODEL = Event("open", "processor_config.json")
+
+
+def saved(step: int) -> Event:
+    return Event("os.symlink", f"step-{step}")
+
+
+def rated(step: int) -> Event:
+    return Event("os.rename", f"step-{step}/score.json")
+
+
+MAIN: dict[str, list[Event]] = {
+    "a checkpoint is half written": [Event("open", ".step-4."), Event("open", ".pt")],
+    "the model loads": [MODEL],
+    "the settings get their name": [Event("os.rename", "/config.yaml")],
+    "the first step": [IMAGE],
+    "a checkpoint gets its name": [Event("os.rename", "checkpoints/step-4")],
+    "a checkpoint becomes the last": [saved(4)],
+    "the confidence is written, the score not": [
+        saved(7), Event("open", "confidence.json"), Event("open", "score.json"),
+    ],
+    "the score is written, best not linked": [rated(2), Event("os.symlink", "step-2")],
+    "an old checkpoint is half removed": [
+        saved(7), Event("shutil.rmtree", ".step-4."), Event("os.remove"), Event("os.remove"),
+    ],
+    "a step between two checkpoints": [saved(2), rated(2), IMAGE],
+    "the last checkpoint is written": [Event("os.mkdir", ".step-7.")],
+    "a sheet is drawn": [Event("open", "/01.png")],
+    "the summary gets its name": [Event("os.rename", "summary.json")],
+}  # fmt: skip
+"""What the main process is about to do when it is killed."""
+OTHER = (1, 3, 6, 8, 11, 13)
+"""Which image the other one is about to read, for a step, a validation or the evaluation."""
+MOMENTS: list[tuple[int, list[Event]]] = [
+    (1, [IMAGE] * 4),
+    *((0, place) for place in MAIN.values()),
+    *((1, [IMAGE] * number) for number in OTHER),
+]
+
+
+@pytest.fixture(scope="module")
+def unstopped(config: Path) -> dict[str, Any]:
+    output = config.parent / "unstopped"
+    assert run(config, output, 2) == [0, 0]
+    return outcome(output)
+
+
+def run(config: Path, output: Path, count: int, **happens: Any) -> list[int]:
+    arguments = ["train", "--config", str(config), "--output", str(output)]
+    return run_processes(arguments, count, output.with_suffix(".log"), **happens)
+
+
+@pytest.mark.parametrize("number", range(int(os.environ.get("FLMM_MOMENTS", "1"))))
+def test_a_killed_process_loses_nothing(
+    number: int, config: Path, unstopped: dict[str, Any]
+) -> None:
+    assert len(MOMENTS) == 20
+    rank, place = MOMENTS[number]
+    output = config.parent / f"killed-{number}"
+    codes = run(config, output, 2, place=place, happens=kill(SIGKILL), to=rank, bound=60)
+    assert codes[rank] == -SIGKILL
+    assert codes[1 - rank] == 1
+    said = output.with_suffix(".log.1" if rank == 0 else ".log").read_text()
+    assert f"flmm: Process {1 - rank} of 2 has lost the others." in said
+    assert not (output / "summary.json").exists()
+    again = ["train", "--resume", "--output", str(output)]
+    assert run_processes(again, 2, output.with_suffix(".resumed")) == [0, 0]
+    assert different(unstopped, outcome(output)) == []
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    config: Path, unstopped: dict[str, Any]
+) -> None:
+    """In the same order: each step has the loss that it has in the run of two."""
+    output = config.parent / "other"
+    place = [saved(4), rated(4), IMAGE]
+    assert run(config, output, 2, place=place, happens=kill(SIGKILL))[0] == -SIGKILL
+    again = ["train", "--resume", "--output", str(output)]
+    assert run_processes(again, 3, output.with_suffix(".resumed")) == [0, 0, 0]
+    assert json.loads((output / "environment.json").read_text())["processes"] == 3
+    for row, other in zip(outcome(output)["metrics"], unstopped["metrics"], strict=True):
+        assert row["step"] == other["step"]
+        if "loss" in row:
+            assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
