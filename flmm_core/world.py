@@ -16,7 +16,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,7 +74,7 @@ class World:
             return cls()
         if missing := [name for name in ("RANK", "MASTER_ADDR") if not os.environ.get(name)]:
             raise UsageError(
-                f"WORLD_SIZE is {size}, but {' and '.join(missing)} not set.",
+                f"WORLD_SIZE is {size}, but there is no {' and no '.join(missing)}.",
                 found="One of several processes needs to know which one it is and where the first"
                 " one runs.",
                 repair="Start them with torchrun, accelerate launch, srun or --processes; for one"
@@ -326,12 +326,12 @@ def _number(name: str, default: int) -> int:
         ) from None
 
 
-def _adopt_slurm(environment: Any) -> None:
+def _adopt_slurm(environment: MutableMapping[str, str]) -> None:
     """Translate the variables of `srun`, unless another launcher has set its own."""
-    if int(environment.get(STEP_TASKS) or 1) < 2 or environment.get("RANK"):
+    if environment.get(STEP_TASKS, "1") == "1" or environment.get("RANK"):
         return
-    first = re.match(r"([^,\[]+)(?:\[(\d+))?", environment.get("SLURM_STEP_NODELIST", "localhost"))
-    assert first is not None
+    # "rack[1-2]n[03-08,11],other" begins with rack1n03.
+    hosts = re.sub(r"\[(\d+)[^\]]*\]", r"\1", environment.get("SLURM_STEP_NODELIST", "localhost"))
     here = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     own_gpu = environment.get("SLURM_GPUS_PER_TASK")  # each task then sees its own alone
     found = {
@@ -339,7 +339,7 @@ def _adopt_slurm(environment: Any) -> None:
         "WORLD_SIZE": environment[STEP_TASKS],
         "LOCAL_RANK": "0" if own_gpu else environment.get("SLURM_LOCALID", "0"),
         "LOCAL_WORLD_SIZE": "1" if own_gpu or not here else here.group(),
-        "MASTER_ADDR": "".join(part or "" for part in first.groups()),
+        "MASTER_ADDR": hosts.partition(",")[0],
         # The same for all tasks of a step, and probably of no other step on the same machine.
         "MASTER_PORT": str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000),
     }

@@ -33,7 +33,7 @@ def rated(step: int) -> Event:
 MAIN: dict[str, list[Event]] = {
     "a checkpoint is half written": [Event("open", ".step-4."), Event("open", ".pt")],
     "the model loads": [MODEL],
-    "the settings get their name": [Event("os.rename", "/config.yaml")],
+    "the settings are written anew": [Event("os.rename", "/config.yaml")] * 2,
     "the first step": [IMAGE],
     "a checkpoint gets its name": [Event("os.rename", "checkpoints/step-4")],
     "a checkpoint becomes the last": [saved(4)],
