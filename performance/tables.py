@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from flmm_core.loader.dataset import usable_cpus
+from flmm_core.loader.cpus import usable_cpus
 
 PACKAGES = ("torch", "transformers")
 

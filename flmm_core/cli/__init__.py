@@ -23,6 +23,7 @@ COMMANDS = {
     "ground": "Segment phrases in an image.",
     "backbones": "List the installed backbones, or show one.",
     "refiners": "List the installed refiners, or show one.",
+    "doctor": "Examine the installation: versions, devices, plugins, hub, folders.",
     "data": "Draw, check, convert and split data sets.",
     "import-flmm": "Turn a checkpoint of the original F-LMM into a head.",
     "export-flmm": "Write a head as a checkpoint of the original F-LMM.",

@@ -90,7 +90,7 @@ def _run(command: list[str], processes: int) -> int:
 @contextmanager
 def _share_cores(processes: int) -> Iterator[None]:
     """Let each process use its share of the cores, unless the user has decided."""
-    from flmm_core.loader.dataset import usable_cpus
+    from flmm_core.loader.cpus import usable_cpus
 
     name = "OMP_NUM_THREADS"
     if name in os.environ:

@@ -7,7 +7,6 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from flmm_core.data.images import read_image
 from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
 from flmm_core.errors import FlmmError, dead_worker_error
+from flmm_core.loader.cpus import usable_cpus
 from flmm_core.loader.samplers import fixed_batches
 from flmm_core.pipeline.observer import Observer, ObserverInputs
 from flmm_core.pipeline.types import Features
@@ -32,8 +32,6 @@ TRIES = 50
 """How many samples are tried in place of one that cannot be used."""
 MOST = 8
 """More workers are faster than any model on one accelerator."""
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""The CPU quota of a Linux container: microseconds per period."""
 
 
 class FeatureSource(ABC):
@@ -206,19 +204,6 @@ Batches = Sampler[list[int]] | Sequence[list[int]]
 """The indices of each batch."""
 Loaded = tuple[ExampleBatch | None, tuple[Unusable, ...]]
 """The usable samples of a batch, None if there are none, and the unusable ones."""
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use: its affinity, within the quota of its container."""
-    if hasattr(os, "sched_getaffinity"):
-        bound = len(os.sched_getaffinity(0))
-    else:
-        bound = os.cpu_count() or 1
-    try:
-        quota, period = QUOTA.read_text(encoding="ascii").split()
-        return max(1, min(bound, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max": no quota
-        return bound
 
 
 def count_workers(workers: Workers, device: torch.device) -> int:

@@ -23,7 +23,9 @@ from flmm_core.data.formats import FORMATS
 from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source
 from flmm_core.errors import DataError, RunError, dead_worker_error
+from flmm_core.loader import cpus
 from flmm_core.loader import dataset as counting
+from flmm_core.loader.cpus import usable_cpus
 from flmm_core.loader.dataset import (
     ExampleBatch,
     ExampleDataset,
@@ -31,7 +33,6 @@ from flmm_core.loader.dataset import (
     count_workers,
     load_batches,
     read_batches,
-    usable_cpus,
 )
 from flmm_core.loader.samplers import fixed_batches
 from flmm_core.loader.throughput import Throughput
@@ -80,8 +81,8 @@ def same_batches(one: list[ExampleBatch], two: list[ExampleBatch]) -> bool:
 
 def test_the_number_of_workers_follows_from_cpus_and_device(monkeypatch: Patch) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    for cpus, wanted in ((1, 1), (2, 1), (6, 5), (64, counting.MOST)):
-        monkeypatch.setattr(counting, "usable_cpus", lambda cpus=cpus: cpus)
+    for found, wanted in ((1, 1), (2, 1), (6, 5), (64, counting.MOST)):
+        monkeypatch.setattr(counting, "usable_cpus", lambda found=found: found)
         assert count_workers("auto", CUDA) == wanted
         assert count_workers("auto", CPU) == 0
         assert [count_workers(asked, CPU) for asked in (0, 3)] == [0, 3]
@@ -93,7 +94,7 @@ def test_the_number_of_workers_follows_from_cpus_and_device(monkeypatch: Patch) 
 
 def test_a_quota_of_a_container_counts(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
-    monkeypatch.setattr(counting, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cpus, "QUOTA", tmp_path / "cpu.max")
     assert usable_cpus() == 12
     for text, wanted in (("max 100000", 12), ("250000 100000", 2), ("20000 100000", 1)):
         (tmp_path / "cpu.max").write_text(text + "\n")

@@ -39,6 +39,11 @@ SPLITS = {
 }
 
 
+def split_folder(split: str) -> Path:
+    """Where a default split is, or will be."""
+    return cache_folder() / f"shapes-{VERSION}-{split}-{SPLITS[split].count}"
+
+
 def ensure_shapes(split: str) -> Path:
     """The RefCOCO folder of a default split, drawn on first use; UsageError for any other."""
     if split not in SPLITS:
@@ -47,7 +52,7 @@ def ensure_shapes(split: str) -> Path:
             found=f"Known: {', '.join(SPLITS)}.",
         )
     plan = SPLITS[split]
-    folder = cache_folder() / f"shapes-{VERSION}-{split}-{plan.count}"
+    folder = split_folder(split)
     if folder.is_dir():
         return folder
     with whole_folder(folder) as aside:
