@@ -37,7 +37,7 @@ OPTIONAL = {
     "trackio": "--log-with trackio",
     "mlflow": "--log-with mlflow",
 }
-PROBE_SECONDS = 120
+PROBE_SECONDS = 180
 HUB_SECONDS = 3.0
 WALK_SECONDS = 2.0
 """The size of a folder that takes longer to walk is not told."""

@@ -34,7 +34,6 @@ from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, count_wor
 from flmm_core.loader.samplers import fixed_batches, sample_extents, spread
 from flmm_core.pipeline.head import Head
 from flmm_core.training.loop import TrainingLoop
-from flmm_core.training.losses import head_loss
 from flmm_core.world import part
 
 LOOKED_AT = 1024
@@ -232,9 +231,7 @@ def _time_steps(loop: TrainingLoop, clock: Callable[[], float], processes: int) 
             batch = dataset.collate(some)[0] if some else None
             reading += clock() - before
             if batch is not None:
-                features = loop.source.features(batch.inputs)
-                with loop.autocast():
-                    loss = head_loss(head, features, batch.truths)[1].total
+                loss = loop.loss_of(batch)[2].total
                 if loss.requires_grad:
                     loss.backward()
         torch.nn.utils.clip_grad_norm_(loop.weights, config.clip_norm)

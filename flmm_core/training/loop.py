@@ -38,6 +38,7 @@ from flmm_core.loader.samplers import (
 from flmm_core.loader.throughput import Throughput, count_images
 from flmm_core.pipeline.confidence import write_confidence
 from flmm_core.pipeline.head_folder import check_model, read_info, read_weights
+from flmm_core.pipeline.types import Features, Grounding
 from flmm_core.progress import Progress, StopRequest
 from flmm_core.training.average import WeightAverage
 from flmm_core.training.failed_step import StepValues, insist_finite
@@ -273,6 +274,17 @@ class TrainingLoop:
 
     def _backward(self, step: int, batch: ExampleBatch, counts: Counts) -> StepValues:
         """Add the gradient of a part of a step."""
+        features, groundings, loss = self.loss_of(batch, counts)
+        values = StepValues(step + 1, self.world.rank, batch, features, groundings, loss)
+        insist_finite(loss.total, "loss", values, self.head, self.folder)
+        if loss.total.requires_grad:  # else the parts that are trained have no share in it
+            loss.total.backward()
+        return values
+
+    def loss_of(
+        self, batch: ExampleBatch, counts: Counts | None = None
+    ) -> tuple[Sequence[Features], Sequence[Grounding], GroundingLoss]:
+        """What the models make of a batch, and its loss; `counts`: see `head_loss`."""
         features = self.source.features(batch.inputs)
         nearest = self.config.head.paper_rounding
         truths = batch.truths
@@ -284,11 +296,7 @@ class TrainingLoop:
             groundings, loss = head_loss(
                 self.head, features, truths, there=there, nearest=nearest, counts=counts
             )
-        values = StepValues(step + 1, self.world.rank, batch, features, groundings, loss)
-        insist_finite(loss.total, "loss", values, self.head, self.folder)
-        if loss.total.requires_grad:  # else the parts that are trained have no share in it
-            loss.total.backward()
-        return values
+        return features, groundings, loss
 
     def autocast(self) -> torch.autocast:
         """The context in which the head is trained."""
