@@ -20,7 +20,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from rich.filesize import decimal
 
@@ -34,6 +33,7 @@ from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, count_wor
 from flmm_core.loader.samplers import fixed_batches, sample_extents, spread
 from flmm_core.pipeline.head import Head
 from flmm_core.training.loop import TrainingLoop
+from flmm_core.training.preflight import memory_of
 from flmm_core.world import part
 
 LOOKED_AT = 1024
@@ -88,9 +88,10 @@ class Forecast:
         parts += [f"validation {_duration(self.validation)}"] if self.validation else []
         parts += [f"evaluation {_duration(self.evaluation)}"] if self.evaluation else []
         without = "" if self.is_whole else ", without the evaluation"
-        memory = f"Memory: {decimal(self.host_bytes)} of {decimal(_all_memory())}"
+        total = memory_of(torch.device("cpu"))
+        memory = f"Memory: {decimal(self.host_bytes)} of {decimal(total)}"
         if self.device_bytes:
-            total = torch.cuda.get_device_properties(loop.head.device).total_memory
+            total = memory_of(loop.head.device)
             memory += f"; on the GPU {decimal(self.device_bytes)} of {decimal(total)}"
         free = decimal(free_bytes(loop.folder.path))
         return [
@@ -317,11 +318,6 @@ def _counts(parts: Mapping[str, int]) -> str:
 
 def _count(parameters: int) -> str:
     return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"
-
-
-def _all_memory() -> int:
-    total: int = psutil.virtual_memory().total
-    return total
 
 
 def _duration(seconds: float) -> str:

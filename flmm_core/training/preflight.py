@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
+import torch
 from rich.filesize import decimal
 
 from flmm_core.config import RunConfig, SkipLimit
@@ -16,6 +19,8 @@ from flmm_core.data.sources import JoinedSamples, is_drawn, open_source
 from flmm_core.errors import Problems, RunError, UsageError
 from flmm_core.feature_cache.store import Store
 from flmm_core.files import check_writable, free_bytes
+from flmm_core.pipeline.backbone.weight_files import loaded_bytes
+from flmm_core.pipeline.backbone.weights import choose_device, choose_dtype, find_source
 from flmm_core.pipeline.build import check_flow, recipe_of
 from flmm_core.progress import Progress
 from flmm_core.spec import BackboneSpec
@@ -63,6 +68,9 @@ def check_run(config: RunConfig, spec: BackboneSpec, progress: Progress) -> RunD
         device=config.device,
         refiner_weights=config.refiner_weights,
     )
+    if not problems.found:
+        with problems.part():
+            _check_memory(config, spec)
     with problems.part():
         if config.cache is not None:
             Store(config.cache)
@@ -97,6 +105,34 @@ def check_output(config: RunConfig) -> None:
             found=f"{decimal(free)} are free.",
             repair="Free some space, or give another --output.",
         )
+
+
+def _check_memory(config: RunConfig, spec: BackboneSpec) -> None:
+    """RunError if the weights of the model alone, in a folder here, are more than the memory."""
+    values = dict(config)
+    if any(values.get(name, "none") != "none" for name in ("quantize", "device_map")):
+        return  # then they need less, or lie elsewhere
+    source, device = Path(find_source(spec, config.model)), choose_device(config.device)
+    if not source.is_dir():
+        return
+    dtype = choose_dtype(config.dtype, device.type)
+    needed, total = loaded_bytes(source, dtype), memory_of(device)
+    if needed > total:
+        raise RunError(
+            f"The model '{config.model}' does not fit in the memory of the device '{device}'.",
+            found=f"Its weights need {decimal(needed)}; the device has {decimal(total)} in all.",
+            repair="Use --dtype bfloat16, a smaller or a quantized model, or a device with more"
+            " memory.",
+        )
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a device has."""
+    if device.type == "cuda":
+        on_gpu: int = torch.cuda.get_device_properties(device).total_memory
+        return on_gpu
+    total: int = psutil.virtual_memory().total  # an Apple GPU shares it
+    return total
 
 
 def _check_data_was_chosen(config: RunConfig) -> None:

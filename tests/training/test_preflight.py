@@ -17,10 +17,11 @@ from flmm_core.config import load_config
 from flmm_core.errors import DataError, FlmmError, Problems, RunError, UsageError, WeightsError
 from flmm_core.evaluation.evaluate import evaluate_run
 from flmm_core.feature_cache.build import build_cache
-from flmm_core.pipeline.backbone.weight_files import check_weight_files
+from flmm_core.pipeline.backbone.weight_files import check_weight_files, loaded_bytes
 from flmm_core.pipeline.refiners.sam_model import OFFICIAL, build_untrained_sam, check_sam
 from flmm_core.plugins import load_backbones
 from flmm_core.progress import LineProgress, Progress
+from flmm_core.training import preflight
 from flmm_core.training.preflight import check_run
 from flmm_core.training.train import train
 
@@ -239,9 +240,29 @@ def test_what_own_data_lacks_is_said_once(drawn: Path, tmp_path: Path) -> None:
     assert not [line for line in said if line.startswith("No --")]
 
 
-def test_a_full_disk_is_told_before_training(tmp_path: Path, monkeypatch: Patch) -> None:
-    from flmm_core.training import preflight
+def test_a_model_that_is_larger_than_the_memory_is_not_loaded(
+    random_twin: Path, drawn: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    stored = sum(path.stat().st_size for path in random_twin.glob("*.safetensors"))
+    assert loaded_bytes(random_twin, "auto") == stored
+    in_float = loaded_bytes(random_twin, torch.float32)
+    assert in_float == pytest.approx(stored, rel=0.02)  # it is stored so; the rest is the header
+    assert loaded_bytes(random_twin, torch.bfloat16) * 2 == in_float
+    settings: dict[str, Any] = {
+        "backbone": "qwen", "model": str(random_twin), "data": [f"refcoco:{drawn}@train"],
+        "device": "cpu", "output": tmp_path / "run",
+    }  # fmt: skip
+    monkeypatch.setattr(preflight, "memory_of", lambda device: in_float - 1)
+    with pytest.raises(RunError) as error:
+        check_run(*load_config(None, settings), Progress())
+    first, found, repair = str(error.value).splitlines()
+    assert first.endswith("does not fit in the memory of the device 'cpu'.")
+    assert found.endswith(" in all.")
+    assert "--dtype bfloat16" in repair
+    check_run(*load_config(None, settings | {"dtype": "bfloat16"}), Progress())
 
+
+def test_a_full_disk_is_told_before_training(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(preflight, "free_bytes", lambda path: 1000)
     config, _ = load_config(None, {"backbone": "qwen", "output": tmp_path / "run"})
     with pytest.raises(RunError, match="is full"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from flmm_core.errors import WeightsError
@@ -64,9 +66,20 @@ def check_weight_files(folder: Path) -> None:
             raise WeightsError(asked, found=f"{path.name} is damaged: {reason}.", repair=repair)
 
 
-def stored_bytes(folder: Path) -> int:
-    """Bytes of the weights files that transformers would load; 0 if they are named otherwise."""
-    return sum(path.stat().st_size for path in _files(folder) if path.is_file())
+def loaded_bytes(folder: Path, dtype: str | torch.dtype) -> int:
+    """Bytes of a model's weights once they are loaded in a dtype; "auto" is as they are stored.
+
+    Reads the headers only; of files that are not safetensors, their size.
+    """
+    total = 0
+    for path in _files(folder):
+        if path.suffix != ".safetensors" or isinstance(dtype, str):
+            total += path.stat().st_size
+            continue
+        with safe_open(path, "pt") as file:
+            sizes = (prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+            total += sum(sizes) * dtype.itemsize
+    return total
 
 
 def _files(folder: Path) -> Iterator[Path]:
