@@ -168,8 +168,8 @@ def machine_error(error: BaseException) -> RunError | None:
         return RunError(
             "There is not enough memory.",
             found=shortened(str(error).splitlines()[0], 300) if str(error) else "",
-            repair="Use a smaller batch, smaller images, a smaller model or --dtype bfloat16, or a "
-            "device with more memory.",
+            repair="Use a smaller batch (flmm train: --batch-size auto), smaller images, a smaller "
+            "model or --dtype bfloat16, or a device with more memory.",
         )
     if not isinstance(error, OSError) or error.errno not in _FULL | _FORBIDDEN | _OTHERS:
         return None

@@ -89,9 +89,10 @@ def _summary(config: RunConfig, spec: BackboneSpec) -> str:
     info = spec.models.get(config.model)
     source = f" ({info.source}, license {info.license})" if info else ""
     verb = "Resume training" if config.resume else "Train"
+    length = f"{_length(config)} of batch size {config.samples_per_step}"
     return (
         f"# {verb} a mask head on {config.backbone}, model {config.model}{source}:\n"
-        f"# {_length(config)} of batch size {config.batch_size} on {', '.join(config.data)};\n"
+        f"# {length} on {', '.join(config.data)};\n"
         f"# then evaluate it on {', '.join(config.eval_data) or 'nothing'}.\n"
         f"# Run folder: {config.output}. Nothing was written.\n"
     )

@@ -126,6 +126,7 @@ def _values(config: RunConfig) -> dict[str, Any]:
     values = dict(flat(config.model_dump(mode="json")))
     if config.epochs is not None:  # steps follow from them and from the data
         del values["steps"]
+    values["batch_size"] = config.samples_per_step
     # It may lie elsewhere now; whether it holds the same is checked when it is opened.
     return values | {"cache": "a cache" if config.cache else None}
 

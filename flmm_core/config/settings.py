@@ -25,6 +25,7 @@ from flmm_core.spec import DEFAULT_PROMPT
 PLUGIN_OPTIONS = {"options": "--options", "refiner_options": "--refiner-option"}
 """Settings that a plugin's options model validates, and their command-line options."""
 
+BATCH_SIZE = 8
 STEPS = 1000
 """Of a run for which neither steps nor epochs are given."""
 
@@ -66,6 +67,14 @@ def _workers(given: Any) -> Any:
     return given
 
 
+def _batch_size(given: Any) -> Any:
+    number = isinstance(given, int) and not isinstance(given, bool) and given >= 1
+    if given != "auto" and not number:
+        raise ValueError(f"must be auto or an integer >= 1, not {given!r}")
+    return given
+
+
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch_size)]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
 MaxSkipped = Annotated[str, BeforeValidator(lambda given: SkipLimit.parse(given).text)]
 
@@ -253,7 +262,11 @@ class RunConfig(Section):
         ge=0,
         description=f"Optimizer steps. Default: {STEPS}.",
     )
-    batch_size: int = Field(8, ge=1, description="Samples per step, of all processes together.")
+    batch_size: BatchSize = Field(
+        BATCH_SIZE,
+        description="Samples per step, of all processes together; auto = "
+        f"{BATCH_SIZE}, in as many parts (--accumulate) as the memory needs.",
+    )
     accumulate: int = Field(
         1,
         ge=1,
@@ -305,6 +318,11 @@ class RunConfig(Section):
         " on, for as long again.",
     )
     pictures: int = Field(8, ge=0, description="Example images to draw at the end of the run.")
+
+    @property
+    def samples_per_step(self) -> int:
+        """`batch_size` as a number."""
+        return BATCH_SIZE if self.batch_size == "auto" else self.batch_size
 
     def to_yaml(self) -> str:
         """The whole configuration, readable by `--config`, except for `resume` and `force`."""

@@ -105,10 +105,10 @@ class Forecast:
 def describe(loop: TrainingLoop, held_out: Mapping[str, Sequence[Sample]]) -> list[str]:
     """What a run trains on, and what will be measured on what; known without a step."""
     config, total = loop.config, len(loop.samples)
-    per_epoch = max(1, math.ceil(total / config.batch_size))
-    epochs = config.steps * config.batch_size / max(1, total)
+    per_epoch = max(1, math.ceil(total / config.samples_per_step))
+    epochs = config.steps * config.samples_per_step / max(1, total)
     parts = {text: len(part) for text, part in zip(config.data, _parts(loop.samples), strict=True)}
-    length = f"{config.steps} steps of {config.batch_size} are {epochs:.2g} epochs"
+    length = f"{config.steps} steps of {config.samples_per_step} are {epochs:.2g} epochs"
     said = [f"Training data: {_counts(parts)}, {per_epoch} steps an epoch; {length}"]
     if loop.watched:
         parts = dict(zip(config.val_data, map(len, _parts(loop.watched)), strict=True))
@@ -218,7 +218,7 @@ def _time_steps(loop: TrainingLoop, clock: Callable[[], float], processes: int) 
     config, head, optimizer = loop.config, loop.head, loop.optimizer
     dataset = ExampleDataset(loop.samples, loop.source, fill=True)
     workers = count_workers(config.workers, loop.source.device)
-    share = math.ceil(config.batch_size / processes)
+    share = math.ceil(config.samples_per_step / processes)
     order, taken = by_length(loop.samples), list[float]()
     begun = clock()
     head.train()

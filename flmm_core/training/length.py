@@ -20,8 +20,7 @@ def with_steps(config: RunConfig, samples: int) -> RunConfig:
     """
     if config.epochs is None:
         return config
-    assert isinstance(config.batch_size, int)
-    steps = max(1, math.ceil(config.epochs * samples / config.batch_size))
+    steps = max(1, math.ceil(config.epochs * samples / config.samples_per_step))
     if config.resume and config.steps not in (0, steps):
         raise UsageError(
             f"The training data of the run in '{config.output}' have changed.",
@@ -34,8 +33,7 @@ def with_steps(config: RunConfig, samples: int) -> RunConfig:
 
 def epochs_of(config: RunConfig, samples: int) -> float:
     """How often a run sees each of its samples."""
-    assert isinstance(config.batch_size, int)
-    return config.steps * config.batch_size / max(1, samples)
+    return config.steps * config.samples_per_step / max(1, samples)
 
 
 def is_exhausted(scores: Sequence[float], patience: int | None) -> bool:

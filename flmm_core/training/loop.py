@@ -122,7 +122,7 @@ class TrainingLoop:
         if self._is_exhausted(first):
             return
         steps = range(first, config.steps)
-        order = config.batch_size, steps, config.seed
+        order = config.samples_per_step, steps, config.seed
         sampler = (
             BucketSampler(sample_extents(self.samples), *order)
             if config.bucket
@@ -257,7 +257,7 @@ class TrainingLoop:
         own, values = GroundingLoss.nothing(self.head), None
         with self.world.agreed():
             for batch in parts:
-                values = self._backward(step, batch, counts)
+                values = self.backward(step, batch, counts)
                 own = own.plus(torch.stack([*values.loss.parts.values()]).detach())
                 if self.world.size * len(parts) > 1:  # else the norm below is of this batch
                     grads = [weight.grad for weight in self.weights if weight.grad is not None]
@@ -272,7 +272,7 @@ class TrainingLoop:
         self.average.update()
         return GroundingLoss.nothing(self.head).plus(figures)
 
-    def _backward(self, step: int, batch: ExampleBatch, counts: Counts) -> StepValues:
+    def backward(self, step: int, batch: ExampleBatch, counts: Counts) -> StepValues:
         """Add the gradient of a part of a step."""
         features, groundings, loss = self.loss_of(batch, counts)
         values = StepValues(step + 1, self.world.rank, batch, features, groundings, loss)

@@ -46,6 +46,7 @@ from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.head_folder import read_weights
 from flmm_core.progress import Progress, StopRequest
 from flmm_core.spec import BackboneSpec
+from flmm_core.training.batch_size import fit_into_memory
 from flmm_core.training.contact_sheet import draw_sheet
 from flmm_core.training.forecast import announce, describe, forecast
 from flmm_core.training.length import epochs_of, with_steps
@@ -197,9 +198,12 @@ def prepare(
             setup = replace(setup, info=begin_with(setup.head, setup.info, config))
         freeze_others(setup.head, config)
     _check_same_everywhere(world, setup, samples)
-    return TrainingLoop(
+    loop = TrainingLoop(
         config, setup, samples, watched, folder, progress, left_out, data.absent, world
     )
+    if config.batch_size == "auto":
+        fit_into_memory(loop)
+    return loop
 
 
 def _check_same_everywhere(world: World, setup: Setup, samples: Sequence[Sample]) -> None:
