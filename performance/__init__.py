@@ -7,6 +7,7 @@
     cache       training epochs with and without a feature cache
     loading     reading images with DataLoader workers
     forecast    what a run says it will take, and what it takes
+    overflow    float16: do values overflow, and is it noticed
 
 Each file above has `measure(size, ...) -> (figures for JSON, Markdown)`. They stand on
 
@@ -14,5 +15,6 @@ Each file above has `measure(size, ...) -> (figures for JSON, Markdown)`. They s
     worker.py         such a process
     models.py         models with random weights, images and captions of a given length
     original_way.py   the flow as the original F-LMM runs it, to compare with
+    roofline.py       the least time that a forward can take on this machine
     tables.py         Markdown tables; the machine and the versions
 """

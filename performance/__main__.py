@@ -7,16 +7,21 @@ python -m performance sentences             several sentences about one image
 python -m performance cache                 training epochs with and without a feature cache
 python -m performance loading               reading images with DataLoader workers
 python -m performance forecast              what a run says it will take, and what it takes
-python -m performance gpu                   the first four at published sizes, bfloat16; needs CUDA
+python -m performance overflow              values in float16: do they overflow, is it noticed
+python -m performance gpu                   the first four and overflow at published sizes, with
+                                            random weights in bfloat16; needs CUDA
+python -m performance gpu --size tiny       the same on a CPU with tiny models, as a rehearsal
 
 Prints Markdown tables, and writes every run to OUTPUT/NAME.json.
 
-gpu starts no case after 7 minutes. Beside torch, torchvision, transformers and pluggy it imports
-flmm, segment-anything, pydantic, pydantic-core, annotated-types and typing-inspection. For a
-machine without a network, collect them here (3.12 is its Python version):
+gpu takes at most 8 minutes (it starts no case after 7) and downloads nothing. It needs flmm and
+what flmm needs. For a machine without a network that has torch, torchvision, transformers and
+pluggy, collect the rest here (3.12 is its Python version):
 
     pip wheel -w wheels --no-deps . segment-anything
-    pip download -d wheels --only-binary=:all: --python-version 3.12 pydantic
+    pip download -d wheels --only-binary=:all: --python-version 3.12 --no-deps accelerate click \
+        platformdirs psutil pycocotools pydantic pydantic-core annotated-types rich scipy tabulate \
+        typing-inspection
 
 and there, in the repository:
 
@@ -39,12 +44,12 @@ import torch
 
 from performance import tables
 
-ON_GPU = ("recording", "training", "refining", "sentences")
+ON_GPU = ("recording", "training", "refining", "sentences", "overflow")
 MEASUREMENTS = (*ON_GPU, "cache", "loading", "forecast")
 GPU_SECONDS = 7 * 60
 NO_GPU = f"""Published sizes need a GPU.
 torch {torch.__version__} sees no CUDA device here.
-Run it on a machine with one (80 GB), or `python -m performance recording` here.
+Run it on a machine with one (80 GB); here, `python -m performance gpu --size tiny` rehearses it.
 """
 
 
@@ -57,13 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("names", nargs="+", metavar="NAME", choices=(*MEASUREMENTS, "gpu"))
-    parser.add_argument("--size", choices=("tiny", "medium"), default="medium", help="not for gpu")
+    parser.add_argument(
+        "--size",
+        choices=("tiny", "medium"),
+        help="default: medium; gpu: published sizes, or tiny for a rehearsal on a CPU",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="runs in each way (default 3)")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/performance"), help="folder for the JSON files"
     )
     options = parser.parse_args(arguments)
-    if "gpu" in options.names and not torch.cuda.is_available():
+    real = "gpu" in options.names and options.size is None
+    if real and not torch.cuda.is_available():
         print(NO_GPU, file=sys.stderr, end="")
         return 3
     options.output.mkdir(parents=True, exist_ok=True)
@@ -71,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts = tables.environment()
         print(f"\n## {name}\n\n{tables.where(facts)}", flush=True)
         on_gpu = name == "gpu"
-        size = "real" if on_gpu else options.size
+        size = options.size or ("real" if on_gpu else "medium")
         until = time.monotonic() + GPU_SECONDS if on_gpu else math.inf
         found: dict[str, object] = {"environment": facts}
         for part in ON_GPU if on_gpu else (name,):

@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import transformers
@@ -32,10 +32,26 @@ def main() -> None:
         os.dup2(2, 1)  # whatever else is printed must not come between
         transformers.logging.disable_progress_bar()
         case = Case.from_json(sys.stdin.readline())
-        workload = case.build()
+        try:
+            workload = case.build()
+        except torch.OutOfMemoryError as error:
+            _refuse(error, answers)
+            return
         print(json.dumps({"ready": True}), file=answers)
         for line in sys.stdin:
             print(json.dumps(measured(workload, line.strip(), case.device)), file=answers)
+
+
+def _refuse(error: torch.OutOfMemoryError, answers: TextIO) -> None:
+    """The model itself does not fit: so answer everything."""
+    failed = json.dumps({"failed": _out_of_memory(error)})
+    print(failed, file=answers)
+    for _ in sys.stdin:
+        print(failed, file=answers)
+
+
+def _out_of_memory(error: torch.OutOfMemoryError) -> str:
+    return f"out of memory: {str(error).splitlines()[0]}"
 
 
 def measured(workload: Workload, way: str, device: str) -> dict[str, Any]:
@@ -54,7 +70,7 @@ def measured(workload: Workload, way: str, device: str) -> dict[str, Any]:
             taken.append(time.perf_counter() - started)
     except torch.OutOfMemoryError as error:
         torch.cuda.empty_cache()
-        return {"failed": f"out of memory: {str(error).splitlines()[0]}"}
+        return {"failed": _out_of_memory(error)}
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else _highest()
     facts = workload.facts(result)
     return {"seconds": statistics.median(taken), "peak_bytes": peak - held, "facts": facts}
