@@ -42,8 +42,8 @@ MEDIUM: Mapping[str, Any] = {
     "num_key_value_heads": 4,
 }
 """The language model of a medium model; of a tiny one: 128 wide, 4 layers."""
-IMAGES = {"train": 60, "val": 12, "test": 24}
-STEPS = 80
+IMAGES = {"train": 60, "val": 8, "test": 12}
+STEPS = 40
 CLOCKS: Mapping[str, Callable[[], float]] = {
     "wall": time.perf_counter,
     "cpu": time.process_time,
@@ -129,6 +129,8 @@ def run(backbone: str, size: str, folder: Path, clock: str) -> Run:
         "steps": STEPS,
         "batch_size": 4,
         "save_every": STEPS // 2,
+        "head.base_channels": 16,
+        "head.enlarge_to": 32,
         "device": "cpu",
     }
     config, spec = load_config(None, values, load_backbones().get)

@@ -21,6 +21,7 @@ from performance import __main__ as performance_main
 from performance import (
     alternate,
     cache,
+    forecast,
     loading,
     models,
     overflow,
@@ -265,6 +266,7 @@ def test_the_commands_of_the_page_exist(monkeypatch: Patch, tmp_path: Path) -> N
         cache.COLUMNS,
         loading.RATES,
         loading.PADDING,
+        forecast.COLUMNS,
     ],
 )
 def test_the_tables_of_the_page_have_the_columns_that_are_printed(columns: str) -> None:

@@ -108,7 +108,8 @@ def describe(loop: TrainingLoop, held_out: Mapping[str, Sequence[Sample]]) -> li
     per_epoch = max(1, math.ceil(total / config.samples_per_step))
     epochs = config.steps * config.samples_per_step / max(1, total)
     parts = {text: len(part) for text, part in zip(config.data, _parts(loop.samples), strict=True)}
-    length = f"{config.steps} steps of {config.samples_per_step} are {epochs:.2g} epochs"
+    shown = f"{epochs:.2f}" if epochs < 1 else f"{epochs:.1f}"
+    length = f"{config.steps} steps of {config.samples_per_step} are {shown} epochs"
     said = [f"Training data: {_counts(parts)}, {per_epoch} steps an epoch; {length}"]
     if loop.watched:
         parts = dict(zip(config.val_data, map(len, _parts(loop.watched)), strict=True))

@@ -144,7 +144,7 @@ def test_a_description_counts_what_is_read(settings: Settings) -> None:
     source = settings()[0].data
     loop, data = prepared(*settings(val_data=source))
     total, watched = len(loop.samples), len(loop.watched)
-    length = f"{-(-total // 2)} steps an epoch; 2 steps of 2 are {4 / total:.2g} epochs"
+    length = f"{-(-total // 2)} steps an epoch; 2 steps of 2 are {4 / total:.2f} epochs"
     assert describe(loop, data.held_out) == [
         f"Training data: {source[0]} ({total} samples), {length}",
         f"Validation: {source[0]} ({watched} samples), every 1 steps",
