@@ -92,10 +92,12 @@ class OriginalInfo:
     Attributes:
         prefixes: What the names of the VLM's own tensors begin with in its checkpoints.
         options: The backbone's options with which the VLM sees the pixels that it saw there.
+        differs: What stays different from the original, in words; empty if nothing does.
     """
 
     prefixes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    differs: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,15 @@ def check_weights(
 
 def weight_problems(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """Why `given` does not have the names and shapes of `own`, in finite floats: a line each."""
-    problems = [f"missing {name}" for name in own if name not in given]
+    problems = [f"missing {name} {tuple(x.shape)}" for name, x in own.items() if name not in given]
     problems += [
         f"{name} is {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in own.items()
         if name in given and given[name].shape != tensor.shape
     ]
-    problems += [f"unexpected {name}" for name in given if name not in own]
+    problems += [
+        f"unexpected {name} {tuple(x.shape)}" for name, x in given.items() if name not in own
+    ]
     if not problems:
         problems += [f"{name} {wrong}" for name, x in given.items() if (wrong := _no_numbers(x))]
     return problems

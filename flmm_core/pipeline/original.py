@@ -1,227 +1,369 @@
-"""Heads of the original F-LMM: its checkpoint files to heads of flmm, and back."""
+"""Heads of the original F-LMM: its checkpoints to heads of ours and back.
+
+Both hold the same tensors; only the first parts of their names differ.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
-from collections.abc import Mapping
-from dataclasses import replace
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import save
 from torch import Tensor
 
-from flmm_core.errors import UsageError, WeightsError
-from flmm_core.files import write_bytes
-from flmm_core.pipeline.build import Recipe, build_flow
+from flmm_core.errors import UsageError, WeightsError, shortened
+from flmm_core.files import whole_folder, write_bytes
+from flmm_core.pipeline.backbone.base import Backbone
+from flmm_core.pipeline.build import Recipe, build_head, load_refiner, refiner_class
+from flmm_core.pipeline.checkpoint_file import read_tensors
 from flmm_core.pipeline.fit import weight_problems
-from flmm_core.pipeline.grounder import Grounder
-from flmm_core.pipeline.head_folder import HeadInfo, find_head, read_info, read_weights
-from flmm_core.pipeline.observer import Observer
+from flmm_core.pipeline.head_folder import HeadInfo, find_head, read_info, read_weights, write_head
+from flmm_core.pipeline.refiners import SamOptions
+from flmm_core.pipeline.refiners.base import Refiner
+from flmm_core.pipeline.refiners.sam import SamRefiner
+from flmm_core.pipeline.refiners.sam_model import (
+    OFFICIAL,
+    build_sam,
+    build_untrained_sam,
+    sam_state,
+)
+from flmm_core.pipeline.types import VlmShape
+from flmm_core.plugins import load_backbones, load_class
 from flmm_core.spec import BackboneSpec
 
-NAMES = {
-    "mask_head.": "mask_head.unet.",
-    "text_": "text_prompts.",
-    "sam.model.prompt_encoder.": "refiner.prompt_encoder.",
-    "sam.model.mask_decoder.": "refiner.mask_decoder.",
-}
-"""How names of the original begin, and what flmm's begin with instead."""
-ENCODER = "sam.model.image_encoder."
-MATRIX = "sam.model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-"""SAM's random matrix of positions: never trained, and not in every file."""
-HALF_APART = 1e-3
-"""How far values in float16 may be from those in float32, relative to the largest."""
-RECIPE: Mapping[str, Any] = {
-    "caption_mode": "pieces",
-    "paper_rounding": True,
-    "presence": False,
-    "enlarge_to": 64,
-    "channels": (),
-    "refiner": "sam",
-}
-"""What all heads of the original have in common."""
-SAM_PROMPTS = {"mask": True, "box": True, "text": True}
+logger = logging.getLogger(__name__)
+
+SAM = "sam.model."
+RENAMED = (
+    ("mask_head.", "mask_head.unet."),
+    ("text_proj.", "text_prompts.proj."),
+    ("text_layer_weights", "text_prompts.layer_weights"),
+    (SAM, "refiner."),
+)
+"""The first parts of the names of all tensors of a head: the original's, ours."""
+
+ENCODER = SAM + "image_encoder."
+POSITIONS = SAM + "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+"""SAM's fixed positions: never trained, so a checkpoint may lack them."""
+
+LAYERS, FIRST, LAST = (
+    "text_layer_weights", "mask_head.encoder.0.0.convs.0.conv.weight", "mask_head.conv_seg.weight"
+)  # fmt: skip
+PROJECTION = "text_proj.weight"
+
+MOST_LISTED = 30
+"""More differences than these are those of another kind of file."""
+
+EXPRESSIBLE: Mapping[str, Any] = {
+    "refiner": "sam", "caption_mode": "pieces", "paper_rounding": True, "enlarge_to": 64,
+    "channels": (), "presence": False,
+}  # fmt: skip
+"""What all heads of the original are like, by the fields of `Recipe`."""
+
+BASE_CHANNELS = 64
+"""The width of its U-Net's first stage, if a checkpoint does not say otherwise."""
 
 
-def import_head(
-    path: Path,
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of the original, its tensors told apart.
+
+    Attributes:
+        head: What was trained, and SAM's positions if it holds them; names are the original's.
+        encoder: SAM's frozen image encoder, named as in SAM's own files; often empty.
+        vlm: How many tensors are the frozen VLM's.
+        others: What is none of these.
+    """
+
+    path: Path
+    head: Mapping[str, Tensor]
+    encoder: Mapping[str, Tensor]
+    vlm: int
+    others: Mapping[str, Tensor]
+
+    @property
+    def base_channels(self) -> int:
+        """The width of the U-Net's first stage."""
+        last = self.head.get(LAST)
+        found = int(last.shape[1]) if last is not None and last.ndim == 4 else 0
+        return found if 1 <= found <= 4096 else BASE_CHANNELS
+
+    @property
+    def sam_size(self) -> str | None:
+        """Which of Meta's SAMs it is made with; None if the file does not tell."""
+        places = self.encoder.get("image_encoder.pos_embed")
+        width = None if places is None else places.shape[-1]
+        sizes = {official.shape.embed_dim: name for name, official in OFFICIAL.items()}
+        return sizes.get(width or 0)
+
+
+def read_checkpoint(path: Path, spec: BackboneSpec) -> Checkpoint:
+    """Read a checkpoint of the original; nothing in it is run.
+
+    Raises:
+        WeightsError: The file is missing, damaged, needs code, or holds no head of F-LMM.
+    """
+    head, encoder, others, vlm = {}, {}, {}, 0
+    tensors = read_tensors(path)
+    for name, tensor in tensors.items():
+        if name.startswith(ENCODER):
+            encoder[name.removeprefix(SAM)] = tensor
+        elif any(name.startswith(theirs) for theirs, _ in RENAMED):
+            head[name] = tensor
+        elif name.startswith(spec.original.prefixes):
+            vlm += 1
+        else:
+            others[name] = tensor
+    if not any(name.startswith("mask_head.") for name in head):
+        begin = sorted({name.partition(".")[0] for name in tensors})
+        raise WeightsError(
+            f"The checkpoint '{path}' holds no head of F-LMM.",
+            found=f"Its {len(tensors)} tensors begin with: {', '.join(begin[:8])}; "
+            "expected: mask_head, text_proj, text_layer_weights, sam.model.",
+            repair="Give a checkpoint that F-LMM's training wrote.",
+        )
+    return Checkpoint(path, head, encoder, vlm, others)
+
+
+def import_original(
+    checkpoint: Checkpoint,
     recipe: Recipe,
-    spec: BackboneSpec,
+    folder: Path,
     *,
     refiner_weights: Path | None = None,
-    **arguments: Any,
-) -> Grounder:
-    """A checkpoint of the original as a head of flmm, behind its VLM.
+    force: bool = False,
+) -> HeadInfo:
+    """Write a head's folder with the weights of a checkpoint, whole or not at all.
+
+    Of the VLM only its settings and its processor are read.
 
     Args:
-        path: A flat or nested state dict, in float16 or float32, as .pth or .safetensors. SAM's
-            image encoder and matrix, if it has them, are compared with those of `refiner_weights`.
-        recipe: Backbone, model, pooling and refiner; what `RECIPE` says and the U-Net's width
-            are put in.
-        spec: The backbone's facts.
-        refiner_weights: The public SAM file that the original was trained with.
-        arguments: For `build_flow`.
+        recipe: How the head is built. The original's own: caption mode "pieces", paper rounding,
+            no presence, all channels.
+        folder: Must not exist, or be empty.
+        refiner_weights: SAM's own file. It can be left out if the checkpoint has SAM's positions.
+        force: Go on with another SAM than the checkpoint's, and leave out tensors that are
+            neither a head's nor the VLM's.
 
     Raises:
-        WeightsError: The file cannot be read; tensors are missing, unexpected or of another shape;
-            or its SAM is another.
+        WeightsError: The head does not fit the model, tensors are missing, unexpected or of
+            another shape (all are listed), or the SAM is another.
+        UsageError: The backbone, its model or the refiner is unknown.
     """
-    tensors = read_checkpoint(path)
-    last = tensors.get("mask_head.conv_seg.weight")
-    width = {} if last is None or last.ndim != 4 else {"base_channels": last.shape[1]}
-    options = {**recipe.refiner_options, **SAM_PROMPTS}
-    recipe = replace(recipe, refiner_options=options, **{**RECIPE, **width})
-    observer, head = build_flow(recipe, spec=spec, refiner_weights=refiner_weights, **arguments)
-    own = head.state_dict()
-    theirs = {original_name(name): value for name, value in own.items()}
-    trained = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not name.startswith((ENCODER, *spec.original.prefixes))
-    }
-    given = {MATRIX: theirs[MATRIX], **trained}
-    if problems := weight_problems(theirs, given):
-        vlm = observer.vlm
-        raise WeightsError(
-            f"'{path}' holds no head of the original F-LMM for the model '{recipe.model}'.",
-            found="\n".join([f"{len(problems)} differences:", *(f"  {p}" for p in problems)]),
-            repair=f"'{recipe.model}' has {vlm.layers} layers, {vlm.attention_channels} attention "
-            f"channels and width {vlm.hidden_size}. Give the model that the head was trained "
-            "with, and the SAM with --refiner.",
-        )
-    _check_sam(path, tensors, observer, theirs[MATRIX], refiner_weights)
-    head.load_weights(
-        {name: given[original_name(name)].float().to(own[name].device) for name in own}
+    spec = load_backbones().get(recipe.backbone)
+    backbone: Backbone = load_class(spec).load(
+        spec,
+        recipe.model,
+        device_map="meta",  # without its weights
+        prompt=recipe.prompt,
+        system=recipe.system,
+        caption_mode=recipe.caption_mode,
+        options=recipe.options,
     )
+    vlm = VlmShape(
+        backbone.num_layers, backbone.num_heads, backbone.hidden_size, backbone.view_names
+    )
+    refiner, sam = _refiner(recipe, refiner_weights)
+    with torch.device("meta"):
+        head = build_head(recipe, vlm, refiner)
+    _check_sam(checkpoint, sam, refiner_weights, force)
+    given = dict(checkpoint.head)
+    if (positions := sam.get(POSITIONS.removeprefix(SAM))) is not None:
+        given.setdefault(POSITIONS, positions)
+    own = {_theirs(name): tensor for name, tensor in head.state_dict().items()}
+    _check_tensors(checkpoint, own, given, vlm, recipe.model, force)
+    state = {_ours(name): tensor.float() for name, tensor in given.items()}
+    head.load_state_dict(state, assign=True)
+    with checkpoint.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     facts = {
         "protocol": "flmm-paper",
-        "reads": observer.backbone.rendered_prompt(),
-        "imported": {"file": path.name, "sha256": _digest(path)},
+        "imported": {"file": checkpoint.path.name, "sha256": digest},
+        "reads": backbone.rendered_prompt(),
     }
-    return Grounder(
-        observer, head, HeadInfo(recipe, observer.vlm, facts, observer.backbone.identity())
-    )
+    info = HeadInfo(recipe, vlm, facts, backbone.identity())
+    with whole_folder(folder) as aside:
+        write_head(aside, head, info)
+    return info
 
 
-def export_head(head: Path, path: Path, *, half: bool = False) -> int:
-    """Write a head as the original writes its own, a flat state dict; returns how many tensors.
+def export_original(source: str | Path, file: Path, *, half: bool = False) -> int:
+    """Write a head as a checkpoint of the original: a flat dict, its names, float32.
 
     Args:
-        head: A run folder or a head folder.
-        half: In float16 instead of float32.
+        source: A run folder, a checkpoint or head folder, or a hub id.
+        file: By `torch.save`, or as safetensors if it ends so.
+        half: Write float16.
+
+    Returns:
+        The number of tensors.
 
     Raises:
-        UsageError: The original has no head like this one.
-        WeightsError: The head is missing or damaged.
+        UsageError: The original has no such heads.
+        WeightsError: The head is missing or damaged, or too large for float16.
     """
-    folder = find_head(head)
+    folder = find_head(source)
     info = read_info(folder)
-    prompts = {name: info.recipe.refiner_options.get(name, True) for name in SAM_PROMPTS}
-    found = {**{name: getattr(info.recipe, name) for name in RECIPE}, **prompts}
-    wanted = {**RECIPE, **SAM_PROMPTS}
-    if different := [
-        f"  {name.replace('_', ' ')}: {_said(found[name])}; in the original {_said(wanted[name])}"
-        for name in wanted
-        if found[name] != wanted[name]
-    ]:
-        raise UsageError(
-            f"The head in '{head}' is none that the original F-LMM can have.",
-            found="\n".join(different),
-            repair="Train it with --head-paper-rounding --caption-mode pieces --head-enlarge-to 64 "
-            "and SAM with text, mask and box prompts.",
-        )
+    _check_expressible(source, info)
     dtype = torch.float16 if half else torch.float32
-    state = {original_name(name): x.to(dtype) for name, x in read_weights(folder).items()}
-    buffer = io.BytesIO()  # torch.save turns a full disk into a RuntimeError without its reason
-    torch.save(state, buffer)
-    write_bytes(path, buffer.getvalue())
+    state = {
+        _theirs(name): tensor.to(dtype).contiguous()
+        for name, tensor in read_weights(folder).items()
+    }
+    large = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if large:
+        raise WeightsError(
+            f"The head in '{source}' cannot be written as float16.",
+            found=f"{large[0]} has values beyond 65504.",
+            repair="Leave out --half.",
+        )
+    if file.suffix == ".safetensors":
+        write_bytes(file, save(state, metadata={"format": "pt"}))
+    else:
+        buffer = io.BytesIO()  # on a full disk, torch.save would not say why it fails
+        torch.save(state, buffer)
+        write_bytes(file, buffer.getvalue())
     return len(state)
 
 
-def original_name(name: str) -> str:
-    """The original's name of a weight of a head."""
-    for theirs, ours in NAMES.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
+def _theirs(name: str) -> str:
+    return next((a + name.removeprefix(b) for a, b in RENAMED if name.startswith(b)), name)
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file by name; no code in it is run.
+def _ours(name: str) -> str:
+    return next((b + name.removeprefix(a) for a, b in RENAMED if name.startswith(a)), name)
 
-    Raises:
-        WeightsError: The file is missing, damaged, or holds something else.
-    """
 
-    def failed(found: str) -> WeightsError:
-        return WeightsError(
-            f"The checkpoint '{path}' cannot be read.",
-            found=found,
-            repair="Give the .pth or .safetensors file of an F-LMM head; convert a folder of "
-            "DeepSpeed with its own zero_to_fp32.py first.",
-        )
-
-    if not path.is_file():
-        raise failed("It is a folder." if path.is_dir() else "No such file.")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            mapped = zipfile.is_zipfile(path)
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a damaged pickle can raise anything
-        kind = type(error).__name__
-        raise failed(f"It is truncated or holds no plain tensors ({kind}).") from error
-    for key in ("state_dict", "model", "module"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise failed(f"It holds a {type(content).__name__}, not tensors by name.")
-    if others := [name for name, value in content.items() if not isinstance(value, Tensor)]:
-        raise failed(f"'{others[0]}' is a {type(content[others[0]]).__name__}, not a tensor.")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+def _refiner(recipe: Recipe, weights: Path | None) -> tuple[Refiner, Mapping[str, Tensor]]:
+    """A head's refiner, and SAM's own weights by their names; none if they are not at hand."""
+    kind, options = refiner_class(recipe)
+    if not (issubclass(kind, SamRefiner) and isinstance(options, SamOptions)):
+        return load_refiner(recipe, weights)[1], {}
+    if weights is None and options.size in OFFICIAL:
+        with torch.device("meta"):
+            sam = build_untrained_sam(OFFICIAL[options.size].shape, options.size)
+        return kind.of(sam, options, paper_rounding=recipe.paper_rounding), {}
+    sam = build_sam(options.size, weights)
+    own = sam_state(sam)
+    return kind.of(sam, options, paper_rounding=recipe.paper_rounding), own
 
 
 def _check_sam(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    observer: Observer,
-    matrix: Tensor,
-    weights: Path | None,
+    checkpoint: Checkpoint, sam: Mapping[str, Tensor], weights: Path | None, force: bool
 ) -> None:
-    """WeightsError if the frozen part of the file's SAM is not the one that is used here."""
-    frozen = {MATRIX: matrix}
-    module = getattr(observer.encoder, "module", None)
-    if module is not None:
-        frozen |= {ENCODER + name: value for name, value in module.state_dict().items()}
-    for name, ours in frozen.items():
-        theirs = tensors.get(name)
-        if theirs is None:
-            continue
-        ours = ours.float().cpu()
-        if theirs.shape == ours.shape:
-            apart = (theirs.float() - ours).abs().max()
-            if apart <= HALF_APART * ours.abs().max():
-                continue
-        raise WeightsError(
-            f"The SAM in '{path}' is not the one in '{weights or 'the package'}'.",
-            found=f"'{name}' differs.",
-            repair="Give the SAM file that the head was trained with by --refiner-weights.",
-        )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _said(value: object) -> str:
-    if isinstance(value, tuple):
-        return "some" if value else "all"
-    return (
-        {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    """`WeightsError` if a checkpoint holds frozen parts of another SAM, a warning with `force`."""
+    held = dict(checkpoint.encoder)
+    if POSITIONS in checkpoint.head:
+        held[POSITIONS.removeprefix(SAM)] = checkpoint.head[POSITIONS]
+    if not held or not sam:
+        return
+    other = [name for name, x in held.items() if name not in sam or not _same(sam[name], x)]
+    if not other:
+        return
+    first = other[0]
+    own_shape = tuple(sam[first].shape) if first in sam else "none"
+    error = WeightsError(
+        f"The checkpoint '{checkpoint.path}' was trained with another SAM than "
+        f"'{weights or 'the packaged one'}'.",
+        found=f"{len(other)} of {len(held)} tensors that training leaves unchanged differ, such as "
+        f"{first} (shapes {tuple(held[first].shape)} and {own_shape}).",
+        repair=f"Give --refiner sam:{checkpoint.sam_size or 'SIZE'} and the --refiner-weights that "
+        "it was trained with, or go on with --force.",
     )
+    if not force:
+        raise error
+    logger.warning("%s\n%s", error.asked, error.found)
+
+
+def _same(own: Tensor, stored: Tensor) -> bool:
+    """Whether weights are equal but for a rounding to 16 bits."""
+    if own.shape != stored.shape or not stored.is_floating_point():
+        return False
+    kinds = stored.dtype, torch.float16, torch.bfloat16
+    return any(torch.equal(own.to(kind).float(), stored.float()) for kind in kinds)
+
+
+def _check_tensors(
+    checkpoint: Checkpoint,
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    vlm: VlmShape,
+    model: str,
+    force: bool,
+) -> None:
+    """`WeightsError` that lists all that is missing, unexpected or of another shape."""
+    others = checkpoint.others
+    if force and others:
+        logger.warning("Left out: %s.", shortened(", ".join(others), 300))
+        others = {}
+    problems = [*_shape_of_vlm(given, own, vlm, model), *weight_problems(own, {**given, **others})]
+    if not problems:
+        return
+    more = [f"and {len(problems) - MOST_LISTED} more"] if len(problems) > MOST_LISTED else []
+    repair = "Give the --model and the --refiner that it was trained with, and a whole file."
+    if POSITIONS in own and POSITIONS not in given:
+        repair += " --refiner-weights, SAM's own file, has SAM's positions."
+    if others:
+        repair += " --force leaves out what begins with other names than a head's tensors."
+    raise WeightsError(
+        f"The checkpoint '{checkpoint.path}' does not fit.",
+        found="\n".join(f"  {line}" for line in [*problems[:MOST_LISTED], *more]),
+        repair=repair,
+    )
+
+
+def _shape_of_vlm(
+    given: Mapping[str, Tensor], own: Mapping[str, Tensor], vlm: VlmShape, model: str
+) -> Iterator[str]:
+    """What the shapes of a checkpoint say of its VLM, where that is not the model's."""
+    views = f" x {len(vlm.views)} views" if len(vlm.views) > 1 else ""
+    channels = f" = {vlm.layers} layers x {vlm.heads} heads{views}"
+    for what, name, axis, formula in (
+        ("layers", LAYERS, 0, ""),
+        ("attention channels", FIRST, 1, channels),
+        ("hidden size", PROJECTION, 1, ""),
+    ):
+        if name in given and name in own and given[name].ndim == own[name].ndim:
+            found, expected = given[name].shape[axis], own[name].shape[axis]
+            if found != expected:
+                yield f"{what}: checkpoint {found}, model '{model}' {expected}{formula}"
+
+
+def _check_expressible(source: str | Path, info: HeadInfo) -> None:
+    """`UsageError` naming all settings of a head that the original does not have."""
+    recipe, wanted = info.recipe, dict(EXPRESSIBLE)
+    if "imported" not in info.facts:
+        wanted["base_channels"] = BASE_CHANNELS
+    other = [
+        f"{name.replace('_', ' ')} is {_shown(getattr(recipe, name))}, not {_shown(value)}"
+        for name, value in wanted.items()
+        if getattr(recipe, name) != value
+    ]
+    if recipe.refiner == "sam" and not recipe.refiner_options.get("text", True):
+        other.append("SAM is not prompted with text")
+    if other:
+        raise UsageError(
+            f"The head in '{source}' is none that the original F-LMM can express.",
+            found=f"{'; '.join(other)}.",
+            repair="Export an imported head, or one trained with --caption-mode pieces "
+            "--head-paper-rounding --head-base-channels 64 --head-enlarge-to 64 and SAM.",
+        )
+    options = load_backbones().get(recipe.backbone).original.options
+    for name, value in options.items():
+        if recipe.options.get(name) != value:
+            logger.warning(
+                "The head in '%s' was trained with %s=%s; the original's images are as with %s=%s.",
+                *(source, name, recipe.options.get(name), name, value),
+            )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value) if value != () else "all"

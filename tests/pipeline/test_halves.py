@@ -189,8 +189,8 @@ def test_a_state_that_does_not_fit_is_refused_whole(grounder: Grounder) -> None:
         head.load_weights(state)
     assert str(caught.value) == (
         "The weights do not fit this head.\n"
-        "3 differences: missing text_prompts.layer_weights; "
-        "text_prompts.proj.bias is (3,) instead of (16,); unexpected extra.\n"
+        "3 differences: missing text_prompts.layer_weights (3,); "
+        "text_prompts.proj.bias is (3,) instead of (16,); unexpected extra (1,).\n"
         "Use the configuration that the head was trained with."
     )
     assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())

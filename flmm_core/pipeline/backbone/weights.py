@@ -56,7 +56,8 @@ def load_pretrained(
         source: A folder or a hub id.
         model_class: A transformers class, as `processor_class` and `image_class` are, such as
             `AutoProcessor` and `AutoImageProcessor`.
-        kwargs: For the model; those that say where the files come from go to all three.
+        kwargs: For the model; those that say where the files come from go to all three. With
+            `device_map="meta"` the model has no values, and its weights need not be there.
 
     Returns:
         (model, processor).
@@ -65,7 +66,21 @@ def load_pretrained(
         WeightsError: Some of the model's weights are missing, or there is an adapter that cannot be
             applied. transformers would go on, with random weights or without the adapter.
     """
+    files = {k: kwargs[k] for k in (*HUB_ARGUMENTS, "trust_remote_code") if k in kwargs}
     _check_adapter(source, kwargs)
+    if kwargs.get("device_map") == "meta":
+        with torch.device("meta"):
+            model = model_class(model_class.config_class.from_pretrained(source, **files))
+    else:
+        model = _with_weights(source, model_class, kwargs)
+    processor = processor_class.from_pretrained(source, **files)
+    processor.image_processor = image_class.from_pretrained(source, backend="pil", **files)
+    complete_processor(processor, model)
+    return model, processor
+
+
+def _with_weights(source: str, model_class: Any, kwargs: Mapping[str, Any]) -> Any:
+    """The model with all of its weights; raises as `load_pretrained`."""
     model, report = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
     unknown = sorted(report["unexpected_keys"])
     if report["missing_keys"] and unknown and all(map(WRAPPERS.match, unknown)):
@@ -89,11 +104,7 @@ def load_pretrained(
             "%d tensors in '%s' are not the model's and are not used: %s.",
             *(len(unknown), source, _few(unknown)),
         )
-    files = {k: kwargs[k] for k in (*HUB_ARGUMENTS, "trust_remote_code") if k in kwargs}
-    processor = processor_class.from_pretrained(source, **files)
-    processor.image_processor = image_class.from_pretrained(source, backend="pil", **files)
-    complete_processor(processor, model)
-    return model, processor
+    return model
 
 
 def _few(names: list[str]) -> str:

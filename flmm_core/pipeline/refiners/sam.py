@@ -130,9 +130,14 @@ class SamRefiner(Refiner):
         cls, options: SamOptions, *, weights: Path | None = None, paper_rounding: bool = False
     ) -> tuple[SamEncoder, Self]:
         sam = build_sam(options.size, weights)
-        prompting = options.model_dump(exclude={"size", "half"})
-        refiner = cls(sam, paper_rounding=paper_rounding, **prompting)
+        refiner = cls.of(sam, options, paper_rounding=paper_rounding)
         return SamEncoder(sam, half=options.half), refiner
+
+    @classmethod
+    def of(cls, sam: SamParts, options: SamOptions, *, paper_rounding: bool = False) -> Self:
+        """The trained half of a SAM."""
+        prompting = options.model_dump(exclude={"size", "half"})
+        return cls(sam, paper_rounding=paper_rounding, **prompting)
 
     @classmethod
     def check(cls, options: SamOptions, weights: Path | None = None) -> None:

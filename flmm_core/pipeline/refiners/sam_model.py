@@ -216,11 +216,11 @@ def save_sam(folder: Path, parts: SamParts, dtype: torch.dtype = torch.float32) 
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(dataclasses.asdict(parts.shape), indent=2)
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")
-    state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in _state(parts).items()}
+    state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in sam_state(parts).items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _state(parts: SamParts) -> dict[str, Tensor]:
+def sam_state(parts: SamParts) -> dict[str, Tensor]:
     """All weights, named as in Meta's files."""
     return {
         f"{part}.{key}": value
@@ -302,7 +302,7 @@ def _fill(parts: SamParts, state: Mapping[str, Tensor], source: str) -> SamParts
 
 def _check(parts: SamParts, state: Mapping[str, Tensor], source: str) -> None:
     check_weights(
-        _state(parts),
+        sam_state(parts),
         state,
         asked=f"The weights in '{source}' do not fit the SAM '{parts.name}'.",
         repair=f"Use the file of the same size from {DOWNLOAD_PAGE}."

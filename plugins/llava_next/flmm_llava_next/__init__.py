@@ -21,7 +21,11 @@ SPEC = BackboneSpec(
         "llama3-8b": ModelInfo("llava-hf/llama3-llava-next-8b-hf", "Llama 3 Community"),
     },
     capabilities=frozenset({"chat"}),
-    original=OriginalInfo(("llava.",)),
+    original=OriginalInfo(
+        ("llava.",),
+        differs="The fine view lies exactly where it is on the image; the original takes it for the"
+        " whole image, which is up to half a cell off.",
+    ),
     converted={
         "llava_llama": "llava-hf/llava-v1.6-vicuna-7b-hf",
         "llava_mistral": "llava-hf/llava-v1.6-mistral-7b-hf",

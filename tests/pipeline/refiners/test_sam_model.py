@@ -273,4 +273,4 @@ def test_a_folder_that_is_no_sam_is_said_to_be_none(tmp_path: Path) -> None:
 
     state = load_file(weights)
     save_file({**state, "head.weight": torch.zeros(1)}, weights)
-    assert "1 differences: unexpected head.weight." in failure("tiny", tmp_path)
+    assert "1 differences: unexpected head.weight (1,)." in failure("tiny", tmp_path)
