@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -85,6 +86,10 @@ def _split(given: Any) -> Any:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         return given
     return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+
+
+def _at_home(given: str | None) -> str | None:
+    return given and os.path.expanduser(given)  # noqa: PTH111 -- it may be a hub id
 
 
 Parts = Annotated[list[str], BeforeValidator(_split)]
@@ -230,7 +235,7 @@ class RunConfig(Section):
         " other images if the data has none. Default: 0.2, or 0 with --no-head-presence.",
     )
 
-    init_head: str | None = Field(
+    init_head: Annotated[str | None, AfterValidator(_at_home)] = Field(
         None,
         description="Begin with the weights of this trained head: a run, a head's folder or a hub"
         " id.",

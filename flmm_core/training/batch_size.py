@@ -32,7 +32,7 @@ def fit_into_memory(loop: TrainingLoop) -> None:
     config = loop.config
     share = math.ceil(config.samples_per_step / loop.world.size)
     parts = min(config.accumulate, share)
-    while loop.world.any(not _fits(loop, math.ceil(share / parts))):
+    while not _fits_everywhere(loop, math.ceil(share / parts)):
         if parts == share:
             raise RunError(
                 "There is not enough memory to train on the largest sample alone.",
@@ -49,6 +49,12 @@ def fit_into_memory(loop: TrainingLoop) -> None:
         f"Batch size {config.samples_per_step}, {at_once} at a time (--accumulate {accumulate})"
         + ("" if loop.head.device.type != "cpu" else "; on a CPU, memory is not measured")
     )
+
+
+def _fits_everywhere(loop: TrainingLoop, count: int) -> bool:
+    with loop.world.agreed():
+        fits = _fits(loop, count)
+    return not loop.world.any(not fits)
 
 
 def _fits(loop: TrainingLoop, count: int) -> bool:
