@@ -16,8 +16,8 @@ def other_value(setting: Any) -> Any:
         return SamOptions(size="vit_b", mask=False, text=False, half=True).model_dump()
     if setting.key in ("backbone", "refiner"):
         return {"backbone": "qwen", "refiner": "sam"}[setting.key]
-    if setting.key == "train":
-        return ["head", "sam"]
+    if setting.key in ("train", "log_with"):
+        return {"train": ["head", "sam"], "log_with": ["tensorboard", "wandb"]}[setting.key]
     if get_origin(setting.type) is list:
         return ["refcoco:/a@b", "jsonl:/c"]
     if setting.type is bool:

@@ -21,7 +21,7 @@ MAY_CHANGE = NOT_OF_A_RUN | frozenset(
     {
         "device", "workers", "max_skipped", "accumulate",
         "learning_rate", "refiner_learning_rate", "weight_decay", "clip_norm",
-        "log_every", "save_every", "keep", "patience", "max_hours",
+        "log_every", "log_with", "save_every", "keep", "patience", "max_hours",
         "eval_data", "pictures",
     }
 )  # fmt: skip

@@ -27,6 +27,9 @@ PLUGIN_OPTIONS = {"options": "--options", "refiner_options": "--refiner-option"}
 """Settings that a plugin's options model validates, and their command-line options."""
 
 BATCH_SIZE = 8
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+"""What `--log-with` sends figures to; each is the name of its package."""
+
 STEPS = 1000
 """Of a run for which neither steps nor epochs are given."""
 
@@ -75,8 +78,18 @@ def _batch_size(given: Any) -> Any:
     return given
 
 
+def _trackers(given: Any) -> Any:
+    texts = given if isinstance(given, list) else [given]
+    names = [name.strip() for text in texts for name in str(text).split(",") if name.strip()]
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"{name!r} is none of {', '.join(TRACKERS)}")
+    return list(dict.fromkeys(names))
+
+
 BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch_size)]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
+Trackers = Annotated[list[str], BeforeValidator(_trackers)]
 MaxSkipped = Annotated[str, BeforeValidator(lambda given: SkipLimit.parse(given).text)]
 
 
@@ -309,6 +322,11 @@ class RunConfig(Section):
     )
     warmup: float = Field(0.03, ge=0, le=1, description="Warmup, as a fraction of all steps.")
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+    log_with: Trackers = Field(
+        [],
+        description="Send the figures of metrics.jsonl there, too: tensorboard, wandb, trackio or"
+        " mlflow; several with commas between.",
+    )
     save_every: int = Field(500, ge=1, description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Newest checkpoints to keep, besides the best one.")
     patience: Annotated[int | None, AfterValidator(_patience)] = Field(

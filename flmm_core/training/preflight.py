@@ -25,6 +25,7 @@ from flmm_core.pipeline.build import check_flow, recipe_of
 from flmm_core.progress import Progress
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.parts import check_initial_head
+from flmm_core.training.trackers import check_trackers
 
 RESERVE = 256 << 20
 """Bytes of the disk that a run needs at least."""
@@ -61,6 +62,8 @@ def check_run(config: RunConfig, spec: BackboneSpec, progress: Progress) -> RunD
         _check_data_was_chosen(config)
     with problems.part():
         check_output(config)
+    with problems.part():
+        check_trackers(config.log_with)
     check_flow(
         recipe_of(config),
         problems,

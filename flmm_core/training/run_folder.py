@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,12 @@ import torch
 from safetensors import SafetensorError
 
 from flmm_core.config import RunConfig
-from flmm_core.config.resume import CONFIG, changed_settings, nothing_to_resume
+from flmm_core.config.resume import (
+    CONFIG,
+    NOT_OF_A_RUN,
+    changed_settings,
+    nothing_to_resume,
+)
 from flmm_core.errors import RunError, UsageError, WeightsError
 from flmm_core.feature_cache.key import package_version
 from flmm_core.files import (
@@ -33,6 +38,7 @@ from flmm_core.files import (
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.head_folder import HeadInfo, write_head
 from flmm_core.training.optimizer_file import write_optimizer
+from flmm_core.training.trackers import Trackers, plain_settings
 
 PACKAGES = ("flmm", "torch", "torchvision", "transformers", "segment-anything", "numpy")
 ENVIRONMENT, METRICS, SUMMARY = "environment.json", "metrics.jsonl", "summary.json"
@@ -55,6 +61,7 @@ class RunFolder:
         self.keep = keep
         self.checkpoints = path / "checkpoints"
         self.pictures = path / "pictures"
+        self.trackers: Trackers | None = None
 
     @contextmanager
     def opened(self, config: RunConfig) -> Iterator[dict[str, tuple[Any, Any]]]:
@@ -119,6 +126,13 @@ class RunFolder:
         end = summary.get("stopped_after", self.steps)
         return self.last() == self.step(end).resolve()
 
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json`: the run is finished."""
+        if self.trackers is not None:
+            end = summary.get("stopped_after", self.steps)
+            self.trackers.finish(end, summary["evaluations"], self.pictures)
+        write_json(self.path / SUMMARY, summary)
+
     def forget(self) -> None:
         """Undo the beginning of a run that has not trained, so that the folder is free again."""
         for name in (CONFIG, ENVIRONMENT):
@@ -146,6 +160,27 @@ class RunFolder:
         path = self.path / METRICS
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self.trackers is not None:
+            self.trackers.send(row)
+
+    @contextmanager
+    def tracked(self, config: RunConfig) -> Iterator[None]:
+        """Send the run's figures, also those of its earlier parts, to the trackers of `config`."""
+        settings = plain_settings(config.model_dump(mode="json", exclude=set(NOT_OF_A_RUN)))
+        self.trackers = Trackers(self.path, config.log_with, settings)
+        self.trackers.catch_up(self.rows())
+        try:
+            yield
+        finally:
+            self.trackers.close()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, without one that was cut off."""
+        path, rows = self.path / METRICS, []
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
 
     def rewind(self, step: int) -> None:
         """Remove from `metrics.jsonl` what happened after `step`, so that it is logged once.
@@ -168,9 +203,7 @@ class RunFolder:
 
     def validation_scores(self) -> list[float]:
         """The scores of all validations, in order."""
-        path = self.path / METRICS
-        rows = map(json.loads, path.read_bytes().splitlines() if path.is_file() else ())
-        return [row["validation_ciou"] for row in rows if "validation_ciou" in row]
+        return [row["validation_ciou"] for row in self.rows() if "validation_ciou" in row]
 
     # --- checkpoints --------------------------------------------------------------------------
 

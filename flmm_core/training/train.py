@@ -33,7 +33,7 @@ from flmm_core.errors import LostProcessError, RunError
 from flmm_core.evaluation.baselines import head_method
 from flmm_core.evaluation.evaluate import evaluate
 from flmm_core.evaluation.running_scores import Evaluation
-from flmm_core.files import whole_folder, write_json
+from flmm_core.files import whole_folder
 from flmm_core.loader.dataset import (
     ExampleDataset,
     FeatureSource,
@@ -53,7 +53,7 @@ from flmm_core.training.length import epochs_of, with_steps
 from flmm_core.training.loop import TrainingLoop, seed_everything
 from flmm_core.training.parts import begin_with, freeze_others
 from flmm_core.training.preflight import RunData, check_run
-from flmm_core.training.run_folder import SUMMARY, RunFolder
+from flmm_core.training.run_folder import RunFolder
 from flmm_core.training.setup import Setup, open_cached, open_observed
 from flmm_core.world import World
 
@@ -122,6 +122,8 @@ def _train(
                 folder.forget()
             raise
         config = loop.config
+        if world.is_main:
+            held.enter_context(folder.tracked(config))
         if config.max_hours is not None:
             loop.deadline = started + config.max_hours * 3600
         loop.run()
@@ -136,7 +138,7 @@ def _train(
         summary["vlm_sha256"] = {"before": loop.setup.vlm_digest, "after": found}
         summary["left_out"] = loop.left_out.to_list()
         summary["seconds"] = round(time.monotonic() - started, 1)
-        world.main_does(lambda: write_json(folder.path / SUMMARY, summary))
+        world.main_does(lambda: folder.finish(summary))
     for text, score in scores.items():
         progress.say(
             f"{text}, {config.protocol}: coarse cIoU {score['coarse_ciou']:.4f}, "
