@@ -111,11 +111,11 @@ class LineProgress(Progress):
             done, ending, now = done + count, figures, self.clock()
             if now - written >= self.every and done < total:
                 written = now
-                left = _duration((now - start) / max(done - before, 1) * (total - done))
+                left = duration((now - start) / max(done - before, 1) * (total - done))
                 self.write(fitted(name, f"{done}/{total}, {left} left", ending))
 
         yield Stage(show)
-        taken = f"{done}/{total} in {_duration(self.clock() - start)}"
+        taken = f"{done}/{total} in {duration(self.clock() - start)}"
         self.write(fitted(name, taken, ending))
 
     def say(self, text: str) -> None:
@@ -132,9 +132,9 @@ class _Line(rich.progress.ProgressColumn):
     def render(self, task: rich.progress.Task) -> Text:
         count = f"{task.completed:.0f}/{task.total:.0f}"
         if task.finished:
-            count += f" in {_duration(task.finished_time or 0)}"
+            count += f" in {duration(task.finished_time or 0)}"
         elif task.time_remaining is not None:
-            count += f", {_duration(task.time_remaining)} left"
+            count += f", {duration(task.time_remaining)} left"
         width = max(self.console.width - BAR - 1, 1)
         return Text(fitted(task.description, count, task.fields["figures"], width), no_wrap=True)
 
@@ -156,7 +156,8 @@ class TerminalProgress(Progress):
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: "1:02:05"."""
     return str(timedelta(seconds=round(seconds)))
 
 

@@ -18,7 +18,7 @@ COMMANDS = {
     "train": "Train a mask head on a frozen model.",
     "eval": "Evaluate a trained head on data sets.",
     "benchmark": "Evaluate every backbone on every data set, and write a report.",
-    "report": "Show a benchmark as a page and tables, or compare two.",
+    "report": "Show a benchmark or a run as a page, or compare benchmarks.",
     "cache": "Precompute the outputs of the frozen models for training.",
     "ground": "Segment phrases in an image.",
     "backbones": "List the installed backbones, or show one.",

@@ -16,7 +16,7 @@ FORMS = ("html", "markdown", "csv", "latex", "json")
 
 @click.group("report")
 def command() -> None:
-    """Show a benchmark as a page and tables, or compare two."""
+    """Show a benchmark or a run as a page, or compare benchmarks."""
 
 
 @command.command("build")
@@ -53,6 +53,18 @@ def build(folder: Path, output: Path | None, forms: tuple[str, ...], examples: i
 
     for path in build_report(folder, output, forms=forms, examples=examples)[1]:
         click.echo(path)
+
+
+@command.command("training")
+@click.argument("run", type=FOLDER)
+def training(run: Path) -> None:
+    """Write training.html of the run folder RUN: curves, scores, images, settings.
+
+    `flmm train` does it at its end, or when it is stopped; here it can be done in between.
+    """
+    from flmm_core.report.training import write_training_page
+
+    click.echo(write_training_page(run))
 
 
 @command.command("compare")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -13,6 +14,7 @@ from flmm_core.cli.options import config_options, given_settings
 from flmm_core.cli.processes import joined, processes_option, start
 from flmm_core.config import RunConfig, load_config
 from flmm_core.config.resume import CONFIG, load_resumed
+from flmm_core.errors import FlmmError
 from flmm_core.plugins import load_backbones
 from flmm_core.spec import BackboneSpec
 
@@ -44,7 +46,8 @@ def command(
     """Train a mask head on a frozen model.
 
     The vision-language model stays unchanged. The trained head is evaluated on unseen data. The
-    run folder holds config.yaml, checkpoints, metrics.jsonl, summary.json and example images.
+    run folder holds config.yaml, checkpoints, metrics.jsonl, summary.json, training.html and
+    example images.
     A stopped run goes on with `flmm train --resume --output RUN`.
     """
     overrides = given_settings(parameters)
@@ -66,10 +69,26 @@ def command(
         except KeyboardInterrupt as stop:
             if not (config.output / CONFIG).is_file():
                 raise
+            if world.is_main:
+                _write_page(config.output)
             resume = f"flmm train --resume --output {quote(str(config.output))}"
             raise KeyboardInterrupt(f"{stop} Resume with `{resume}`.".lstrip()) from None
         if world.is_main:
+            if page := _write_page(run):
+                click.echo(f"Report: {page}", err=True)
+            click.echo(f'Next: flmm ground IMAGE "a phrase" --head {quote(str(run))}', err=True)
             click.echo(run)
+
+
+def _write_page(run: Path) -> Path | None:
+    """`training.html`, or a warning: the run itself is finished."""
+    from flmm_core.report.training import write_training_page
+
+    try:
+        return write_training_page(run)
+    except (FlmmError, OSError) as error:
+        logging.getLogger(__name__).warning("The page of the run cannot be written: %s", error)
+        return None
 
 
 def _length(config: RunConfig) -> str:

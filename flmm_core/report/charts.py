@@ -8,9 +8,10 @@ differ in how the shape is filled. All text is escaped: `Markup.format` does it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import mean
 
 from markupsafe import Markup
 
@@ -45,6 +46,26 @@ class Mark:
     label: str
     score: Estimate
     seconds: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart, its figures as a table where they stand nowhere else, and what is not drawn."""
+
+    title: str
+    svg: Markup
+    table: Sequence[Sequence[str]] = ()
+    note: str = ""
+    legend: Sequence[tuple[Sign, str]] = ()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure over the steps of a run: (step, value), in order."""
+
+    sign: Sign
+    label: str
+    points: Sequence[tuple[int, float]]
 
 
 def marker(sign: Sign, x: float, y: float, size: float = 5, title: str = "") -> Markup:
@@ -147,11 +168,78 @@ def calibration(series: Sequence[tuple[Sign, str, Reliability]], name: str) -> M
     return plot.svg(f"{name}, stated probability against share right. {'; '.join(described)}.")
 
 
+def curves(
+    shown: Sequence[Curve],
+    name: str,
+    *,
+    best: int | None = None,
+    say: Callable[[float], str] = lambda value: f"{value:.3g}",
+) -> Markup:
+    """Figures over the steps of a run, from 0 up; with few steps each is marked.
+
+    Args:
+        best: The step at which a vertical line stands.
+        say: The text of a value.
+    """
+    steps = [step for curve in shown for step, _ in curve.points] or [0]
+    first, last = min(steps), max(max(steps), min(steps) + 1)
+    values = [value for curve in shown for _, value in curve.points if math.isfinite(value)]
+    plot = _Plot(216, 34, 0.0, _round_up(max(values, default=1.0)), "step", say)
+
+    def place(step: float) -> float:
+        return (step - first) / (last - first)
+
+    for share in (0, 0.5, 1):
+        middle = round(first + share * (last - first))
+        plot.tick(share, f"{middle / 1000:g}k" if middle >= 10_000 else str(middle))
+    if best is not None:
+        plot.line("diagonal", (place(best), 0), (place(best), plot.roof))
+    described = []
+    for curve in shown:
+        points = _thinned([point for point in curve.points if math.isfinite(point[1])])
+        if not points:
+            continue
+        plot.curve(f"curve {curve.sign.color}", [(place(step), value) for step, value in points])
+        if len(points) <= 20:
+            for step, value in points:
+                said = f"{curve.label} {say(value)} after step {step:g}"
+                large = 6 if step == best else 3.5
+                plot.mark(curve.sign, place(step), Estimate(value), large, said)
+        described.append(f"{curve.label} from {say(points[0][1])} to {say(points[-1][1])}")
+    about = f"{name}, steps {first} to {last}: {'; '.join(described) or 'nothing yet'}."
+    return plot.svg(about)
+
+
+def _thinned(points: Sequence[tuple[int, float]], most: int = 200) -> Sequence[tuple[float, float]]:
+    """The points, or the means of groups of neighbors if they are more than a chart can show."""
+    group = -(-len(points) // most)
+    if group < 2:
+        return points
+    return [
+        (mean(step for step, _ in part), mean(value for _, value in part))
+        for part in (points[start : start + group] for start in range(0, len(points), group))
+    ]
+
+
+def _round_up(value: float) -> float:
+    """The next number whose quarters are short: 1, 2, 4, 6 or 8 times a power of ten."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(times * power for times in (1, 2, 4, 6, 8, 10, 20) if times * power >= value)
+
+
 class _Plot:
-    """A frame whose x goes from 0 to 1 and whose y is a fraction of 1, labeled in percent."""
+    """A frame whose x goes from 0 to 1; y is a fraction of 1 in percent, unless `say` is given."""
 
     def __init__(
-        self, height: int, below: int, floor: float = 0.0, roof: float = 1.0, label: str = ""
+        self,
+        height: int,
+        below: int,
+        floor: float = 0.0,
+        roof: float = 1.0,
+        label: str = "",
+        say: Callable[[float], str] = lambda value: percent(value, 0),
     ) -> None:
         self.height, self.bottom = height, height - below
         self.floor, self.roof = floor, roof
@@ -160,7 +248,7 @@ class _Plot:
             value = floor + (roof - floor) * share
             self.line("grid", (0, value), (1, value))
             y = self.place(0, value)[1]
-            self.text(percent(value, 0), LEFT - 6, y + 4, "tick", "end")
+            self.text(say(value), LEFT - 6, y + 4, "tick", "end")
         if label:
             self.text(label, WIDTH - RIGHT, height - 4, "axis", "end")
 

@@ -74,7 +74,7 @@ def _example(folder: Path, item: PhraseRow) -> Example:
     try:
         image = read_image(folder / item.picture, image_hw=item.size, as_stored=item.as_stored)
         small = scale_to(image, side)
-        panels["image"] = _data_uri(small)
+        panels["image"] = data_uri(small)
     except DataError:
         note = "The image was not found; the masks are shown on gray."
         small = scale_to(Image.new("RGB", item.size[::-1], (150, 150, 150)), side)
@@ -82,12 +82,13 @@ def _example(folder: Path, item: PhraseRow) -> Example:
     for title, code in masks.items():
         if code is not None:
             rle = to_rle(code.model_dump(), *item.size, source=f"the item '{item.item}'")
-            panels[title] = _data_uri(paint_mask(fade(small), decode(rle), mask_color(0)))
+            panels[title] = data_uri(paint_mask(fade(small), decode(rle), mask_color(0)))
     iou = item.intersection / max(item.union, 1)
     return Example(item, iou, note, small.size, panels)
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
+    """An image as a JPEG inside a page."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80, subsampling=0, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-import jinja2
-from markupsafe import Markup
 
 from flmm_core import __version__, files
 from flmm_core.evaluation.scores import SCORES, titles
-from flmm_core.report import charts, formats, table
+from flmm_core.report import charts, formats
 from flmm_core.report.gallery import best_and_worst
 from flmm_core.report.measurements import load_benchmark
 from flmm_core.report.scores import Slicing
 from flmm_core.report.table import BenchmarkReport, ReportRow, interval, make_report, percent
+from flmm_core.report.templates import template
 
 GLANCE = ("ciou", "miou", "precision@0.5")
 DRAWN = 6
 """Most systems in a chart of slices or calibration; the tables have all."""
 Signs = Mapping[str, charts.Sign]
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart, its figures as a table where they stand nowhere else, and what is not drawn."""
-
-    title: str
-    svg: Markup
-    table: Sequence[Sequence[str]] = ()
-    note: str = ""
 
 
 def build_report(
@@ -75,21 +61,12 @@ def render_page(report: BenchmarkReport, *, examples: int = 4) -> str:
     Raises:
         DataError: A row of an example is broken.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flmm_core", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = (percent, interval, formats.seconds, table.signed, table.said_p, fact)
-    environment.filters |= {function.__name__: function for function in filters}
     signs = _signs(report)
     sources = {
         source: list(rows) for source, rows in groupby(report.rows, key=lambda row: row.source)
     }
     slices = {source: list(_slices(source, rows, signs)) for source, rows in sources.items()}
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         report=report,
         benchmark=report.benchmark,
         facts=report.benchmark.facts,
@@ -103,7 +80,6 @@ def render_page(report: BenchmarkReport, *, examples: int = 4) -> str:
         protocols=sorted({row.protocol for row in report.rows}),
         by_place={(row.system, row.source): row for row in report.rows},
         signs=signs,
-        marker=charts.marker,
         groups=[
             list(rows)
             for _, rows in groupby(report.rows, key=lambda row: (row.source, row.protocol))
@@ -121,24 +97,24 @@ def render_page(report: BenchmarkReport, *, examples: int = 4) -> str:
     )
 
 
-def _scatter(source: str, rows: list[ReportRow], signs: Signs) -> Iterator[Chart]:
+def _scatter(source: str, rows: list[ReportRow], signs: Signs) -> Iterator[charts.Chart]:
     marks = [
         charts.Mark(signs[row.system], row.system, row.scores["ciou"], seconds)
         for row in rows
         if (seconds := row.measurement.seconds_per_phrase) and row.scores.phrases
     ]
     if marks:
-        yield Chart(source, charts.scatter(marks, source))
+        yield charts.Chart(source, charts.scatter(marks, source))
 
 
-def _slices(source: str, rows: list[ReportRow], signs: Signs) -> Iterator[Chart]:
+def _slices(source: str, rows: list[ReportRow], signs: Signs) -> Iterator[charts.Chart]:
     drawn, note = _drawn(rows)
     for title in dict.fromkeys(part.title for row in rows for part in row.slicings):
         parts = {row.system: part for row in rows for part in row.slicings if part.title == title}
         shown = [(signs[name], name, parts[name]) for name in drawn if name in parts]
         if shown:
             svg = charts.slices(shown, f"{source}, {title}")
-            yield Chart(title, svg, list(_slice_rows(parts)), note)
+            yield charts.Chart(title, svg, list(_slice_rows(parts)), note)
 
 
 def _slice_rows(parts: Mapping[str, Slicing]) -> Iterator[tuple[str, ...]]:
@@ -151,14 +127,14 @@ def _slice_rows(parts: Mapping[str, Slicing]) -> Iterator[tuple[str, ...]]:
             yield system, "unknown or not shown", str(slicing.left_out), "–", "–", "–"
 
 
-def _calibration(source: str, rows: list[ReportRow], signs: Signs) -> Iterator[Chart]:
+def _calibration(source: str, rows: list[ReportRow], signs: Signs) -> Iterator[charts.Chart]:
     known = {row.system: row.reliability for row in rows if row.reliability is not None}
     if known:
         drawn, note = _drawn([row for row in rows if row.system in known])
         svg = charts.calibration([(signs[name], name, known[name]) for name in drawn], source)
         figures = [("System", "Calibration error, %", "Phrases")]
         figures += [(name, percent(one.error), str(sum(one.counts))) for name, one in known.items()]
-        yield Chart(source, svg, figures, note)
+        yield charts.Chart(source, svg, figures, note)
 
 
 def _drawn(rows: list[ReportRow]) -> tuple[list[str], str]:
@@ -179,14 +155,3 @@ def _signs(report: BenchmarkReport) -> dict[str, charts.Sign]:
         label: charts.Sign(models.index(system[:2]), ways.index(system[2:]))
         for system, label in systems.items()
     }
-
-
-def fact(value: Any) -> str:
-    """A fact of the provenance as text."""
-    if value is None:
-        return "–"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {fact(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(fact, value))
-    return str(value)
