@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -102,13 +103,22 @@ def _training_charts(rows: Sequence[Row]) -> Iterator[Chart]:
         return
     losses = [key for key in rows[0] if key not in NOT_LOSSES]
     yield _chart("Loss", rows, {key: key.replace("_", " ") for key in losses})
-    yield _chart("Learning rate", rows, {"learning_rate": "learning rate"})
+    yield _rate_chart(rows)
     yield _chart("Gradient norm before clipping", rows, {"gradient_norm": "gradient norm"})
     yield _chart(
         "Throughput, per second",
         rows,
         {"pictures_per_second": "images", "phrases_per_second": "phrases"},
     )
+
+
+def _rate_chart(rows: Sequence[Row]) -> Chart:
+    """In a power of ten, since rates have many zeros."""
+    rates = [(row["step"], row["learning_rate"]) for row in rows if "learning_rate" in row]
+    power = math.floor(math.log10(max((rate for _, rate in rates), default=0) or 1))
+    title = f"Learning rate, 1e{power}"
+    curve = Curve(Sign(0), title, [(step, rate / 10.0**power) for step, rate in rates])
+    return Chart(title, curves([curve], title))
 
 
 def _chart(title: str, rows: Sequence[Row], labels: Mapping[str, str]) -> Chart:
