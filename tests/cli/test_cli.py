@@ -269,7 +269,8 @@ def test_train_receives_the_resolved_configuration(monkeypatch: Patch, capsys: C
     config, spec = seen
     assert (config.steps, config.seed, spec.name) == (5, 4, "llava_next")
     shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("runs/a\n", "working\n")
+    assert (shown.out, shown.err.splitlines()[0]) == ("runs/a\n", "working")
+    assert shown.err.endswith('Next: flmm ground IMAGE "a phrase" --head runs/a\n')
 
 
 @pytest.mark.parametrize(
