@@ -200,7 +200,8 @@ def _undone(loop: TrainingLoop) -> Iterator[None]:
     weights = {key: value.clone() for key, value in head.state_dict().items()}
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    # Without the device named, torch warns where there are several.
+    with torch.random.fork_rng([head.device] if head.device.type == "cuda" else []):
         try:
             yield
         finally:
