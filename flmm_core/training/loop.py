@@ -52,6 +52,7 @@ from flmm_core.training.setup import (
     Setup,
     check_same_cache,
 )
+from flmm_core.training.sheets import FirstSheets
 from flmm_core.world import World
 
 
@@ -132,7 +133,7 @@ class TrainingLoop:
         shared = SharedSampler(sampler, self.world, config.accumulate)
         loaded = read_batches(dataset, shared, workers=config.workers)
         self.head.train()
-        throughput = Throughput()
+        throughput, first_sheets = Throughput(), self._first_sheets()
         with (
             StopRequest() as stop,
             closing(loaded) as batches,
@@ -144,6 +145,9 @@ class TrainingLoop:
                 loss = self._step(step, parts, counts)
                 done = step + 1
                 stage.advance(1, loss=loss.total.item(), **throughput.figures())
+                if first_sheets.due:
+                    with throughput.pause():
+                        first_sheets.draw(self.average.head, done)
                 if done % config.log_every == 0 or done == config.steps:
                     self._log(self._figures(done, loss) | throughput.lap().to_dict())
                 late = time.monotonic() > self.deadline and done < config.steps
@@ -158,6 +162,11 @@ class TrainingLoop:
                         self._validate(done)
                     if self._is_exhausted(done):
                         break
+
+    def _first_sheets(self) -> FirstSheets:
+        count = self.config.pictures if self.world.is_main else 0
+        folder = self.folder.pictures
+        return FirstSheets(self.source, self.watched, count, folder, self.progress)
 
     def _is_exhausted(self, done: int) -> bool:
         """Whether `done` steps are enough, since validations do not improve."""

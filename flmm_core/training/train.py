@@ -26,20 +26,12 @@ from typing import Any
 import torch
 
 from flmm_core.config import RunConfig, option_name
-from flmm_core.data.images import read_image
 from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
 from flmm_core.errors import LostProcessError, RunError
 from flmm_core.evaluation.baselines import head_method
 from flmm_core.evaluation.evaluate import evaluate
 from flmm_core.evaluation.running_scores import Evaluation
-from flmm_core.files import whole_folder
-from flmm_core.loader.dataset import (
-    ExampleDataset,
-    FeatureSource,
-    Unusable,
-)
-from flmm_core.loader.samplers import spread
 from flmm_core.pipeline.backbone.weights import digest
 from flmm_core.pipeline.confidence import Confidence, read_confidence
 from flmm_core.pipeline.head import Head
@@ -47,7 +39,6 @@ from flmm_core.pipeline.head_folder import read_weights
 from flmm_core.progress import Progress, StopRequest
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.batch_size import fit_into_memory
-from flmm_core.training.contact_sheet import draw_sheet
 from flmm_core.training.forecast import announce, describe, forecast
 from flmm_core.training.length import epochs_of, with_steps
 from flmm_core.training.loop import TrainingLoop, seed_everything
@@ -55,6 +46,7 @@ from flmm_core.training.parts import begin_with, freeze_others
 from flmm_core.training.preflight import RunData, check_run
 from flmm_core.training.run_folder import RunFolder
 from flmm_core.training.setup import Setup, open_cached, open_observed
+from flmm_core.training.sheets import write_sheets
 from flmm_core.world import World
 
 
@@ -281,32 +273,3 @@ def summarize(config: RunConfig, head: Head, scores: dict[str, Evaluation]) -> d
     summary["evaluations"] = {text: score.to_dict() for text, score in scores.items()}
     summary["trainable_parameters"] = head.trainable_parameters
     return summary
-
-
-def write_sheets(
-    source: FeatureSource, head: Head, samples: Sequence[Sample], count: int, folder: Path
-) -> None:
-    """Contact sheets of samples spread over a data set, named by their number."""
-    if not count:
-        return
-    dataset, method = ExampleDataset(samples, source), head_method(source, head)
-    with whole_folder(folder, replace=True) as aside:
-        for number, index in enumerate(spread(range(len(samples)), count)):
-            example = dataset[index]
-            if isinstance(example, Unusable):
-                continue
-            (grounding,) = method.ground(source.collate([example.inputs]))
-            sheet = draw_sheet(
-                read_image(
-                    example.sample.image_path,
-                    image_hw=example.sample.image_hw,
-                    as_stored=example.sample.as_stored,
-                ),
-                [phrase.text for phrase in example.sample.phrases],
-                grounding.maps,
-                grounding.coarse_logits,
-                grounding.logits,
-                example.truth,
-                head.mask_head.channel_weights(grounding.maps),
-            )
-            sheet.save(aside / f"{number:02}.png")
