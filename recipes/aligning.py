@@ -44,7 +44,7 @@ from recipes.pretrain import (
     rate,
     word_accuracy,
 )
-from recipes.twins import HIDDEN, PARTS, random_twin
+from recipes.twins import HIDDEN, PARTS, publish_names, random_twin
 
 SEED = 700
 STEPS = {"qwen": 1300, "deepseek_vl": 1500, "llava_next": 1500}
@@ -296,6 +296,7 @@ if __name__ == "__main__":
     trained = align(arguments.family, arguments.output, arguments.start)
     if arguments.export:
         trained.half().save_pretrained(arguments.export)
+        publish_names(arguments.export)
         # An unused processor: a tokenizer remembers how it last padded.
         _, unused = PARTS[arguments.family](**STAGES[arguments.family][-1].geometry)
         unused.save_pretrained(arguments.export)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from flmm_core.data.drawn.scenes import COLORS, SHAPES
@@ -255,12 +257,26 @@ def random_twin(family: str, seed: int, **geometry: Any) -> tuple[Any, Any]:
     return model.float().eval(), processor
 
 
+TOWER = re.compile(r"^(vision_tower\.|model\.vision_model\.)(?!vision_model\.)")
+
+
 def build_twin(family: str, folder: str | Path, seed: int = 0, **geometry: Any) -> Path:
     """Write a tiny model with random weights as a transformers folder; returns the folder."""
     model, processor = random_twin(family, seed, **geometry)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    publish_names(Path(folder))
     return Path(folder)
+
+
+def publish_names(folder: Path) -> None:
+    """Rename a saved model's tensors as published models have them.
+
+    Every version of transformers reads those; what a new one writes, an older one does not know.
+    """
+    path = folder / "model.safetensors"
+    weights = {TOWER.sub(r"\1vision_model.", name): v for name, v in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

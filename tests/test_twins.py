@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
+from flmm_core.pipeline.backbone.weights import find_source
 from flmm_core.plugins import load_backbones, load_class
 from recipes.measure import captions, focus, told_apart
+from recipes.twins import PARTS, TOWER, build_twin
 
 
 @pytest.fixture(scope="module", params=["qwen", "deepseek_vl", "llava_next"])
 def twin(request: pytest.FixtureRequest) -> Any:
     spec = load_backbones().get(request.param)
     return load_class(spec).load(spec, "tiny")
+
+
+@pytest.mark.parametrize("family", sorted(PARTS))
+def test_its_weights_have_the_names_that_every_version_reads(family: str, tmp_path: Path) -> None:
+    shipped = load_backbones().get(family).models["tiny"].source
+    folder = find_source(load_backbones().get(family), shipped)
+    names = [
+        set(safe_open(Path(path) / "model.safetensors", "pt").keys())
+        for path in (folder, build_twin(family, tmp_path))
+    ]
+    assert names[0] == names[1]
+    assert not any(TOWER.match(name) for name in names[0])
 
 
 def test_what_it_names_is_there(twin: Any) -> None:
