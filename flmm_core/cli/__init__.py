@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "Show a benchmark or a run as a page, or compare benchmarks.",
     "cache": "Precompute the outputs of the frozen models for training.",
     "ground": "Segment phrases in an image.",
+    "verify": "Check that a head's model is what it was in training.",
     "backbones": "List the installed backbones, or show one.",
     "refiners": "List the installed refiners, or show one.",
     "doctor": "Examine the installation: versions, devices, plugins, hub, folders.",
