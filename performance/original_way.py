@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flmm_core.pipeline.attention_maps import attention_maps
 from flmm_core.pipeline.backbone.base import Backbone
-from flmm_core.pipeline.backbone.batch import place_rows
+from flmm_core.pipeline.backbone.batch import place_rows, to_vlm
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.mask_logits import Canvas, MaskLogits
 from flmm_core.pipeline.observer import Observer, ObserverInputs
@@ -31,7 +31,7 @@ def trace(backbone: Backbone, sample: BackboneInputs) -> Trace:
     placed = place_rows(batch)
     rows, columns, groups = placed.rows[0], placed.columns[0], placed.groups[0]
     output = backbone.vlm.model(
-        **backbone._to_vlm(batch.tensors),
+        **to_vlm(backbone.vlm, batch.tensors),
         use_cache=False,
         output_attentions=True,
         output_hidden_states=True,

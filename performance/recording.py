@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from flmm_core.pipeline.backbone.batch import to_vlm
 from flmm_core.pipeline.types import Trace
 from performance import original_way, roofline
 from performance.alternate import BARE, ORIGINAL, OURS, Case, Comparison, Workload, compare_all
@@ -63,7 +64,7 @@ class Recording(Workload):
         batch = self.backbone.collate([sample])
         if way == OURS:
             return self.backbone.trace(batch)[0]
-        self.backbone.vlm.model(**self.backbone._to_vlm(batch.tensors), use_cache=False)
+        self.backbone.vlm.model(**to_vlm(self.backbone.vlm, batch.tensors), use_cache=False)
         return None
 
     def facts(self, result: Trace | None) -> dict[str, Any]:

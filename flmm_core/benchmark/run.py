@@ -77,6 +77,7 @@ class BenchmarkRun:
         refiner_weights: The refiner's own weights file, where training needed one.
         workers: DataLoader workers per process.
         force: Accept another VLM than a head was trained behind.
+        strict: See `Grounder.from_pretrained`; so for `check`.
     """
 
     plan: Plan
@@ -89,6 +90,8 @@ class BenchmarkRun:
     refiner_weights: Path | None = None
     workers: Workers = "auto"
     force: bool = False
+    strict: bool = False
+    check: bool = True
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -201,6 +204,7 @@ class BenchmarkRun:
             "max_skipped": self.max_skipped,
             "device": self.device,
             "refiner_weights": self.refiner_weights,
+            "check": self.check,
             "prompt": self.plan.prompt,
             "system": self.plan.system,
             **self.plan.training,
@@ -224,6 +228,8 @@ class BenchmarkRun:
             device=self.device,
             refiner_weights=self.refiner_weights,
             force=self.force,
+            strict=self.strict,
+            check=self.check,
         )
 
     # --- measurements -------------------------------------------------------------------------

@@ -16,7 +16,16 @@ from flmm_core.files import check_writable
 if TYPE_CHECKING:
     from flmm_core.report.table import BenchmarkReport
 
-PER_RUN = ("dtype", "device", "refiner_weights", "workers", "force", "max_skipped")
+PER_RUN = (
+    "dtype",
+    "device",
+    "refiner_weights",
+    "workers",
+    "force",
+    "strict",
+    "check",
+    "max_skipped",
+)
 """Settings of a run that are no part of the plan. Figures of another dtype are refused."""
 
 

@@ -28,7 +28,7 @@ SETTINGS = (
     "backbone", "model", "options", "precision", "dtype", "device", "prompt", "system",
     "caption_mode", "data_root", "data", "val_data", "max_skipped", "protocol", "train_protocol",
     "refiner", "refiner_options", "refiner_weights", "head.pool", "head.presence", "absent_share",
-    "workers",
+    "workers", "check",
 )  # fmt: skip
 """The settings of a run that decide what is cached."""
 

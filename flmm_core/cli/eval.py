@@ -27,7 +27,7 @@ DATA_SETS = {"generalised": "gRefCOCO ", "reasoning": "ReasonSeg "}
 @click.option("--method", type=shared.METHODS, default="head", help=shared.METHOD_HELP)
 @shared.method_data_option
 @shared.abstain_option
-@config_options("dtype", "device", "workers", "force", "max_skipped")
+@config_options("dtype", "device", "workers", "force", "strict", "check", "max_skipped")
 @config_options("model", "prompt", "system", "refiner_weights", unset="as in training")
 @shared.batch_size_option
 @shared.limit_option

@@ -42,7 +42,7 @@ CHECKED = "model", "device", "refiner_weights"
     type=click.FloatRange(0, 1),
     help='Answer "not there" below this probability.  [default: chosen in training]',
 )
-@config_options("dtype", "device", "force")
+@config_options("dtype", "device", "force", "strict", "check")
 @config_options("model", "prompt", "system", "refiner_weights", unset="as in training")
 def command(
     path: Path,

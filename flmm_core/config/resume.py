@@ -15,7 +15,7 @@ from flmm_core.spec import BackboneSpec
 CONFIG = "config.yaml"
 """The resolved settings in a run folder."""
 
-NOT_OF_A_RUN = frozenset({"output", "resume", "force"})
+NOT_OF_A_RUN = frozenset({"output", "resume", "force", "strict", "check"})
 """Settings of a command; the folder of a run may have been moved."""
 MAY_CHANGE = NOT_OF_A_RUN | frozenset(
     {

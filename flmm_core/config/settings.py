@@ -271,6 +271,14 @@ class RunConfig(Section):
     force: bool = Field(
         False, description="Go on behind another model than the head's, after a warning."
     )
+    strict: bool = Field(
+        False,
+        description="Refuse a model that does otherwise than when the head was trained, as under"
+        " another version of transformers; otherwise that is a warning.",
+    )
+    check: bool = Field(
+        True, description="Check on a drawn image that the model does what its backbone promises."
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Random seed.")
     epochs: float | None = Field(
         None, gt=0, description="Passes over the training data, instead of --steps."
@@ -348,8 +356,10 @@ class RunConfig(Section):
         return BATCH_SIZE if self.batch_size == "auto" else self.batch_size
 
     def to_yaml(self) -> str:
-        """The whole configuration, readable by `--config`, except for `resume` and `force`."""
-        return dump_yaml(self.model_dump(mode="json", exclude={"resume", "force"}))
+        """The whole configuration, readable by `--config`, without settings of a command."""
+        return dump_yaml(
+            self.model_dump(mode="json", exclude={"resume", "force", "strict", "check"})
+        )
 
 
 class Setting(NamedTuple):

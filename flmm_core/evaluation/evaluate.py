@@ -187,6 +187,8 @@ def evaluate_run(
     system: str | None = None,
     refiner_weights: Path | None = None,
     force: bool = False,
+    strict: bool = False,
+    check: bool = True,
     batch_size: int = 16,
     workers: Workers = "auto",
     limit: int | None = None,
@@ -210,6 +212,7 @@ def evaluate_run(
         prompt: The user's text beside the image, by default as in training; so for `system`.
         refiner_weights: Weights file of the refiner, if training needed one.
         force: Accept another VLM than the head was trained behind.
+        strict: See `Grounder.from_pretrained`; so for `check`.
         limit: Maximum number of samples per source.
         max_skipped: How much of a source may be left out because it cannot be used.
 
@@ -251,6 +254,8 @@ def evaluate_run(
             system=system,
             refiner_weights=refiner_weights,
             force=force,
+            strict=strict,
+            check=check,
         )
         recipe = grounder.info.recipe
         below = chosen_threshold(grounder.confidence, str(run)) if abstain else None

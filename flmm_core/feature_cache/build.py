@@ -181,7 +181,8 @@ def _build(
         }
         manifest = Manifest(
             key=key, model=observer.backbone.model, vlm=observer.vlm, sha256=digest, maps=maps,
-            identity=observer.backbone.identity(), hidden=hidden, made=made,
+            identity=observer.backbone.identity(), fingerprint=observer.fingerprint,
+            hidden=hidden, made=made,
         )  # fmt: skip
     else:
         manifest = store.manifest

@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from flmm_core.data.sample import Sample
 from flmm_core.errors import DataError, WeightsError
 from flmm_core.pipeline.backbone.weights import choose_device, choose_dtype, find_source
 from flmm_core.pipeline.build import recipe_of, refiner_class
-from flmm_core.plugins import load_backbones
+from flmm_core.plugins import load_backbones, package_version
 from flmm_core.progress import Progress
 from flmm_core.spec import BackboneSpec
 
@@ -33,8 +32,9 @@ MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt"
 """The files of a model that decide its outputs: weights, settings, tokenizer, processor."""
 
 TRAINED_HALF = {
-    "boxes.py", "build.py", "confidence.py", "grounder.py", "head.py", "head_folder.py",
-    "mask_head.py", "none.py", "result.py", "text_prompts.py", "unet.py",
+    "boxes.py", "build.py", "check_head.py", "confidence.py", "drift.py", "fingerprint.py",
+    "grounder.py", "head.py", "head_folder.py", "load_check.py", "mask_head.py", "none.py",
+    "probe.py", "result.py", "text_prompts.py", "unet.py", "verify.py",
 }  # fmt: skip
 """Files of the pipeline that features do not depend on."""
 
@@ -182,14 +182,6 @@ def _code(spec: BackboneSpec) -> str:
 def _plugin(spec: BackboneSpec) -> str:
     plugin = load_backbones().plugins.get(spec.name)
     return "unregistered" if plugin is None else plugin.label
-
-
-def package_version(package: str) -> str | None:
-    """The installed version of a package; None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _shown(value: Any) -> str:

@@ -27,6 +27,7 @@ from flmm_core.errors import DataError, UsageError, WeightsError
 from flmm_core.feature_cache.codec import MapType, Packing, SampleFacts, unpack
 from flmm_core.feature_cache.key import differences
 from flmm_core.files import discard_empty, hold, sweep, whole_file, write_json
+from flmm_core.pipeline.backbone.fingerprint import Fingerprint
 from flmm_core.pipeline.backbone.identity import ModelIdentity
 from flmm_core.pipeline.types import EncodedImage, Features, VlmShape
 
@@ -43,6 +44,7 @@ class Manifest(BaseModel):
         key: What the features depend on, see `flmm_core.feature_cache.key`.
         sha256: Of the VLM's weights.
         identity: What heads recognize the VLM by; None in a cache of an earlier version.
+        fingerprint: What the VLM did with a drawn image; None with --no-check, too.
         channels: The attention channels that are stored, ascending; empty means all.
         measure: How the channels were chosen.
         made: The machine that began the build, for information.
@@ -56,6 +58,7 @@ class Manifest(BaseModel):
     vlm: VlmShape
     sha256: str
     identity: ModelIdentity | None = None
+    fingerprint: Fingerprint | None = None
     maps: MapType
     hidden: bool
     channels: tuple[int, ...] = ()

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from flmm_core.config import BaseChannels, EnlargeTo, RunConfig
 from flmm_core.errors import Problems
+from flmm_core.pipeline.backbone.fingerprint import take_fingerprint
 from flmm_core.pipeline.backbone.weight_files import check_model_files
 from flmm_core.pipeline.backbone.weights import choose_device
 from flmm_core.pipeline.head import Head
@@ -135,6 +136,7 @@ def build_flow(
     device: str | torch.device = "auto",
     refiner_weights: Path | None = None,
     one_by_one: bool = False,
+    check: bool = True,
     **pass_through: Any,
 ) -> tuple[Observer, Head]:
     """Both halves of the flow, the head with fresh weights.
@@ -146,12 +148,14 @@ def build_flow(
         device: "auto" takes the first accelerator.
         refiner_weights: See `Refiner.load`.
         one_by_one: See `Observer`.
+        check: Run the VLM on a drawn image, and check that it keeps its promises.
         pass_through: For transformers' `from_pretrained` of the VLM.
 
     Raises:
         UsageError: The backbone, its model or the refiner is unknown.
         ConfigError: An option is unknown or has a wrong value.
         WeightsError: Weights are missing or do not fit.
+        RunError: The VLM does not do what its backbone promises.
     """
     spec = spec or load_backbones().get(recipe.backbone)
     problems = Problems()
@@ -184,6 +188,7 @@ def build_flow(
         pool=recipe.pool,
         channels=recipe.channels,
         one_by_one=one_by_one,
+        fingerprint=take_fingerprint(backbone) if check else None,
     )
     return observer, build_head(recipe, observer.vlm, refiner).to(place)
 
@@ -212,4 +217,5 @@ def build_from_config(config: RunConfig, spec: BackboneSpec) -> tuple[Observer, 
         device=config.device,
         refiner_weights=config.refiner_weights,
         one_by_one=config.exact,
+        check=config.check,
     )

@@ -18,6 +18,7 @@ from flmm_core.pipeline import head_folder
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.build import build_flow
 from flmm_core.pipeline.confidence import Confidence, read_confidence, write_confidence
+from flmm_core.pipeline.drift import check_drift
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.head_folder import HeadInfo
 from flmm_core.pipeline.observer import Observer, ObserverInputs
@@ -55,6 +56,8 @@ class Grounder:
         refiner_weights: Path | None = None,
         revision: str | None = None,
         force: bool = False,
+        strict: bool = False,
+        check: bool = True,
         **pass_through: Any,
     ) -> Self:
         """A trained head behind its VLM.
@@ -68,10 +71,14 @@ class Grounder:
             refiner_weights: The refiner's own weights file, where training needed one.
             revision: Of the hub repository of the head.
             force: Accept another VLM of the same shape than the head was trained behind.
+            strict: Refuse a VLM that does otherwise than when the head was trained, as under
+                another version of transformers. Otherwise a warning says so.
+            check: Run the VLM on a drawn image first; see `take_fingerprint`.
             pass_through: For transformers' `from_pretrained` of the VLM.
 
         Raises:
             WeightsError: The head is missing, damaged, or was trained behind another VLM.
+            RunError: The VLM does not do what its backbone promises.
         """
         folder = head_folder.find_head(source, revision=revision)
         trained = info = head_folder.read_info(folder)
@@ -80,12 +87,17 @@ class Grounder:
         changed: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         info = replace(info, recipe=replace(info.recipe, **changed))
         observer, head = build_flow(
-            info.recipe, dtype=dtype, device=device, refiner_weights=refiner_weights, **pass_through
+            info.recipe,
+            dtype=dtype,
+            device=device,
+            refiner_weights=refiner_weights,
+            check=check,
+            **pass_through,
         )
         head_folder.check_fit(folder, info, observer.vlm)
-        head_folder.check_model(
-            str(folder), trained, info.recipe.model, observer.backbone.identity(), force=force
-        )
+        found = observer.backbone.identity()
+        head_folder.check_model(str(folder), trained, info.recipe.model, found, force=force)
+        check_drift(str(folder), trained, found, observer.fingerprint, strict=strict)
         head.load_weights(state)
         if "reads" in info.facts:
             info = info.with_facts(reads=observer.backbone.rendered_prompt())

@@ -28,6 +28,7 @@ from torch import Tensor
 import flmm_core
 from flmm_core.errors import WeightsError, first_problem
 from flmm_core.files import SEAL, sealed, write_json
+from flmm_core.pipeline.backbone.fingerprint import Fingerprint
 from flmm_core.pipeline.backbone.identity import Digest, ModelIdentity, differences
 from flmm_core.pipeline.build import Recipe, build_mask_head
 from flmm_core.pipeline.confidence import FILE as CONFIDENCE
@@ -37,8 +38,10 @@ from flmm_core.pipeline.types import VlmShape
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SEALED = 3
+"""The first format with a digest of itself."""
 COPY = "Copy the folder again, or use another checkpoint."
 LARGEST_CONFIG = 16 << 20
 """Bytes; a larger `config.json` is not read."""
@@ -52,12 +55,16 @@ class HeadInfo:
         vlm: The shape of the VLM that the head was trained behind.
         facts: Plain values about the training: steps, data, protocol, ...
         model: What that VLM is recognized by; None if an earlier version wrote the head.
+        fingerprint: What that VLM did with a drawn image; None with --no-check, too.
+        vlm_sha256: Of that VLM's weights, in the dtype of training.
     """
 
     recipe: Recipe
     vlm: VlmShape
     facts: Mapping[str, Any] = field(default_factory=dict)
     model: ModelIdentity | None = None
+    fingerprint: Fingerprint | None = None
+    vlm_sha256: str | None = None
 
     def with_facts(self, **facts: Any) -> HeadInfo:
         """The same with more facts."""
@@ -67,16 +74,19 @@ class HeadInfo:
 class _Content(BaseModel):
     """The contents of `config.json` in today's format, without its seal; facts are extra keys.
 
-    A head that an earlier version wrote has neither `model` nor `weights_sha256`.
+    Heads of earlier versions have no `fingerprint`, and still earlier ones neither `model` nor
+    `weights_sha256`.
     """
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
-    format: Literal[3]
+    format: Literal[4]
     flmm: str
     recipe: Recipe
     vlm: VlmShape
     model: ModelIdentity | None = None
+    fingerprint: Fingerprint | None = None
+    vlm_sha256: Digest | None = None
     weights_sha256: Digest | None = None
 
 
@@ -91,6 +101,8 @@ def write_head(folder: Path, head: Head, info: HeadInfo) -> None:
         "recipe": asdict(info.recipe),
         "vlm": asdict(info.vlm),
         "model": info.model and asdict(info.model),
+        "fingerprint": info.fingerprint and asdict(info.fingerprint),
+        "vlm_sha256": info.vlm_sha256,
         "weights_sha256": _digest(folder / WEIGHTS),
     }
     write_json(folder / CONFIG, sealed(content))
@@ -103,7 +115,14 @@ def read_info(folder: Path) -> HeadInfo:
         WeightsError: The file is missing, damaged, or describes no head.
     """
     content = _read_content(folder)
-    return HeadInfo(content.recipe, content.vlm, content.model_extra or {}, content.model)
+    return HeadInfo(
+        content.recipe,
+        content.vlm,
+        content.model_extra or {},
+        content.model,
+        content.fingerprint,
+        content.vlm_sha256,
+    )
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -144,7 +163,7 @@ def _read_content(folder: Path) -> _Content:
         content = from_json(path.read_bytes(), allow_inf_nan=False)
         seal = content.pop(SEAL, None)
         migrated = _migrated(content)
-        if seal != (sealed(content)[SEAL] if content["format"] == FORMAT else None):
+        if seal != (sealed(content)[SEAL] if content["format"] >= SEALED else None):
             raise ValueError("it changed since it was written, its digest is another")
         # JSON again: only that can be read strictly into dataclasses
         known = _Content.model_validate_json(json.dumps(migrated))
@@ -171,7 +190,7 @@ def _migrated(content: dict[str, Any]) -> dict[str, Any]:
         options = {key: recipe.pop(key) for key in ("mask", "box", "text", "multimask", "half")}
         recipe |= {"refiner": name, "refiner_options": {"size": size, **options} if size else {}}
         content = {**content, "format": 2, "recipe": recipe}
-    if content["format"] == 2:  # knew neither its model nor its weights
+    if content["format"] in (2, 3):  # knew neither its model nor its weights; no fingerprint
         content = {**content, "format": FORMAT}
     if content["format"] != FORMAT:
         raise ValueError(f"its format is {content['format']}, this version reads 1 to {FORMAT}")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flmm_core.pipeline.attention_maps import attention_maps
 from flmm_core.pipeline.backbone.base import Backbone
+from flmm_core.pipeline.backbone.fingerprint import Fingerprint
 from flmm_core.pipeline.backbone.recorder import Pool
 from flmm_core.pipeline.finite import check_features
 from flmm_core.pipeline.refiners.base import ImageEncoder
@@ -68,6 +69,7 @@ class Observer:
         channels: The attention channels that are kept, in this order; empty means all.
         one_by_one: Observe sample by sample. The features of a sample then do not depend on its
             companions, whose padding changes the last bits of sums.
+        fingerprint: What the VLM did with a drawn image; None if it was not looked at.
     """
 
     backbone: Backbone
@@ -75,6 +77,7 @@ class Observer:
     pool: Pool = "mean"
     channels: tuple[int, ...] = ()
     one_by_one: bool = False
+    fingerprint: Fingerprint | None = None
 
     @property
     def vlm(self) -> VlmShape:

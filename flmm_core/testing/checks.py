@@ -11,7 +11,6 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from unicodedata import normalize
 
 import torch
 from PIL import Image
@@ -25,12 +24,13 @@ from flmm_core.pipeline.backbone.conversation import (
     answer_text,
     common_length,
 )
+from flmm_core.pipeline.backbone.probe import CAPTION, decoder_inputs, misread_phrases
 from flmm_core.pipeline.backbone.view_check import check_views
 from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, Trace
 from flmm_core.plugins import load_class
 from flmm_core.segment import Segment, caption_text
 from flmm_core.spec import BackboneOptions
-from flmm_core.testing.probes import CAPTION, ODD_CAPTION, decoder_inputs, picture, repainted_cells
+from flmm_core.testing.probes import ODD_CAPTION, picture, repainted_cells
 
 Check = Callable[[Backbone], None]
 
@@ -174,12 +174,8 @@ def check_phrases_are_found(backbone: Backbone) -> None:
     """The rows of a phrase are exactly the tokens of its words."""
     for caption in (CAPTION, ODD_CAPTION):
         inputs = backbone.prepare(picture(96, 144), caption)
-        ids = inputs.tokens["input_ids"]
-        for number, rows in enumerate(inputs.phrase_rows):
-            words = backbone.tokenizer.decode(ids[rows]).strip()
-            expected = next(s.text for s in caption if s.phrase == number).strip()
-            same = normalize("NFC", words) == normalize("NFC", expected)
-            require(same, f"phrase {number}: its rows are {words!r}, not {expected!r}")
+        wrong = misread_phrases(backbone, inputs, caption)
+        require(not wrong, "; ".join(wrong))
 
 
 def check_captions_are_answers(backbone: Backbone) -> None:

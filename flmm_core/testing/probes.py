@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from flmm_core.pipeline.backbone.base import Backbone
-from flmm_core.pipeline.types import BackboneBatch, ImageView
+from flmm_core.pipeline.backbone.probe import CAPTION as CAPTION
+from flmm_core.pipeline.backbone.probe import decoder_inputs
+from flmm_core.pipeline.types import ImageView
 from flmm_core.segment import Segment
 
-CAPTION = (Segment("the red circle", 0), Segment(" is left of "), Segment("a small blue star", 1))
 ODD_CAPTION = (
     Segment("there  is "),
     Segment(" cafe\u0301 no. 7 ", 1),
@@ -37,19 +37,6 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     base = np.asarray(Image.fromarray(soft).resize((width, height), Image.Resampling.BILINEAR))
     grain = rng.integers(-12, 13, (height, width, 1))
     return Image.fromarray((base.astype(np.int64) + grain).clip(0, 255).astype(np.uint8))
-
-
-def decoder_inputs(backbone: Backbone, batch: BackboneBatch) -> dict[str, Any]:
-    """The inputs of the VLM's language model: `inputs_embeds` (B, S, D), masks, positions."""
-    captured: dict[str, Any] = {}
-    handle = backbone.vlm.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: captured.update(kwargs), with_kwargs=True
-    )
-    try:
-        backbone.trace(batch)
-    finally:
-        handle.remove()
-    return captured
 
 
 def repainted_cells(

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -37,6 +37,7 @@ from flmm_core.loader.samplers import (
 )
 from flmm_core.loader.throughput import Throughput, count_images
 from flmm_core.pipeline.confidence import write_confidence
+from flmm_core.pipeline.drift import check_drift
 from flmm_core.pipeline.head_folder import check_model, read_info, read_weights
 from flmm_core.pipeline.types import Features, Grounding
 from flmm_core.progress import Progress, StopRequest
@@ -207,6 +208,10 @@ class TrainingLoop:
             check_same_cache(trained, self.setup.info, self.config.cache)
             if (model := self.setup.info.model) is not None:
                 check_model(str(last), trained, self.config.model, model, force=self.config.force)
+            now, strict = self.setup.info.fingerprint, self.config.strict
+            check_drift(str(last), trained, model, now, strict=strict)
+            first = replace(self.setup.info, fingerprint=trained.fingerprint or now)
+            self.setup = replace(self.setup, info=first)
             weights, state = read_weights(last), read_optimizer(last, self.optimizer)
             asked = f"The trained weights in '{last}' cannot be used."
             self.average.check(state.weights, asked)

@@ -22,7 +22,6 @@ from flmm_core.config.resume import (
     nothing_to_resume,
 )
 from flmm_core.errors import RunError, UsageError, WeightsError
-from flmm_core.feature_cache.key import package_version
 from flmm_core.files import (
     discard_empty,
     hold,
@@ -37,6 +36,7 @@ from flmm_core.files import (
 )
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.head_folder import HeadInfo, write_head
+from flmm_core.plugins import package_version
 from flmm_core.training.optimizer_file import write_optimizer
 from flmm_core.training.trackers import Trackers, plain_settings
 

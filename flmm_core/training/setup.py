@@ -51,6 +51,7 @@ def open_observed(config: RunConfig, spec: BackboneSpec, progress: Progress) -> 
     progress.say(f"Loading {config.backbone}, model {config.model}")
     observer, head = build_from_config(config, spec)
     source = ObservedFeatures(observer)
+    digest = observer.backbone.weights_digest()
     return Setup(
         head=head,
         info=HeadInfo(
@@ -58,9 +59,11 @@ def open_observed(config: RunConfig, spec: BackboneSpec, progress: Progress) -> 
             observer.vlm,
             {**_facts(config), "reads": observer.backbone.rendered_prompt()},
             observer.backbone.identity(),
+            observer.fingerprint,
+            digest,
         ),
         source=source,
-        vlm_digest=observer.backbone.weights_digest(),
+        vlm_digest=digest,
         observed=lambda: (source, observer.backbone.weights_digest()),
     )
 
@@ -104,7 +107,9 @@ def open_cached(config: RunConfig, spec: BackboneSpec, progress: Progress) -> Se
     }
     return Setup(
         head=head,
-        info=HeadInfo(recipe, manifest.vlm, facts, manifest.identity),
+        info=HeadInfo(
+            recipe, manifest.vlm, facts, manifest.identity, manifest.fingerprint, manifest.sha256
+        ),
         source=source,
         vlm_digest=manifest.sha256,
         observed=observed,

@@ -213,6 +213,8 @@ def test_every_setting_has_an_option_and_reaches_the_configuration(capsys: Captu
     resolved = yaml.safe_load(capsys.readouterr().out)
     assert wanted.pop("resume")
     assert wanted.pop("force")
+    assert wanted.pop("strict")
+    assert wanted.pop("check") is False
     for key, value in wanted.items():
         found = resolved
         for part in key.split("."):

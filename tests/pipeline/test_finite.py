@@ -120,6 +120,7 @@ def test_the_command_ends_with_exit_code_1(
     ]  # fmt: skip
     assert main([*arguments, "--dtype", "float16"]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert (lines[-3], lines[-1]) == ("flmm: The attention maps are not finite.", ADVICE)
+    said = f"flmm: The hidden states of the model '{tmp_path / 'model'}' are not finite on a drawn"
+    assert (lines[-3], lines[-1]) == (f"{said} image.", ADVICE)
     assert not (tmp_path / "out").exists()
     assert main([*arguments, "--dtype", "float32"]) == 0

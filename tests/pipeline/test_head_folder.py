@@ -100,7 +100,7 @@ def test_what_is_saved_is_loaded_and_saved_again(random_twin: Path, tmp_path: Pa
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("content", ['{"format": 4}', "[]", "{}", "null", '{"format": 3}', "{"])
+@pytest.mark.parametrize("content", ['{"format": 5}', "[]", "{}", "null", '{"format": 4}', "{"])
 def test_a_foreign_configuration_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(WeightsError, match="does not describe a head of flmm"):
@@ -108,6 +108,6 @@ def test_a_foreign_configuration_is_refused(tmp_path: Path, content: str) -> Non
 
 
 def test_a_newer_format_names_those_that_are_read(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"format": 4}))
-    with pytest.raises(WeightsError, match="its format is 4, this version reads 1 to 3"):
+    (tmp_path / "config.json").write_text(json.dumps({"format": 5}))
+    with pytest.raises(WeightsError, match="its format is 5, this version reads 1 to 4"):
         read_info(tmp_path)

@@ -10,7 +10,7 @@ import yaml
 
 from flmm_core.cli import main
 from flmm_core.config import RunConfig, load_config, option_name, settings
-from flmm_core.config.resume import MAY_CHANGE, changed_settings, load_resumed
+from flmm_core.config.resume import MAY_CHANGE, NOT_OF_A_RUN, changed_settings, load_resumed
 from flmm_core.errors import UsageError
 from flmm_core.files import write_text
 from tests.values import other_value
@@ -45,7 +45,7 @@ def test_a_setting_may_change_or_is_named(setting: Any, begun: RunConfig) -> Non
     other = changed(begun, setting.key, value)
     if setting.key in MAY_CHANGE:
         found = changed_settings(begun.output, other)
-        assert set(found) == ({setting.key} - {"resume", "force"})
+        assert set(found) == ({setting.key} - NOT_OF_A_RUN)
         return
     with pytest.raises(UsageError) as error:
         changed_settings(begun.output, other)
@@ -154,5 +154,4 @@ def test_the_documentation_lists_what_may_change() -> None:
         line for line in TRAINING.read_text().splitlines() if line.startswith("May change: ")
     )
     listed = {part.strip("`.,") for part in line.removeprefix("May change: ").split()}
-    commands = {"--output", "--resume", "--force"}
-    assert listed == {option_name(key) for key in MAY_CHANGE} - commands
+    assert listed == {option_name(key) for key in MAY_CHANGE - NOT_OF_A_RUN}

@@ -24,7 +24,7 @@ from torch import Tensor
 from flmm_core.errors import WeightsError
 from flmm_core.images import to_image
 from flmm_core.pipeline.backbone import conversation, tokens, weights
-from flmm_core.pipeline.backbone.batch import Side, collate, place_rows, stack_padded
+from flmm_core.pipeline.backbone.batch import Side, collate, place_rows, stack_padded, to_vlm
 from flmm_core.pipeline.backbone.identity import ModelIdentity, identify
 from flmm_core.pipeline.backbone.recorder import AttentionRecorder, Pool
 from flmm_core.pipeline.backbone.shared_prefix import PrefixCache, keeps_every_key
@@ -48,6 +48,7 @@ class Backbone(ABC):
     Attributes:
         view_names: The views of an image, in channel order.
         model_types: The `model_type`s of config.json that this class can load.
+        processor_types: The classes of processor that it was written for; empty means any.
         shares_prefixes: Whether samples about one image share one pass of image and prompt.
             A subclass whose VLM cannot continue from a KV cache sets it to False.
         model: The alias, hub id or folder that was asked for; `source` is what was loaded.
@@ -63,6 +64,7 @@ class Backbone(ABC):
 
     view_names: ClassVar[tuple[str, ...]] = ("image",)
     model_types: ClassVar[tuple[str, ...]] = ()
+    processor_types: ClassVar[tuple[str, ...]] = ()
     shares_prefixes: ClassVar[bool] = True
 
     # --- a plugin implements these ----------------------------------------------------------
@@ -200,7 +202,7 @@ class Backbone(ABC):
         return {**self.__dict__, "vlm": None, "_recorder": None}
 
     def weights_digest(self) -> str:
-        """Hexadecimal SHA-256 over all names, dtypes, shapes and values of the VLM's weights."""
+        """Hexadecimal SHA-256 over dtypes, shapes and values of the VLM's weights."""
         return weights.digest(self.vlm)
 
     def identity(self) -> ModelIdentity:
@@ -337,7 +339,7 @@ class Backbone(ABC):
                 runs; a trace's `hidden` is then (1, T, D).
         """
         placed = place_rows(batch)
-        tensors, captions = self._to_vlm(batch.tensors), batch.captions
+        tensors, captions = to_vlm(self.vlm, batch.tensors), batch.captions
         prefixes = PrefixCache(self.vlm, tensors) if captions else None
         with self._recorder.record(
             *placed,
@@ -346,7 +348,7 @@ class Backbone(ABC):
             layer_weights=layer_weights,
         ) as recording:
             if captions and prefixes:
-                prefixes.read(**self._to_vlm(vars(captions)))
+                prefixes.read(**to_vlm(self.vlm, vars(captions)))
             else:
                 self.vlm.model(**tensors, use_cache=False)
         recorded = zip(
@@ -357,17 +359,6 @@ class Backbone(ABC):
             for sample, groups, attention, hidden in recorded
         )
 
-    def _to_vlm(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Moved to the VLM's device, pixels in its dtype."""
-        device, dtype = self.vlm.device, self.vlm.dtype
-        if device.type == "meta":  # offloaded: accelerate's hooks move the inputs
-            device = torch.device("cpu")
-        return {  # page-locked tensors are copied while the CPU goes on
-            k: v.to(device, dtype if v.is_floating_point() else None, non_blocking=v.is_pinned())
-            for k, v in tensors.items()
-        }
-
-    @torch.no_grad()
     def generate(
         self,
         image: object,
@@ -384,16 +375,22 @@ class Backbone(ABC):
             max_new_tokens: Of the answer.
             sampling: For transformers' `generate`, for example `do_sample=True, top_p=0.9`.
         """
+        ids = self.answer_ids(image, prompt, max_new_tokens=max_new_tokens, **sampling)
+        answer: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return answer.strip()
+
+    @torch.no_grad()
+    def answer_ids(self, image: object, prompt: str | None = None, **sampling: Any) -> Tensor:
+        """(T,) int64, the tokens that `generate` decodes; args as there."""
         prefix = self._prefix(to_image(image), prompt, "")
         sequence = {key: value[None] for key, value in prefix.tokens.items()}  # (1, S)
         greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1}
         if not sampling.get("do_sample"):  # greedy decoding warns about a model's own settings
             greedy |= {"temperature": None, "top_p": None, "top_k": None}
         generated = self.vlm.generate(
-            **self._to_vlm({**prefix.image, **sequence}),
-            max_new_tokens=max_new_tokens,
+            **to_vlm(self.vlm, {**prefix.image, **sequence}),
             pad_token_id=self.tokenizer.pad_token_id,
             **{**greedy, **sampling},
         )
-        answer: str = self.tokenizer.decode(generated[0, len(prefix) :], skip_special_tokens=True)
-        return answer.strip()
+        answer: Tensor = generated[0, len(prefix) :]
+        return answer

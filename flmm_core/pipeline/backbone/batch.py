@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -106,3 +106,14 @@ def stack_padded(values: Sequence[Tensor]) -> Tensor:
         missing = [big - size for big, size in zip(largest, value.shape[1:], strict=True)]
         padded.append(F.pad(value, [n for size in reversed(missing) for n in (0, size)]))
     return torch.cat(padded)
+
+
+def to_vlm(vlm: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Moved to the VLM's device, pixels in its dtype."""
+    device, dtype = vlm.device, vlm.dtype
+    if device.type == "meta":  # offloaded: accelerate's hooks move the inputs
+        device = torch.device("cpu")
+    return {  # page-locked tensors are copied while the CPU goes on
+        k: v.to(device, dtype if v.is_floating_point() else None, non_blocking=v.is_pinned())
+        for k, v in tensors.items()
+    }

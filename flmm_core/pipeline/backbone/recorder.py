@@ -32,7 +32,7 @@ Pool = Literal["mean", "max"]
 
 # transformers treats names with "flash", "sdpa", "flex_attention", "paged|" or "/" specially.
 NAME = "flmm_recorder"
-TAP = "_flmm_tap"
+TAP, WITNESS = "_flmm_tap", "_flmm_witness"
 UNSUPPORTED = {
     "softcap": "soft-capping",
     "s_aux": "attention sinks",
@@ -54,7 +54,11 @@ def _register() -> None:
         tap = getattr(module, TAP, None)
         if tap is not None:
             tap(query, key, mask, **kwargs)
-        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        output = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        witness = getattr(module, WITNESS, None)  # set only by the checks at load
+        if witness is not None:
+            witness(query, key, value, mask, output[0], **kwargs)
+        return output
 
     AttentionInterface.register(NAME, attend)
     # without a mask function of the same name, padding would silently be ignored

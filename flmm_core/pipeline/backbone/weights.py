@@ -358,11 +358,12 @@ def choose_dtype(dtype: str | torch.dtype, device_type: str) -> str | torch.dtyp
 
 
 def digest(module: torch.nn.Module) -> str:
-    """Hexadecimal SHA-256 over the names, dtypes, shapes and values of a module's weights.
+    """Hexadecimal SHA-256 over the dtypes, shapes and values of a module's weights.
 
+    Without their names, which change from one version of transformers to the next.
     `WeightsError` if some are offloaded.
     """
-    total = hashlib.sha256()
+    known = set()
     for name, tensor in sorted(module.state_dict().items()):
         if tensor.is_meta:
             raise WeightsError(
@@ -370,7 +371,8 @@ def digest(module: torch.nn.Module) -> str:
                 found=f"'{name}' is not in memory.",
                 repair="Load the model without offloading.",
             )
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        one = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
         data = tensor.detach().cpu().contiguous().flatten()
-        total.update(data.view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
+        one.update(data.view(torch.uint8).numpy().tobytes())
+        known.add(one.digest())
+    return hashlib.sha256(b"".join(sorted(known))).hexdigest()

@@ -25,6 +25,7 @@ class DeepseekVLBackbone(Backbone):
 
     view_names = ("image",)
     model_types = ("deepseek_vl",)
+    processor_types = ("DeepseekVLProcessor",)
 
     @classmethod
     def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:

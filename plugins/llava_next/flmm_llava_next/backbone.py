@@ -18,6 +18,7 @@ class LlavaNextBackbone(Backbone):
 
     view_names = ("coarse", "fine")
     model_types = ("llava_next",)
+    processor_types = ("LlavaNextProcessor",)
 
     @classmethod
     def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:

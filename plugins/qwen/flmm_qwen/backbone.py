@@ -20,6 +20,7 @@ class QwenBackbone(Backbone):
 
     view_names = ("image",)
     model_types = ("qwen2_5_vl",)
+    processor_types = ("Qwen2_5_VLProcessor",)
 
     @classmethod
     def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:

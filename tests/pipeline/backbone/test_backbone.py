@@ -12,6 +12,7 @@ from PIL import Image
 from tokenizers import normalizers
 
 from flmm_core.errors import DataError, UsageError
+from flmm_core.pipeline.backbone.batch import to_vlm
 from flmm_core.pipeline.backbone.conversation import escape
 from flmm_core.segment import Segment
 from tests.models import FAMILIES, HEADS, HIDDEN, LAYERS, build, picture, samples
@@ -253,7 +254,7 @@ class TestTrace:
 
 def test_generate_gives_only_the_answer() -> None:
     backbone = shared("llava_next")
-    inputs = backbone._to_vlm(backbone.collate([backbone.prepare(picture(48, 48), [])]).tensors)
+    inputs = to_vlm(backbone.vlm, backbone.collate([backbone.prepare(picture(48, 48), [])]).tensors)
     ids = backbone.vlm.generate(**inputs, max_new_tokens=5, do_sample=False)
     expected = backbone.tokenizer.decode(
         ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True

@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor
 
 from flmm_core.errors import RunError, UsageError
+from flmm_core.pipeline.backbone.batch import to_vlm
 from flmm_core.pipeline.backbone.recorder import (
     NAME,
     AttentionRecorder,
@@ -22,7 +23,6 @@ from flmm_core.pipeline.backbone.recorder import (
 from tests.models import FAMILIES, HEADS, LAYERS, build, samples
 
 EXACT = {"atol": 1e-5, "rtol": 0.0}
-
 
 shared = functools.cache(build)
 
@@ -166,7 +166,7 @@ def test_rows_of_a_bfloat16_model_are_not_rounded() -> None:
     from transformers.models.llama.modeling_llama import eager_attention_forward
 
     backbone = build("deepseek_vl", dtype=torch.bfloat16)
-    tensors = backbone._to_vlm(backbone.collate(samples(backbone)).tensors)
+    tensors = to_vlm(backbone.vlm, backbone.collate(samples(backbone)).tensors)
     seen: list[tuple[Tensor, Tensor]] = []
     real = torch.arange(20, 60)
 
