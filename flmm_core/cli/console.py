@@ -45,11 +45,12 @@ def echo_table(rows: Iterable[Sequence[str]], indent: str = "") -> None:
 
 def one_process_only(command: str) -> None:
     """`UsageError` under `torchrun` and the like, for a command that does not share its work."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes.strip() not in ("", "0", "1"):
-        raise UsageError(
-            f"`{command}` runs in one process, but WORLD_SIZE is {processes}.",
-            found="It does not share its work among the processes of `torchrun` or"
-            " `accelerate launch`; each would do all of it.",
-            repair="Start it without a launcher; --device picks the accelerator.",
-        )
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        processes = os.environ.get(name, "1")
+        if processes.strip() not in ("", "0", "1"):
+            raise UsageError(
+                f"`{command}` runs in one process, but {name} is {processes}.",
+                found="It does not share its work among the processes of `torchrun`, `srun` or"
+                " `accelerate launch`; each would do all of it.",
+                repair="Start it without a launcher; --device picks the accelerator.",
+            )

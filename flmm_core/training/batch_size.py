@@ -33,13 +33,14 @@ def fit_into_memory(loop: TrainingLoop) -> None:
     share = math.ceil(config.samples_per_step / loop.world.size)
     parts = min(config.accumulate, share)
     while not _fits_everywhere(loop, math.ceil(share / parts)):
-        if parts == share:
-            raise RunError(
-                "There is not enough memory to train on the largest sample alone.",
-                found=f"Tried on {loop.head.device}.",
-                repair="Use a smaller --model or smaller images (see `flmm backbones show`), "
-                "--precision bf16, or a device with more memory.",
-            )
+        with loop.world.agreed():
+            if parts == share:
+                raise RunError(
+                    "There is not enough memory to train on the largest sample alone.",
+                    found=f"Tried on {loop.head.device}.",
+                    repair="Use a smaller --model or smaller images (see `flmm backbones show`), "
+                    "--precision bf16, or a device with more memory.",
+                )
         parts = min(2 * parts, share)
     accumulate = max(parts, config.accumulate)
     update = {"batch_size": config.samples_per_step, "accumulate": accumulate}

@@ -180,7 +180,8 @@ def prepare(
     """Seed everything and load the frozen models; `here` has the device of this process."""
     seed_everything(config.seed)
     samples, watched, left_out = data.samples, data.watched, data.left_out
-    config = with_steps(config, len(samples))
+    with world.agreed():
+        config = with_steps(config, len(samples))
     folder.steps = config.steps
     if config.epochs is not None:
         progress.say(f"{config.epochs:g} epochs of {len(samples)} samples: {config.steps} steps")

@@ -221,12 +221,13 @@ def test_a_killed_process_holds_nothing_even_if_its_workers_live_on(tmp_path: Pa
         assert not (tmp_path / ".lock").exists()
 
 
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
 def test_a_command_that_does_not_share_its_work_refuses_several_processes(
-    tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+    variable: str, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(variable, "2")
     assert main(["cache", "build", "cache", "--backbone", "qwen"]) == 2
     first = capsys.readouterr().err.splitlines()[0]
-    assert first == "flmm: `flmm cache build` runs in one process, but WORLD_SIZE is 2."
+    assert first == f"flmm: `flmm cache build` runs in one process, but {variable} is 2."
     assert list(tmp_path.iterdir()) == []
