@@ -134,7 +134,9 @@ class World:
         if self.size > 1:
             return f"{self.size} processes ({'nccl' if kind == 'cuda' else 'gloo'}, {kind})"
         launched = any(name.startswith("ACCELERATE_") for name in os.environ)
-        return "1 process (see --num_processes of `accelerate launch`)" if launched else ""
+        if not launched:
+            return ""
+        return "1 process (`accelerate launch` starts more with --multi_gpu; on CPUs: --processes)"
 
     # --- work that is shared ------------------------------------------------------------------
 
@@ -285,8 +287,8 @@ class World:
 
 
 def part(items: Sequence[T], number: int, count: int) -> list[T]:
-    """One of `count` consecutive parts that differ by one item at most; some may be empty."""
-    start, end = (len(items) * n // count for n in (number, number + 1))
+    """One of `count` consecutive parts; the first ones may have an item more than the last ones."""
+    start, end = (-(-len(items) * n // count) for n in (number, number + 1))
     return list(items[start:end])
 
 

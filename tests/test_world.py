@@ -24,6 +24,7 @@ def test_parts_are_all_items_in_order(items: int, count: int) -> None:
     parts = [part(range(items), number, count) for number in range(count)]
     assert [item for each in parts for item in each] == list(range(items))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert len(parts[0]) == max(map(len, parts))  # the main process is never the idle one
 
 
 def test_one_process_agrees_with_itself() -> None:

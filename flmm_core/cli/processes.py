@@ -57,8 +57,7 @@ def _run(command: list[str], processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # they speak for themselves
-    with TemporaryDirectory() as logs, _share_cores(processes):
+    with TemporaryDirectory() as logs, _share_cores(processes), _silent_launcher():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -85,6 +84,16 @@ def _run(command: list[str], processes: int) -> int:
                 repair="What was written whole is kept: `flmm train --resume` goes on from there.",
             ) from None
     return 0
+
+
+@contextmanager
+def _silent_launcher() -> Iterator[None]:
+    """Hide what torch logs about processes that end: they speak for themselves."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ MAIN: dict[str, list[Event]] = {
     "the model loads": [MODEL],
     "the settings are written anew": [Event("os.rename", "/config.yaml")] * 2,
     "the first step": [IMAGE],
+    "the first validation": [saved(2), IMAGE],
     "a checkpoint gets its name": [Event("os.rename", "checkpoints/step-4")],
     "a checkpoint becomes the last": [saved(4)],
     "the confidence is written, the score not": [
@@ -50,12 +51,17 @@ MAIN: dict[str, list[Event]] = {
     "the summary gets its name": [Event("os.rename", "summary.json")],
 }  # fmt: skip
 """What the main process is about to do when it is killed."""
-OTHER = (1, 3, 6, 8, 11, 13)
-"""Which image the other one is about to read, for a step, a validation or the evaluation."""
-MOMENTS: list[tuple[int, list[Event]]] = [
-    (1, [IMAGE] * 4),
-    *((0, place) for place in MAIN.values()),
-    *((1, [IMAGE] * number) for number in OTHER),
+OTHER: dict[str, list[Event]] = {
+    "a step after the first checkpoint": [IMAGE] * 3,
+    "the model loads": [MODEL],
+    "the first step": [IMAGE],
+    "a step": [IMAGE] * 2,
+    "a later step": [IMAGE] * 4,
+    "the final evaluation": [Event("open", "/checkpoints/step-")],
+}
+"""What the other process is about to do, most of its time."""
+MOMENTS = [
+    *((rank, place) for rank, places in ((1, OTHER), (0, MAIN)) for place in places.values())
 ]
 
 
@@ -97,7 +103,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
 ) -> None:
     """In the same order: each step has the loss that it has in the run of two."""
     output = config.parent / "other"
-    place = [saved(4), rated(4), IMAGE]
+    place = [saved(2), rated(2), IMAGE]
     assert run(config, output, 2, place=place, happens=kill(SIGKILL))[0] == -SIGKILL
     again = ["train", "--resume", "--output", str(output)]
     assert run_processes(again, 3, output.with_suffix(".resumed")) == [0, 0, 0]
