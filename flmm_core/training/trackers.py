@@ -123,7 +123,8 @@ class Trackers:
                 # First: what is killed in between is missing there, but nothing is there twice.
                 self._note(name, place)
                 try:
-                    tracker.log(dict(figures), step=place.step)
+                    if figures:
+                        tracker.log(dict(figures), step=place.step)
                     then(tracker)
                 except Exception:
                     self._note(name, before)
