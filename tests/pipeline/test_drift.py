@@ -33,7 +33,9 @@ from flmm_core.pipeline.backbone.fingerprint import TOLERANCES, Fingerprint, dev
 from flmm_core.pipeline.backbone.recorder import NAME
 from flmm_core.pipeline.build import Recipe
 from flmm_core.pipeline.grounder import Grounder
+from flmm_core.pipeline.head_folder import read_info
 from flmm_core.plugins import load_backbones, load_class
+from tests.cached import Runs
 from tests.flows import fresh_grounder
 from tests.models import picture
 
@@ -300,6 +302,22 @@ def test_a_fingerprint_outlives_json(heads: Path) -> None:
     assert deviations(now, replace(now, hidden=())) != []
     nan = "007e" * (len(now.hidden[0]) // 4)
     assert deviations(now, replace(now, hidden=(nan, *now.hidden[1:]))) != []
+
+
+def test_a_run_keeps_its_fingerprint_and_is_resumed_by_it(
+    random_twin: Path, drawn: Path, tmp_path: Path, patch: Patch
+) -> None:
+    runs = Runs(random_twin, drawn, tmp_path)
+    run = runs.train("run", steps=2)
+    info = read_info(run / "last")
+    assert info.fingerprint == Grounder.from_pretrained(run).observer.fingerprint
+    assert info.vlm_sha256 == json.loads((run / "summary.json").read_text())["vlm_sha256"]["after"]
+    (run / "summary.json").unlink()  # as if it had been stopped before its end
+    fingerprints.forget_fingerprints()
+    rename_the_assistant(patch)
+    with pytest.raises(WeightsError, match="does otherwise than when the head"):
+        runs.train("run", steps=2, resume=True, strict=True)
+    runs.train("run", steps=2, resume=True)
 
 
 # --- flmm verify ----------------------------------------------------------------------------------
