@@ -87,7 +87,7 @@ def test_the_message_has_both_values_and_says_what_may_change(begun: RunConfig) 
         "  --batch-size: 8 in the run, 3 now\n"
         f"`flmm train --resume --output {run}` resumes it as it began; these may change: "
         "--accumulate, --clip-norm, --device, --eval-data, --keep, --learning-rate, --log-every, "
-        "--max-hours, --max-skipped, --patience, --pictures, --refiner-learning-rate, "
+        "--log-with, --max-hours, --max-skipped, --patience, --pictures, --refiner-learning-rate, "
         "--save-every, --weight-decay, --workers.\n"
         f"If a path has only moved, correct it in '{run / 'config.yaml'}'. For anything else give "
         "another --output."
