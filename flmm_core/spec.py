@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 DEFAULT_PROMPT = "Please give me a description of the image."
 """The user's turn that precedes the caption."""
+
+Quantize = Literal["none", "8bit", "4bit"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]
+DeviceMap = Literal["none", "auto", "balanced", "balanced_low_0", "sequential"]
 
 
 class PluginOptions(BaseModel):
@@ -132,13 +136,15 @@ class BackboneSpec(PluginSpec):
 class RefinerSpec(PluginSpec):
     """One way to sharpen coarse masks; `target` names a `Refiner` subclass.
 
-    `shorthand` is the option that `--refiner NAME:VALUE` sets; empty if there is none.
+    `shorthand` is the option that `--refiner NAME:VALUE` sets; empty if there is none. `license` is
+    that of its pretrained weights; empty if it has none.
     """
 
     kind = "refiner"
 
     options: type[RefinerOptions] = field(default=RefinerOptions, kw_only=True)
     shorthand: str = ""
+    license: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -66,8 +66,6 @@ def replaced(given: list[str], twin: Path, drawn: Path) -> list[str]:
         (r"/shared/", ""),
     ):
         text = re.sub(pattern, other, text)
-    source = f"--data {shlex.quote(f'refcoco:{drawn}@train')}"
-    text = re.sub(rf"({re.escape(source)} )(?:{re.escape(source)} )+", r"\1", text)
     return shlex.split(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flmm_core.benchmark.plan import Plan
 from flmm_core.config import RunConfig, SkipLimit
@@ -11,7 +12,7 @@ from flmm_core.data.left_out import LeftOut
 from flmm_core.data.protocols import ImageSamples
 from flmm_core.data.sources import open_source
 from flmm_core.errors import Problems
-from flmm_core.pipeline.build import check_flow, recipe_of
+from flmm_core.pipeline.build import check_flow, placement_of, recipe_of
 from flmm_core.pipeline.check_head import check_head
 from flmm_core.progress import Progress
 from flmm_core.spec import BackboneSpec
@@ -22,15 +23,14 @@ def open_checked(
     plan: Plan,
     limit: SkipLimit,
     config_of: Callable[[str], tuple[RunConfig, BackboneSpec]],
-    *,
-    device: str,
-    refiner_weights: Path | None,
+    **behind: Any,
 ) -> dict[str, ImageSamples]:
     """The data of a plan by source, after a look at its heads and at all that it will train.
 
     Args:
         limit: How much of a source may be left out.
         config_of: The settings of a backbone that comes without a head.
+        behind: How the models behind the heads will be loaded, as for `check_head`.
 
     Raises:
         FlmmError: All that is wrong.
@@ -42,7 +42,7 @@ def open_checked(
             LeftOut(sources[text], limit)
     known = set()
     for text in plan.heads:
-        info = check_head(text, problems, device=device, refiner_weights=refiner_weights)
+        info = check_head(text, problems, **behind)
         known |= {info.recipe.backbone} if info else set()
     for backbone in dict.fromkeys(plan.backbones):
         if backbone in known:
@@ -58,6 +58,7 @@ def open_checked(
                 spec=spec,
                 device=config.device,
                 refiner_weights=config.refiner_weights,
+                **placement_of(config),
             )
     problems.check()
     return sources

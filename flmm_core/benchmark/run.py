@@ -14,6 +14,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from re import sub
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -57,7 +58,7 @@ from flmm_core.plugins import load_backbones
 from flmm_core.progress import Progress
 from flmm_core.report.page import build_report
 from flmm_core.report.table import BenchmarkReport
-from flmm_core.spec import BackboneSpec
+from flmm_core.spec import Attention, BackboneSpec, DeviceMap
 from flmm_core.training.run_folder import environment
 from flmm_core.training.train import train
 
@@ -74,6 +75,7 @@ class BenchmarkRun:
         max_skipped: How much of a source may be left out because it cannot be used.
         dtype: Of the VLM's weights; None is "auto", or that of `config_file`.
         device: "auto" takes the first accelerator; with several processes, one for each.
+        device_map: Spread the VLM over devices; see `Backbone.load`. So for `attention`.
         refiner_weights: The refiner's own weights file, where training needed one.
         workers: DataLoader workers per process.
         force: Accept another VLM than a head was trained behind.
@@ -87,6 +89,8 @@ class BenchmarkRun:
     max_skipped: str = MAX_SKIPPED
     dtype: str | None = None
     device: str = "auto"
+    device_map: DeviceMap = "none"
+    attention: Attention = "auto"
     refiner_weights: Path | None = None
     workers: Workers = "auto"
     force: bool = False
@@ -118,13 +122,7 @@ class BenchmarkRun:
         """
         if self.plan.abstain:
             check_can_abstain(self.plan.methods)
-        sources = open_checked(
-            self.plan,
-            self._limit,
-            self._config,
-            device=self.device,
-            refiner_weights=self.refiner_weights,
-        )
+        sources = open_checked(self.plan, self._limit, self._config, **self._placement())
         with hold(self.output, "measuring into") if self.is_first else nullcontext():
             self._begin()
             for system in self._systems():
@@ -196,14 +194,18 @@ class BenchmarkRun:
         self.processes.wait_for_everyone()
         return find_head(config.output)
 
+    def _placement(self) -> dict[str, Any]:
+        """How the models are loaded, whatever the head."""
+        names = "device", "device_map", "attention", "refiner_weights"
+        return {name: getattr(self, name) for name in names}
+
     def _config(self, backbone: str) -> tuple[RunConfig, BackboneSpec]:
         settings = {
             "eval_data": [],
             "protocol": self.plan.protocol,
             "dtype": self.dtype,
             "max_skipped": self.max_skipped,
-            "device": self.device,
-            "refiner_weights": self.refiner_weights,
+            **self._placement(),
             "check": self.check,
             "prompt": self.plan.prompt,
             "system": self.plan.system,
@@ -225,8 +227,7 @@ class BenchmarkRun:
             prompt=self.plan.prompt,
             system=self.plan.system,
             dtype=self.dtype or "auto",
-            device=self.device,
-            refiner_weights=self.refiner_weights,
+            **self._placement(),
             force=self.force,
             strict=self.strict,
             check=self.check,
@@ -290,7 +291,7 @@ class BenchmarkRun:
                 "pictures": str(job.samples.folder),
                 "protocol": self.plan.protocol,
                 "dtype": str(next(iter(vlm.parameters())).dtype).removeprefix("torch."),
-                "device": torch.device(vlm.device).type,
+                "device": grounder.backbone.device.type,
                 "steps": grounder.info.facts.get("steps") if with_head else None,
                 "trainable_parameters": grounder.head.trainable_parameters if with_head else None,
                 "refiner": recipe.refiner,

@@ -22,6 +22,7 @@ COMMANDS = {
     "cache": "Precompute the outputs of the frozen models for training.",
     "ground": "Segment phrases in an image.",
     "verify": "Check that a head's model is what it was in training.",
+    "push": "Publish a trained head on the Hugging Face hub.",
     "backbones": "List the installed backbones, or show one.",
     "refiners": "List the installed refiners, or show one.",
     "doctor": "Examine the installation: versions, devices, plugins, hub, folders.",

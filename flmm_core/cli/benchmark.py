@@ -9,7 +9,7 @@ import click
 
 from flmm_core.cli import evaluation_options as shared
 from flmm_core.cli.console import echo_table, make_progress
-from flmm_core.cli.options import config_options, given_settings
+from flmm_core.cli.options import PLACEMENT, config_options, given_settings
 from flmm_core.errors import UsageError
 from flmm_core.files import check_writable
 
@@ -17,15 +17,8 @@ if TYPE_CHECKING:
     from flmm_core.report.table import BenchmarkReport
 
 PER_RUN = (
-    "dtype",
-    "device",
-    "refiner_weights",
-    "workers",
-    "force",
-    "strict",
-    "check",
-    "max_skipped",
-)
+    *PLACEMENT, "refiner_weights", "workers", "force", "strict", "check", "max_skipped",
+)  # fmt: skip
 """Settings of a run that are no part of the plan. Figures of another dtype are refused."""
 
 

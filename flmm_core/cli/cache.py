@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from flmm_core.feature_cache.store import Store
 
 SETTINGS = (
-    "backbone", "model", "options", "precision", "dtype", "device", "prompt", "system",
-    "caption_mode", "data_root", "data", "val_data", "max_skipped", "protocol", "train_protocol",
+    "backbone", "model", "revision", "adapter", "quantize", "options", "precision", "dtype",
+    "device", "device_map", "attention", "prompt", "system", "caption_mode", "data_root", "data",
+    "val_data", "max_skipped", "protocol", "train_protocol",
     "refiner", "refiner_options", "refiner_weights", "head.pool", "head.presence", "absent_share",
     "workers", "check",
 )  # fmt: skip

@@ -9,7 +9,7 @@ import click
 
 from flmm_core.cli import evaluation_options as shared
 from flmm_core.cli.console import echo_json, echo_table, json_option, make_progress
-from flmm_core.cli.options import config_options, given_settings
+from flmm_core.cli.options import AS_TRAINED, PLACEMENT, config_options, given_behind
 from flmm_core.cli.processes import joined, processes_option, start
 
 HEADINGS = ("data", "masks", "coarse cIoU", "mIoU", "refined cIoU", "mIoU")
@@ -27,8 +27,8 @@ DATA_SETS = {"generalised": "gRefCOCO ", "reasoning": "ReasonSeg "}
 @click.option("--method", type=shared.METHODS, default="head", help=shared.METHOD_HELP)
 @shared.method_data_option
 @shared.abstain_option
-@config_options("dtype", "device", "workers", "force", "strict", "check", "max_skipped")
-@config_options("model", "prompt", "system", "refiner_weights", unset="as in training")
+@config_options(*PLACEMENT, "workers", "force", "strict", "check", "max_skipped")
+@config_options(*AS_TRAINED, unset="as in training")
 @shared.batch_size_option
 @shared.limit_option
 @processes_option
@@ -38,11 +38,12 @@ def command(
 ) -> None:
     """Evaluate a trained head on data sets.
 
-    RUN is a run folder of `flmm train`, a head folder or a hub id. cIoU and mIoU are fractions of
+    RUN is a run folder of `flmm train`, a head folder or a hub id
+    (owner/name, owner/name@revision). cIoU and mIoU are fractions of
     1, of the coarse and of the refined masks. Further scores are printed if the data has what they
     need: phrases without target, ignored regions, tags of PNG.
     """
-    given = given_settings(parameters)
+    given = given_behind(parameters)
     names = ("protocol", "method", "method_data", "abstain", "batch_size", "limit")
     given |= {name: parameters[name] for name in names}
     with joined(processes) as world:

@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flmm_core.cli.console import echo_table
-from flmm_core.cli.options import config_options, given_settings
+from flmm_core.cli.options import AS_TRAINED, PLACEMENT, config_options, given_behind
 from flmm_core.errors import DataError, Problems, UsageError
 from flmm_core.files import check_writable, whole_folder, write_json
 
 if TYPE_CHECKING:
     from flmm_core.pipeline.result import Result
 
-CHECKED = "model", "device", "refiner_weights"
-"""Settings that can be wrong before a model is loaded."""
-
 
 @click.command("ground")
 @click.argument("path", metavar="IMAGE", type=click.Path(path_type=Path))
 @click.argument("phrases", metavar="PHRASE...", nargs=-1, required=True)
-@click.option("--head", required=True, help="Run folder, head folder or hub id of a trained head.")
+@click.option(
+    "--head",
+    required=True,
+    help="Trained head: a run folder, a head folder or a hub id (NAME@REVISION).",
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -42,8 +43,8 @@ CHECKED = "model", "device", "refiner_weights"
     type=click.FloatRange(0, 1),
     help='Answer "not there" below this probability.  [default: chosen in training]',
 )
-@config_options("dtype", "device", "force", "strict", "check")
-@config_options("model", "prompt", "system", "refiner_weights", unset="as in training")
+@config_options(*PLACEMENT, "force", "strict", "check")
+@config_options(*AS_TRAINED, unset="as in training")
 def command(
     path: Path,
     phrases: tuple[str, ...],
@@ -72,7 +73,7 @@ def command(
     check_writable(output)
     from flmm_core.data.images import read_image
 
-    given = given_settings(parameters)
+    given = given_behind(parameters)
     try:
         image = read_image(path)
     except DataError as error:
@@ -80,7 +81,7 @@ def command(
 
         problems = Problems()
         problems.add(error)
-        check_head(head, problems, **{key: given[key] for key in CHECKED if key in given})
+        check_head(head, problems, **given)
         problems.check()
         raise
     from flmm_core import Grounder

@@ -80,8 +80,7 @@ def command(
     kinds = sorted({str(x.dtype).removeprefix("torch.") for x in checkpoint.head.values()})
     encoder = "not in it"
     if checkpoint.encoder:
-        packaged = info.recipe.refiner_options.get("size") == "tiny"
-        encoder = "in it, compared" if weights or packaged else "in it, no --refiner-weights given"
+        encoder = f"in it, {'compared with' if weights else 'not compared: no'} --refiner-weights"
     echo_table(
         [
             ("head", f"{len(checkpoint.head)} tensors, {count:,} numbers, {', '.join(kinds)}"),

@@ -31,6 +31,12 @@ def config_options(*keys: str, unset: str = "") -> Callable[[Command], Command]:
     return decorate
 
 
+AS_TRAINED = "model", "revision", "adapter", "quantize", "prompt", "system", "refiner_weights"
+"""Settings that a trained head brings along, unless they are given."""
+PLACEMENT = "dtype", "device", "device_map", "attention"
+"""How the model behind a head is loaded, wherever the head was trained."""
+
+
 def given_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The settings given on the command line, by dotted key.
 
@@ -45,6 +51,14 @@ def given_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:
             given[setting.key] = [text for text in value if text]
         elif value is not None and value != ():
             given[setting.key] = value
+    return given
+
+
+def given_behind(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """`given_settings` by the names of the arguments of `Grounder.from_pretrained`."""
+    given = given_settings(parameters)
+    if "revision" in given:
+        given["model_revision"] = given.pop("revision")
     return given
 
 

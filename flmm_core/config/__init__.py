@@ -1,5 +1,8 @@
 """The settings of a run. YAML stops here: all else takes plain numbers and built parts."""
 
+from flmm_core.config.listing import Setting as Setting
+from flmm_core.config.listing import option_name as option_name
+from flmm_core.config.listing import settings as settings
 from flmm_core.config.resolve import load_config as load_config
 from flmm_core.config.settings import BaseChannels as BaseChannels
 from flmm_core.config.settings import EnlargeTo as EnlargeTo
@@ -7,9 +10,6 @@ from flmm_core.config.settings import HeadConfig as HeadConfig
 from flmm_core.config.settings import ProtocolName as ProtocolName
 from flmm_core.config.settings import RunConfig as RunConfig
 from flmm_core.config.settings import Section as Section
-from flmm_core.config.settings import Setting as Setting
 from flmm_core.config.settings import Workers as Workers
-from flmm_core.config.settings import option_name as option_name
-from flmm_core.config.settings import settings as settings
 from flmm_core.config.skip_limit import MAX_SKIPPED as MAX_SKIPPED
 from flmm_core.config.skip_limit import SkipLimit as SkipLimit

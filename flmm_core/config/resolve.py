@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from flmm_core.config.settings import PLUGIN_OPTIONS, RunConfig, Section, option_name, settings
+from flmm_core.config.listing import PLUGIN_OPTIONS, option_name, settings
+from flmm_core.config.settings import RunConfig, Section
 from flmm_core.config.shipped import find_config
 from flmm_core.config.yaml_files import read_yaml
 from flmm_core.errors import ConfigError, did_you_mean

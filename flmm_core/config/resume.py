@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flmm_core.config.listing import option_name
 from flmm_core.config.resolve import flat, load_config
-from flmm_core.config.settings import RunConfig, option_name
+from flmm_core.config.settings import RunConfig
 from flmm_core.config.yaml_files import read_yaml
 from flmm_core.errors import UsageError
 from flmm_core.spec import BackboneSpec
@@ -19,7 +20,7 @@ NOT_OF_A_RUN = frozenset({"output", "resume", "force", "strict", "check"})
 """Settings of a command; the folder of a run may have been moved."""
 MAY_CHANGE = NOT_OF_A_RUN | frozenset(
     {
-        "device", "workers", "max_skipped", "accumulate",
+        "device", "device_map", "attention", "workers", "max_skipped", "accumulate",
         "learning_rate", "refiner_learning_rate", "weight_decay", "clip_norm",
         "log_every", "log_with", "save_every", "keep", "patience", "max_hours",
         "eval_data", "pictures",

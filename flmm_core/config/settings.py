@@ -1,13 +1,13 @@
-"""The settings of a run as pydantic models, and what options and help pages are made of."""
+"""The settings of a run as pydantic models."""
 
 from __future__ import annotations
 
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -21,10 +21,7 @@ from pydantic import (
 from flmm_core.config.skip_limit import MAX_SKIPPED, SkipLimit
 from flmm_core.config.yaml_files import dump_yaml
 from flmm_core.segment import CaptionMode
-from flmm_core.spec import DEFAULT_PROMPT
-
-PLUGIN_OPTIONS = {"options": "--options", "refiner_options": "--refiner-option"}
-"""Settings that a plugin's options model validates, and their command-line options."""
+from flmm_core.spec import DEFAULT_PROMPT, Attention, DeviceMap, Quantize
 
 BATCH_SIZE = 8
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
@@ -172,6 +169,14 @@ class RunConfig(Section):
 
     backbone: str = Field(description="Family of vision-language models (see `flmm backbones`).")
     model: str = Field("tiny", description="Model: an alias, a hub id or a local folder.")
+    revision: str = Field("main", description="Branch, tag or commit of a model on the hub.")
+    adapter: str = Field(
+        "none",
+        description="Adapter (LoRA) to apply to the model: a folder, or a hub id (NAME@REVISION).",
+    )
+    quantize: Quantize = Field(
+        "none", description="Load the layers of the language model in 8 or 4 bits (bitsandbytes)."
+    )
     options: dict[str, Any] = Field(
         {}, description="Option of the backbone (see `flmm backbones show`); repeatable."
     )
@@ -186,6 +191,14 @@ class RunConfig(Section):
         " they are stored; bfloat16 with --precision bf16.",
     )
     device: str = Field("auto", description="Device: auto, cpu, cuda, cuda:1 or mps.")
+    device_map: DeviceMap = Field(
+        "none", description="Spread a large model over all devices; none = all on --device."
+    )
+    attention: Attention = Field(
+        "auto",
+        description="Attention of the vision encoder and of answers; while phrases are grounded,"
+        " the language model always uses sdpa.",
+    )
     prompt: str = Field(DEFAULT_PROMPT, description="The user's turn that precedes the caption.")
     system: str | None = Field(
         None,
@@ -360,41 +373,3 @@ class RunConfig(Section):
         return dump_yaml(
             self.model_dump(mode="json", exclude={"resume", "force", "strict", "check"})
         )
-
-
-class Setting(NamedTuple):
-    """One field of a configuration, for options, help pages and messages.
-
-    Attributes:
-        key: Dotted ("head.pool").
-        type: As annotated, without Optional and Annotated's extras.
-        default: None if there is none or a factory makes it.
-    """
-
-    key: str
-    type: Any
-    default: Any
-    help: str
-
-
-def settings(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of a configuration in order, sections unfolded."""
-    for name, field in model.model_fields.items():
-        kind: Any = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from settings(kind, f"{prefix}{name}.")
-            continue
-        if type(None) in get_args(kind):
-            kind = next(arm for arm in get_args(kind) if arm is not type(None))
-        if get_origin(kind) is Annotated:
-            kind = get_args(kind)[0]
-        default = None if field.is_required() or field.default_factory else field.default
-        yield Setting(prefix + name, kind, default, field.description or "")
-
-
-def option_name(key: str) -> str:
-    """The command-line option of a dotted key: "head.pool" is --head-pool."""
-    setting, _, rest = key.partition(".")
-    if setting in PLUGIN_OPTIONS:
-        return f"{PLUGIN_OPTIONS[setting]} {rest}".rstrip()
-    return "--" + key.replace(".", "-").replace("_", "-")

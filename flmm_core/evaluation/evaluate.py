@@ -180,21 +180,15 @@ def evaluate_run(
     method_data: Sequence[str] = (),
     protocol: str | None = None,
     abstain: bool = False,
-    dtype: str = "auto",
     device: str = "auto",
-    model: str | None = None,
-    prompt: str | None = None,
-    system: str | None = None,
     refiner_weights: Path | None = None,
-    force: bool = False,
-    strict: bool = False,
-    check: bool = True,
     batch_size: int = 16,
     workers: Workers = "auto",
     limit: int | None = None,
     max_skipped: str = MAX_SKIPPED,
     progress: Progress | None = None,
     world: World | None = None,
+    **behind: Any,
 ) -> dict[str, Any]:
     """Evaluate a trained head on data sets; the processes of a world share the samples.
 
@@ -206,15 +200,11 @@ def evaluate_run(
             head's training data.
         protocol: By default that of the head's training.
         abstain: Answer "not there" below the head's threshold.
-        dtype: Of the VLM's weights; see `Backbone.load`.
         device: "auto" selects the first accelerator.
-        model: Where the VLM is, by default as in training.
-        prompt: The user's text beside the image, by default as in training; so for `system`.
         refiner_weights: Weights file of the refiner, if training needed one.
-        force: Accept another VLM than the head was trained behind.
-        strict: See `Grounder.from_pretrained`; so for `check`.
         limit: Maximum number of samples per source.
         max_skipped: How much of a source may be left out because it cannot be used.
+        behind: What else `Grounder.from_pretrained` takes: `model`, `dtype`, `quantize`, ...
 
     Returns:
         The settings and the scores by source, ready for JSON.
@@ -231,9 +221,7 @@ def evaluate_run(
         if abstain:
             check_can_abstain([method])
         device, problems = world.device(device), Problems()
-        info = check_head(
-            run, problems, model=model, device=device, refiner_weights=refiner_weights
-        )
+        info = check_head(run, problems, device=device, refiner_weights=refiner_weights, **behind)
         facts = info.facts if info else {}
         protocol = protocol or str(facts.get("protocol", "standard"))
         sources: dict[str, ImageSamples] = {}
@@ -246,16 +234,7 @@ def evaluate_run(
         problems.check()
     with world.agreed():
         grounder = Grounder.from_pretrained(
-            run,
-            dtype=dtype,
-            device=device,
-            model=model,
-            prompt=prompt,
-            system=system,
-            refiner_weights=refiner_weights,
-            force=force,
-            strict=strict,
-            check=check,
+            run, device=device, refiner_weights=refiner_weights, **behind
         )
         recipe = grounder.info.recipe
         below = chosen_threshold(grounder.confidence, str(run)) if abstain else None
@@ -279,6 +258,7 @@ def evaluate_run(
         "method": {"name": method, **maker.settings},
         "backbone": recipe.backbone,
         "model": recipe.model,
+        **recipe.changes,
         "reads": grounder.backbone.rendered_prompt(),
         "refiner": recipe.refiner,
         "refiner_options": dict(recipe.refiner_options),

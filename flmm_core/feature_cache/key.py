@@ -22,6 +22,7 @@ from flmm_core.data.images import read_image
 from flmm_core.data.left_out import LeftOut
 from flmm_core.data.sample import Sample
 from flmm_core.errors import DataError, WeightsError
+from flmm_core.pipeline.backbone.loading import NONE, find_adapter
 from flmm_core.pipeline.backbone.weights import choose_device, choose_dtype, find_source
 from flmm_core.pipeline.build import recipe_of, refiner_class
 from flmm_core.plugins import load_backbones, package_version
@@ -33,8 +34,8 @@ MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt"
 
 TRAINED_HALF = {
     "boxes.py", "build.py", "check_head.py", "confidence.py", "drift.py", "fingerprint.py",
-    "grounder.py", "head.py", "head_folder.py", "load_check.py", "mask_head.py", "none.py",
-    "probe.py", "result.py", "text_prompts.py", "unet.py", "verify.py",
+    "grounder.py", "head.py", "head_folder.py", "load_check.py", "mask_head.py", "model_card.py",
+    "none.py", "probe.py", "publish.py", "result.py", "text_prompts.py", "unet.py", "verify.py",
 }  # fmt: skip
 """Files of the pipeline that features do not depend on."""
 
@@ -58,7 +59,10 @@ def frozen_facts(config: RunConfig, spec: BackboneSpec) -> dict[str, Any]:
     recipe, device = recipe_of(config), choose_device(config.device)
     facts = {
         "backbone": recipe.backbone,
-        **_model_facts(find_source(spec, recipe.model)),
+        **_model_facts(find_source(spec, recipe.model), recipe.revision),
+        "adapter": recipe.adapter if recipe.adapter == NONE else _adapter_digest(recipe.adapter),
+        "quantize": recipe.quantize,
+        "attention": config.attention,
         "dtype": str(choose_dtype(config.dtype, device.type)).removeprefix("torch."),
         "prompt": recipe.prompt,
         "system": recipe.system,
@@ -131,14 +135,18 @@ def _image_digest(path: Path) -> str:
         raise DataError(f"The image {path} cannot be read.", found=f"{error.strerror}.") from error
 
 
-def _model_facts(source: str) -> dict[str, Any]:
+def _adapter_digest(adapter: str) -> str:
+    return _files_digest(sorted(find_adapter(adapter).glob("adapter_*")))
+
+
+def _model_facts(source: str, revision: str) -> dict[str, Any]:
     """What identifies a model: its commit on the hub, or the digest of its files."""
     folder = Path(source)
     if folder.is_dir():
         files = sorted({file for form in MODEL_FILES for file in folder.glob(form)})
         return {"model files": _files_digest(files), "revision": None}
     try:
-        snapshot = Path(snapshot_download(source, local_files_only=True))
+        snapshot = Path(snapshot_download(source, revision=revision, local_files_only=True))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise WeightsError(
             f"The files of the model '{source}' are missing.",

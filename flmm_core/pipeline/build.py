@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,9 +12,11 @@ from pydantic import ConfigDict, Field
 
 from flmm_core.config import BaseChannels, EnlargeTo, RunConfig
 from flmm_core.errors import Problems
+from flmm_core.hub import LATEST
 from flmm_core.pipeline.backbone.fingerprint import take_fingerprint
+from flmm_core.pipeline.backbone.loading import check_loading
 from flmm_core.pipeline.backbone.weight_files import check_model_files
-from flmm_core.pipeline.backbone.weights import choose_device
+from flmm_core.pipeline.backbone.weights import choose_device, find_source
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.pipeline.observer import Observer
@@ -24,7 +26,7 @@ from flmm_core.pipeline.text_prompts import TextPrompts
 from flmm_core.pipeline.types import VlmShape
 from flmm_core.plugins import load_backbones, load_class, load_refiners, parse_options
 from flmm_core.segment import CaptionMode
-from flmm_core.spec import DEFAULT_PROMPT, BackboneSpec, RefinerOptions
+from flmm_core.spec import DEFAULT_PROMPT, BackboneSpec, Quantize, RefinerOptions
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Recipe:
 
     backbone: str
     model: str = "tiny"
+    revision: str = LATEST
+    adapter: str = "none"
+    quantize: Quantize = "none"
     options: Mapping[str, Any] = field(default_factory=dict)
     prompt: str = DEFAULT_PROMPT
     system: str | None = None
@@ -58,6 +63,21 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # a list in JSON
+
+    def behind(self, **given: Any) -> Recipe:
+        """The same with another model, revision, adapter or quantization where one is given.
+
+        A model that replaces the recipe's is the latest of its repository.
+        """
+        changed = {name: value for name, value in given.items() if value is not None}
+        if changed.get("model", self.model) != self.model:
+            changed.setdefault("revision", LATEST)
+        return replace(self, **changed)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What is loaded of the model and done to it: arguments of `Backbone.load`."""
+        return {name: getattr(self, name) for name in ("revision", "adapter", "quantize")}
 
 
 def refiner_class(recipe: Recipe) -> tuple[type[Refiner], RefinerOptions]:
@@ -122,7 +142,12 @@ def check_flow(
     with problems.part():
         spec = spec or load_backbones().get(recipe.backbone)
         parse_options(spec, recipe.options)
-        check_model_files(spec, recipe.model, load_class(spec).model_types, pass_through)
+        given = {**recipe.changes, **pass_through}
+        types = load_class(spec).model_types
+        source = find_source(spec, recipe.model)
+        with problems.part():
+            check_loading(source, **given)
+        check_model_files(spec, recipe.model, types, given)
     with problems.part():
         refiner, options = refiner_class(recipe)
         refiner.check(options, refiner_weights)
@@ -178,10 +203,10 @@ def build_flow(
             system=recipe.system,
             caption_mode=recipe.caption_mode,
             options=recipe.options,
-            **pass_through,
+            **{**recipe.changes, **pass_through},
         )
     encoder, refiner = load_refiner(recipe, refiner_weights)
-    place = backbone.vlm.device
+    place = backbone.device
     observer = Observer(
         backbone,
         None if encoder is None else encoder.to(place),
@@ -198,6 +223,9 @@ def recipe_of(config: RunConfig) -> Recipe:
     return Recipe(
         backbone=config.backbone,
         model=config.model,
+        revision=config.revision,
+        adapter=config.adapter,
+        quantize=config.quantize,
         options=config.options,
         prompt=config.prompt,
         system=config.system,
@@ -206,6 +234,11 @@ def recipe_of(config: RunConfig) -> Recipe:
         refiner_options=config.refiner_options,
         **config.head.model_dump(),
     )
+
+
+def placement_of(config: RunConfig) -> dict[str, Any]:
+    """How a run's VLM is loaded beyond its recipe: arguments of `Backbone.load`."""
+    return {"device_map": config.device_map, "attention": config.attention}
 
 
 def build_from_config(config: RunConfig, spec: BackboneSpec) -> tuple[Observer, Head]:
@@ -218,4 +251,5 @@ def build_from_config(config: RunConfig, spec: BackboneSpec) -> tuple[Observer, 
         refiner_weights=config.refiner_weights,
         one_by_one=config.exact,
         check=config.check,
+        **placement_of(config),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from flmm_core.errors import Problems
 from flmm_core.pipeline.build import check_flow
 from flmm_core.pipeline.confidence import read_confidence
 from flmm_core.pipeline.head_folder import HeadInfo, find_head, read_info, read_weights
+from flmm_core.spec import Quantize
 
 
 def check_head(
@@ -20,6 +20,9 @@ def check_head(
     problems: Problems,
     *,
     model: str | None = None,
+    model_revision: str | None = None,
+    adapter: str | None = None,
+    quantize: Quantize | None = None,
     device: str | torch.device = "auto",
     refiner_weights: Path | None = None,
     revision: str | None = None,
@@ -39,6 +42,8 @@ def check_head(
         read_weights(folder)
         read_confidence(folder)
     if info is not None:
-        recipe = info.recipe if model is None else replace(info.recipe, model=model)
+        recipe = info.recipe.behind(
+            model=model, revision=model_revision, adapter=adapter, quantize=quantize
+        )
         check_flow(recipe, problems, device=device, refiner_weights=refiner_weights, **pass_through)
     return info

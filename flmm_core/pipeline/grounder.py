@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from flmm_core.errors import UsageError
 from flmm_core.files import whole_folder
 from flmm_core.images import to_image
-from flmm_core.pipeline import head_folder
+from flmm_core.pipeline import head_folder, publish
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.build import build_flow
 from flmm_core.pipeline.confidence import Confidence, read_confidence, write_confidence
@@ -25,6 +26,7 @@ from flmm_core.pipeline.observer import Observer, ObserverInputs
 from flmm_core.pipeline.result import Result, collect
 from flmm_core.pipeline.types import Grounding
 from flmm_core.segment import Segment, is_text, statements
+from flmm_core.spec import Quantize
 
 
 @dataclass(eq=False, repr=False)
@@ -49,6 +51,9 @@ class Grounder:
         source: str | os.PathLike[str],
         *,
         model: str | None = None,
+        model_revision: str | None = None,
+        adapter: str | None = None,
+        quantize: Quantize | None = None,
         prompt: str | None = None,
         system: str | None = None,
         device: str | torch.device = "auto",
@@ -63,29 +68,38 @@ class Grounder:
         """A trained head behind its VLM.
 
         Args:
-            source: A run folder, a checkpoint or head folder, or a hub id.
+            source: A run folder, a checkpoint or head folder, or a hub id (`owner/name@revision`).
             model: Where the VLM is, if not where it was in training.
+            model_revision: Of the VLM's hub repository; by default as in training, or the latest
+                of another `model`.
+            adapter: A LoRA adapter on the VLM, if not as in training; "none" is without. So for
+                `quantize`.
             prompt: The user's text beside the image, if not as in training; so for `system`.
             device: "auto" takes the first accelerator.
             dtype: Of the VLM's weights; see `Backbone.load`.
             refiner_weights: The refiner's own weights file, where training needed one.
-            revision: Of the hub repository of the head.
+            revision: Of the hub repository of the head: a branch, tag or commit.
             force: Accept another VLM of the same shape than the head was trained behind.
             strict: Refuse a VLM that does otherwise than when the head was trained, as under
                 another version of transformers. Otherwise a warning says so.
             check: Run the VLM on a drawn image first; see `take_fingerprint`.
-            pass_through: For transformers' `from_pretrained` of the VLM.
+            pass_through: Further arguments of `Backbone.load`: `device_map`, `attention`, and
+                those of transformers' `from_pretrained` of the VLM.
 
         Raises:
             WeightsError: The head is missing, damaged, or was trained behind another VLM.
+            MissingExtraError: A package that `adapter` or `quantize` needs is not installed.
             RunError: The VLM does not do what its backbone promises.
         """
         folder = head_folder.find_head(source, revision=revision)
         trained = info = head_folder.read_info(folder)
         state, confidence = head_folder.read_weights(folder), read_confidence(folder)
-        given = {"model": model, "prompt": prompt, "system": system}
-        changed: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
-        info = replace(info, recipe=replace(info.recipe, **changed))
+        recipe = info.recipe.behind(
+            model=model, revision=model_revision, adapter=adapter, quantize=quantize
+        )
+        given: dict[str, Any] = {"prompt": prompt, "system": system}
+        changed = {key: value for key, value in given.items() if value is not None}
+        info = replace(info, recipe=replace(recipe, **changed))
         observer, head = build_flow(
             info.recipe,
             dtype=dtype,
@@ -114,6 +128,44 @@ class Grounder:
             if self.confidence is not None:
                 write_confidence(aside, self.confidence)
         return Path(folder)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool | None = None,
+        message: str | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        model: str | None = None,
+        adapter: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Publish the head with a model card; returns the URL of the commit or pull request.
+
+        The VLM and the refiner's image encoder are not uploaded, nor any path of this machine.
+        `flmm push RUN` also writes scores and settings of a run on the card.
+
+        Args:
+            repo: `owner/name`; created if there is none.
+            private: Of a new repository; None is the owner's default.
+            message: Of the commit.
+            create_pr: Propose the commit as a pull request.
+            revision: The branch to commit to, by default `main`.
+            model: Where others find the VLM, if it was loaded from a folder; so for `adapter`.
+            token: By default the one of `hf auth login` or HF_TOKEN.
+
+        Raises:
+            UsageError: `repo` is no hub id, or the VLM is a folder and no `model` is given.
+            RunError: There is no token, or the hub refuses or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory(prefix="flmm-head-") as made:
+            folder = self.save_pretrained(Path(made) / "head")
+            with publish.staged(folder, repo, model=model, adapter=adapter) as files:
+                return publish.upload(
+                    files, repo, private=private, message=message, create_pr=create_pr,
+                    revision=revision, token=token,
+                )  # fmt: skip
 
     @property
     def backbone(self) -> Backbone:

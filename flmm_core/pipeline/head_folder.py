@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 from safetensors.torch import load_file, save_file
@@ -28,8 +26,14 @@ from torch import Tensor
 import flmm_core
 from flmm_core.errors import WeightsError, first_problem
 from flmm_core.files import SEAL, sealed, write_json
+from flmm_core.hub import fetch
 from flmm_core.pipeline.backbone.fingerprint import Fingerprint
-from flmm_core.pipeline.backbone.identity import Digest, ModelIdentity, differences
+from flmm_core.pipeline.backbone.identity import (
+    Digest,
+    ModelIdentity,
+    differences,
+    quantized_otherwise,
+)
 from flmm_core.pipeline.build import Recipe, build_mask_head
 from flmm_core.pipeline.confidence import FILE as CONFIDENCE
 from flmm_core.pipeline.fit import check_weights
@@ -94,6 +98,11 @@ def write_head(folder: Path, head: Head, info: HeadInfo) -> None:
     """Write weights and configuration into a folder that exists."""
     state = {key: value.cpu().contiguous() for key, value in head.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    write_info(folder, info)
+
+
+def write_info(folder: Path, info: HeadInfo) -> None:
+    """Write the configuration of the weights that a folder holds."""
     content = {
         **info.facts,
         "format": FORMAT,
@@ -231,7 +240,10 @@ def check_model(
     """
     if trained.model is None:
         _note_unknown_model(head)
-    elif different := differences(trained.model, found):
+        return
+    if note := quantized_otherwise(trained.model, found):
+        logger.warning("The head in '%s' was trained behind other weights: %s.", head, note)
+    if different := differences(trained.model, found):
         error = WeightsError(
             f"The head in '{head}' was trained behind another model than '{model}'.",
             found="\n".join([f"Its model was '{trained.recipe.model}'. Differences:", *different]),
@@ -253,7 +265,7 @@ def find_head(source: str | os.PathLike[str], *, revision: str | None = None) ->
 
     Args:
         source: A run folder (its best checkpoint, else its last), a checkpoint or head folder, or
-            a hub id.
+            a hub id, which may end in `@revision`.
         revision: Of the hub repository.
     """
     folder = Path(source)
@@ -267,13 +279,9 @@ def find_head(source: str | os.PathLike[str], *, revision: str | None = None) ->
             found=f"It is {what}. Looked for {CONFIG} and {WEIGHTS} in it, in best/ and in last/.",
             repair="Give a run folder of `flmm train`, one of its checkpoints, or a hub id.",
         )
-    try:
-        wanted = [CONFIG, WEIGHTS, CONFIDENCE]
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise WeightsError(
-            f"The head '{source}' cannot be fetched from the hub.",
-            found=f"No such folder here; the hub said: {type(error).__name__}: {reason}",
-            repair="Check the name and the network, or download it elsewhere and give the folder.",
-        ) from error
+    asked = f"The head '{source}' cannot be fetched from the hub."
+    folder = fetch(str(source), asked, [CONFIG, WEIGHTS, CONFIDENCE], revision)
+    if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+        found = f"The repository has no {' and no '.join(missing)}."
+        raise WeightsError(asked, found=found, repair="Give one that `flmm push` made.")
+    return folder

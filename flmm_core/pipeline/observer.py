@@ -88,8 +88,7 @@ class Observer:
     @property
     def device(self) -> torch.device:
         """Where the VLM runs."""
-        device: torch.device = self.backbone.vlm.device
-        return device
+        return self.backbone.device
 
     def prepare(
         self,

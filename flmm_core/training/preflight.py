@@ -21,7 +21,7 @@ from flmm_core.feature_cache.store import Store
 from flmm_core.files import check_writable, free_bytes
 from flmm_core.pipeline.backbone.weight_files import loaded_bytes
 from flmm_core.pipeline.backbone.weights import choose_device, choose_dtype, find_source
-from flmm_core.pipeline.build import check_flow, recipe_of
+from flmm_core.pipeline.build import check_flow, placement_of, recipe_of
 from flmm_core.progress import Progress
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.parts import check_initial_head
@@ -70,6 +70,7 @@ def check_run(config: RunConfig, spec: BackboneSpec, progress: Progress) -> RunD
         spec=spec,
         device=config.device,
         refiner_weights=config.refiner_weights,
+        **placement_of(config),
     )
     if not problems.found:
         with problems.part():

@@ -123,8 +123,7 @@ class Trackers:
                 # First: what is killed in between is missing there, but nothing is there twice.
                 self._note(name, place)
                 try:
-                    if figures:
-                        tracker.log(dict(figures), step=place.step)
+                    tracker.log(dict(figures), step=place.step)
                     then(tracker)
                 except Exception:
                     self._note(name, before)

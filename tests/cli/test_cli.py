@@ -79,7 +79,7 @@ def test_the_version_is_the_distributions(capsys: Capture) -> None:
     ("arguments", "message"),
     [
         (["trainn"], "flmm: No such command 'trainn'. Did you mean 'train'?\n`flmm --help`"),
-        (["train", "--bath-size", "3"], "flmm: No such option '--bath-size'. Did you mean"),
+        (["train", "--bath-size", "3"], "flmm: No such option '--bath-size'. (Did you mean one of"),
         (["train", "--no-sam-text"], "flmm: No such option '--no-sam-text'. Did you mean '--refin"),
         (["train", "--steps", "many"], "flmm: Invalid value for '--steps': 'many' is not a valid"),
         (["train", "--workers", "x"], "flmm: Invalid value for '--workers': 'x' is neither a"),

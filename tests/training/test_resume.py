@@ -86,9 +86,9 @@ def test_the_message_has_both_values_and_says_what_may_change(begun: RunConfig) 
         f"The run in '{run}' cannot be resumed with other settings.\n"
         "  --batch-size: 8 in the run, 3 now\n"
         f"`flmm train --resume --output {run}` resumes it as it began; these may change: "
-        "--accumulate, --clip-norm, --device, --eval-data, --keep, --learning-rate, --log-every, "
-        "--log-with, --max-hours, --max-skipped, --patience, --pictures, --refiner-learning-rate, "
-        "--save-every, --weight-decay, --workers.\n"
+        "--accumulate, --attention, --clip-norm, --device, --device-map, --eval-data, --keep, "
+        "--learning-rate, --log-every, --log-with, --max-hours, --max-skipped, --patience, "
+        "--pictures, --refiner-learning-rate, --save-every, --weight-decay, --workers.\n"
         f"If a path has only moved, correct it in '{run / 'config.yaml'}'. For anything else give "
         "another --output."
     )

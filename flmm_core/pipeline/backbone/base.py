@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from flmm_core.errors import WeightsError
 from flmm_core.images import to_image
-from flmm_core.pipeline.backbone import conversation, tokens, weights
+from flmm_core.pipeline.backbone import conversation, loading, tokens, weights
 from flmm_core.pipeline.backbone.batch import Side, collate, place_rows, stack_padded, to_vlm
 from flmm_core.pipeline.backbone.identity import ModelIdentity, identify
 from flmm_core.pipeline.backbone.recorder import AttentionRecorder, Pool
@@ -32,7 +33,7 @@ from flmm_core.pipeline.backbone.view_check import check_views, misfit, naming_s
 from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, ImageView, Prefix, Trace
 from flmm_core.plugins import parse_options
 from flmm_core.segment import CaptionMode, Segment
-from flmm_core.spec import DEFAULT_PROMPT, BackboneOptions, BackboneSpec
+from flmm_core.spec import DEFAULT_PROMPT, Attention, BackboneOptions, BackboneSpec, Quantize
 
 
 class Backbone(ABC):
@@ -118,6 +119,9 @@ class Backbone(ABC):
         system: str | None = None,
         caption_mode: CaptionMode = "whole",
         options: Mapping[str, Any] | BackboneOptions | None = None,
+        adapter: str = loading.NONE,
+        quantize: Quantize = "none",
+        attention: Attention = "auto",
         **pass_through: Any,
     ) -> Self:
         """Load and freeze a model.
@@ -130,36 +134,28 @@ class Backbone(ABC):
             device: "auto" takes the first accelerator. Unused with `device_map`.
             prompt: See the attribute; so for `system` and `caption_mode`.
             options: The plugin's own settings.
-            pass_through: For transformers' `from_pretrained`; `trust_remote_code` is off.
+            adapter: A LoRA adapter to apply: a folder, or a hub id (`name@revision`).
+            quantize: "8bit" or "4bit" loads the language model's layers so (bitsandbytes).
+            attention: Of the vision encoder and of answers; the recorder always uses sdpa.
+            pass_through: For transformers' `from_pretrained` (`revision`, `device_map`, ...);
+                `trust_remote_code` is off.
 
         Raises:
             UsageError: The model is no alias and looks like neither a hub id nor a folder.
             ConfigError: An option is unknown or has an invalid value.
             WeightsError: The folder is missing or of another family, or the hub id cannot be
-                reached; the tokenizer or the chat template cannot take whole captions.
+                reached; the tokenizer or the chat template cannot take whole captions; the
+                adapter does not fit.
         """
         checked = parse_options(spec, options)
         source = weights.find_source(spec, model)
         weights.check_model_type(spec, source, cls.model_types, pass_through)
-        placed = "device_map" in pass_through or "quantization_config" in pass_through
-        target = weights.choose_device(device)
-        kwargs = {"trust_remote_code": False, **pass_through}
-        kwargs["dtype"] = weights.choose_dtype(dtype, "auto" if placed else target.type)
-        with weights.explain_errors(spec, source):
-            vlm, processor = cls.load_model(source, checked, **kwargs)
-        if not placed:
-            vlm = vlm.to(target)
+        how = loading.Loading(dtype, device, adapter, quantize, attention, pass_through)
+        vlm, processor = how.load(spec, source, partial(cls.load_model, source, checked))
         return cls(
-            spec,
-            vlm,
-            processor,
-            model=model,
-            source=source,
-            options=checked,
-            prompt=prompt,
-            system=system,
-            caption_mode=caption_mode,
-        )
+            spec, vlm, processor, model=model, source=source, options=checked,
+            prompt=prompt, system=system, caption_mode=caption_mode,
+        )  # fmt: skip
 
     def __init__(
         self,
@@ -200,6 +196,11 @@ class Backbone(ABC):
     def __getstate__(self) -> dict[str, Any]:
         """Everything that `prepare` needs: what a DataLoader worker receives."""
         return {**self.__dict__, "vlm": None, "_recorder": None}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the VLM takes its inputs."""
+        return loading.input_device(self.vlm)
 
     def weights_digest(self) -> str:
         """Hexadecimal SHA-256 over dtypes, shapes and values of the VLM's weights."""

@@ -59,6 +59,7 @@ class ModelIdentity:
         tokenizer: SHA-256 of its vocabulary and of how it splits a sentence.
         chat_template: SHA-256 of its text.
         image_processor: The settings that decide the pixels.
+        quantization: How the weights are quantized ("bitsandbytes 4bit"); empty if they are not.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -69,6 +70,7 @@ class ModelIdentity:
     tokenizer: Digest
     chat_template: Digest
     image_processor: Mapping[str, JsonValue]
+    quantization: str = ""
 
     @property
     def square(self) -> int | None:
@@ -97,6 +99,7 @@ def identify(vlm: Any, processor: Any) -> ModelIdentity:
         tokenizer=_digest(_tokens(processor.tokenizer)),
         chat_template=_digest(template),
         image_processor=_pixel_settings(processor.image_processor),
+        quantization=_quantization(vlm.config),
     )
 
 
@@ -123,6 +126,17 @@ def differences(head: ModelIdentity, model: ModelIdentity) -> list[str]:
     return [*found, *(f"image processor, {text}" for text in pixels)]
 
 
+def quantized_otherwise(head: ModelIdentity, model: ModelIdentity) -> str:
+    """In words, that a model is quantized otherwise than in training; empty if it is not.
+
+    It is the same model, a little less exact.
+    """
+    if head.quantization == model.quantization:
+        return ""
+    kinds = [each.quantization or "not quantized" for each in (head, model)]
+    return f"quantization: head {kinds[0]}, model {kinds[1]}"
+
+
 def _unequal(head: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[str]:
     for name, value in head.items():
         if name in model and model[name] != value:
@@ -139,6 +153,19 @@ def _architecture(vlm: Any) -> dict[str, str | int]:
             if isinstance(value, str | int):
                 sizes[f"{part}.{name}"] = value
     return sizes
+
+
+def _quantization(config: Any) -> str:
+    """The method, and its bits if it says them: "bitsandbytes 4bit", "awq 4bit"."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return ""
+    known = settings if isinstance(settings, Mapping) else settings.to_dict()
+    method = known.get("quant_method", "unknown")
+    words = [str(getattr(method, "value", method))]
+    flags = {"load_in_8bit": 8, "load_in_4bit": 4}
+    bits = next((bits for flag, bits in flags.items() if known.get(flag)), known.get("bits"))
+    return " ".join([*words, *([f"{bits}bit"] if bits else [])])
 
 
 def _readable(tensor: Tensor | None) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
@@ -24,24 +25,24 @@ from flmm_core.errors import (
     UsageError,
     WeightsError,
     did_you_mean,
+    machine_error,
     shortened,
 )
+from flmm_core.hub import HUB_ARGUMENTS, HUB_ID, explain, explained, root
+from flmm_core.pipeline.backbone.quantization import with_kept_modules
 from flmm_core.plugins import load_backbones
 from flmm_core.spec import BackboneSpec
 
 logger = logging.getLogger(__name__)
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 PACKAGE_FOLDER = re.compile(r"([A-Za-z_][\w.]*):([\w./-]+)")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, hub_errors.StrictDataclassError)
 ADAPTER = "adapter_config.json"
 WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 """What DataParallel and torch.compile write before the names of a model's tensors."""
 CLASS_TOKENS = "class_embedding", "cls_token"
 """What vision models call the token that they add to those of the image."""
-DOWNLOAD = "Download it on a machine with network access (hf download) and pass it with --model."
 
 
 def load_pretrained(
@@ -68,6 +69,8 @@ def load_pretrained(
     """
     files = {k: kwargs[k] for k in (*HUB_ARGUMENTS, "trust_remote_code") if k in kwargs}
     _check_adapter(source, kwargs)
+    if how := kwargs.get("quantization_config"):
+        kwargs["quantization_config"] = with_kept_modules(model_class, source, how, kwargs)
     if kwargs.get("device_map") == "meta":
         with torch.device("meta"):
             model = model_class(model_class.config_class.from_pretrained(source, **files))
@@ -241,29 +244,8 @@ def _hub_file(source: str, name: str, hub: Mapping[str, Any]) -> Path:
 
 
 def _hub_config(source: str, hub: Mapping[str, Any]) -> Path:
-    try:
+    with explained(f"The model '{source}' cannot be downloaded from the Hugging Face hub."):
         return _hub_file(source, "config.json", hub)
-    except (OSError, hub_errors.HFValidationError, hub_errors.EntryNotFoundError) as error:
-        found, repair = _explain_hub_error(error)
-        asked = f"The model '{source}' cannot be downloaded from the Hugging Face hub."
-        raise WeightsError(asked, found=found, repair=repair) from error
-
-
-def _explain_hub_error(error: Exception) -> tuple[str, str]:
-    """(what was found, what repairs it); the order matters, the hub's errors are subclasses."""
-    if isinstance(error, hub_errors.GatedRepoError):
-        repair = "Accept the conditions on its page and log in (hf auth login)."
-        return "Access to it is gated.", repair
-    unknown = hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError
-    if isinstance(error, (*unknown, hub_errors.HFValidationError)):
-        found = "There is no local folder of that name, and no such model or revision on the hub."
-        return found, "Check the name; a private model needs hf auth login."
-    if isinstance(error, hub_errors.LocalEntryNotFoundError):
-        found = "It is not in the local cache, and there is no network (or HF_HUB_OFFLINE is set)."
-        return found, DOWNLOAD
-    if isinstance(error, hub_errors.EntryNotFoundError):
-        return "It has no config.json.", "Choose a transformers model."
-    return f"The hub cannot be reached: {error}", DOWNLOAD
 
 
 @contextmanager
@@ -278,12 +260,18 @@ def explain_errors(spec: BackboneSpec, source: str) -> Iterator[None]:
             repair=_package_advice(error),
         ) from error
     except LOAD_ERRORS as error:
+        if (known := machine_error(error)) is not None:
+            raise known from error
+        asked = f"The model '{source}' cannot be downloaded from the Hugging Face hub."
+        if (cause := root(error)) is not error or isinstance(error, hub_errors.HfHubHTTPError):
+            found, repair = explain(cause)
+            raise WeightsError(asked, found=found, repair=repair) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"Backbone '{spec.name}' cannot load the model '{source}'.",
             found=reason,
             repair="Check that the folder is complete (weights, tokenizer and processor files), "
-            f"or download it again. {DOWNLOAD}",
+            "or download it again.",
         ) from error
 
 
@@ -360,17 +348,16 @@ def choose_dtype(dtype: str | torch.dtype, device_type: str) -> str | torch.dtyp
 def digest(module: torch.nn.Module) -> str:
     """Hexadecimal SHA-256 over the dtypes, shapes and values of a module's weights.
 
-    Without their names, which change from one version of transformers to the next.
-    `WeightsError` if some are offloaded.
+    Without their names, which change from one version of transformers to the next. Those that are
+    offloaded are read into memory, one layer at a time.
     """
     known = set()
     for name, tensor in sorted(module.state_dict().items()):
         if tensor.is_meta:
-            raise WeightsError(
-                "The digest of an offloaded model's weights cannot be computed.",
-                found=f"'{name}' is not in memory.",
-                repair="Load the model without offloading.",
-            )
+            owner, _, leaf = name.rpartition(".")
+            layer = module.get_submodule(owner)
+            with align_module_device(layer):
+                tensor = getattr(layer, leaf).detach().cpu()
         one = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
         data = tensor.detach().cpu().contiguous().flatten()
         one.update(data.view(torch.uint8).numpy().tobytes())

@@ -43,6 +43,7 @@ SPECS = [
         summary="Segment Anything: frozen image encoder, trained prompt encoder and mask decoder",
         options=SamOptions,
         shorthand="size",
+        license="Apache-2.0",
     ),
 ]
 

@@ -78,6 +78,11 @@ class Refiner(nn.Module, ABC):
         """
 
     @classmethod
+    def weights_file(cls, options: Any) -> str:
+        """The usual name of the file that `load` needs with these options; empty if none."""
+        return ""
+
+    @classmethod
     def reads_text(cls, options: Any) -> bool:
         """Whether a refiner with these options reads text prompts, without loading it."""
         return cls.uses_text

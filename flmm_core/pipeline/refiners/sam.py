@@ -19,7 +19,13 @@ from flmm_core.pipeline.mask_logits import Canvas, MaskLogits, above, portions
 from flmm_core.pipeline.refiners import SamOptions
 from flmm_core.pipeline.refiners.base import ImageEncoder, Refiner
 from flmm_core.pipeline.refiners.sam_attention import fuse, padded_prompts
-from flmm_core.pipeline.refiners.sam_model import TINY_FOLDER, SamParts, build_sam, check_sam
+from flmm_core.pipeline.refiners.sam_model import (
+    OFFICIAL,
+    TINY_FOLDER,
+    SamParts,
+    build_sam,
+    check_sam,
+)
 from flmm_core.pipeline.resample import resize
 from flmm_core.pipeline.types import EncodedImage
 
@@ -142,6 +148,10 @@ class SamRefiner(Refiner):
     @classmethod
     def check(cls, options: SamOptions, weights: Path | None = None) -> None:
         check_sam(options.size, weights)
+
+    @classmethod
+    def weights_file(cls, options: SamOptions) -> str:
+        return "" if options.size == "tiny" else OFFICIAL[options.size].file
 
     @classmethod
     def reads_text(cls, options: SamOptions) -> bool:

@@ -103,9 +103,9 @@ class TestLoad:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         assert self.error(WeightsError, "owner/name-of-nothing") == (
             "The model 'owner/name-of-nothing' cannot be downloaded from the Hugging Face hub.\n"
-            "It is not in the local cache, and there is no network (or HF_HUB_OFFLINE is set).\n"
-            "Download it on a machine with network access (hf download) "
-            "and pass it with --model."
+            "It is not in the local cache, and HF_HUB_OFFLINE forbids to download it.\n"
+            "Unset HF_HUB_OFFLINE. Or: Download it on a machine with network access (hf download), "
+            "and give the folder."
         )
 
     def test_options_are_checked(self, folder: Path) -> None:

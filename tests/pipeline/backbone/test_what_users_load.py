@@ -74,7 +74,7 @@ def refusal(kind: type[FlmmError], name: str, model: Path) -> str:
     ],
 )  # fmt: skip
 def test_a_missing_package_is_named_with_what_installs_it(
-    twin: Callable[..., Path], changes: dict[str, Any], package: str, tmp_path: Path,
+    twin: Callable[..., Path], changes: dict[str, Any], package: str, tmp_path: Path, drawn: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     folder = twin("flmm_qwen", **changes)
@@ -83,7 +83,15 @@ def test_a_missing_package_is_named_with_what_installs_it(
         f"The model '{folder}' needs a package that is missing or too old."
     )
     assert f"pip install {package}" in told.splitlines()[-1]
-    arguments = ["train", "--backbone", "qwen", "--model", str(folder)]
+    arguments = [
+        "train",
+        "--backbone",
+        "qwen",
+        "--model",
+        str(folder),
+        "--data",
+        f"refcoco:{drawn}@train",
+    ]
     assert main([*arguments, "--output", str(tmp_path / "run"), "--device", "cpu"]) == 3
     assert "Traceback" not in capsys.readouterr().err
 
