@@ -25,7 +25,7 @@ COMMANDS = {
     "push": "Publish a trained head on the Hugging Face hub.",
     "backbones": "List the installed backbones, or show one.",
     "refiners": "List the installed refiners, or show one.",
-    "doctor": "Examine the installation: versions, devices, plugins, hub, folders.",
+    "doctor": "Examine the installation: versions, devices, plugins, folders.",
     "data": "Draw, check, convert and split data sets.",
     "import-flmm": "Turn a checkpoint of the original F-LMM into a head.",
     "export-flmm": "Write a head as a checkpoint of the original F-LMM.",

@@ -15,7 +15,7 @@ from flmm_core.cli.diagnosis import diagnose
 @click.command("doctor")
 @json_option
 def command(as_json: bool) -> None:
-    """Examine the installation: versions, devices, plugins, hub, folders.
+    """Examine the installation: versions, devices, plugins, folders.
 
     Exits with 1 if something keeps flmm from working, and says what repairs it. A hub that cannot
     be reached and optional packages that are missing are no problems.
