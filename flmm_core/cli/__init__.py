@@ -27,7 +27,7 @@ COMMANDS = {
     "refiners": "List the installed refiners, or show one.",
     "doctor": "Examine the installation: versions, devices, plugins, folders.",
     "data": "Draw, check, convert and split data sets.",
-    "import-flmm": "Turn a checkpoint of the original F-LMM into a head.",
+    "import-flmm": "Make a head of a checkpoint of the original F-LMM.",
     "export-flmm": "Write a head as a checkpoint of the original F-LMM.",
 }
 INTERRUPTED = 130
