@@ -112,3 +112,13 @@ def test_a_run_goes_on_with_another_number_of_processes(
         assert row["step"] == other["step"]
         if "loss" in row:
             assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
+def test_two_processes_have_the_scores_of_one(config: Path, unstopped: dict[str, Any]) -> None:
+    output = config.parent / "alone"
+    assert run(config, output, 1) == [0]
+    one, two = outcome(output)["summary.json"], unstopped["summary.json"]
+    assert one.keys() == two.keys()
+    for part in ("coarse", "refined"):
+        assert two[part] == pytest.approx(one[part], abs=1e-4)
+    assert one["refined"]["ciou"] > 0
