@@ -111,14 +111,22 @@ class World:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def device(self, asked: str) -> str:
+    def device(self, asked: str, device_map: str = "none") -> str:
         """The device of this process: `asked`, or of several processes a GPU for each.
 
         Raises:
-            UsageError: There are not enough GPUs, or `asked` names a single one.
+            UsageError: There are not enough GPUs, or `asked` names a single one; or each process
+                would spread its model over all of them.
         """
         if self.size == 1:
             return asked
+        if device_map != "none":
+            raise UsageError(
+                f"--device-map {device_map} is for one process, and there are {self.size}.",
+                found="Each process would spread its model over the same devices.",
+                repair="Omit --device-map, so that each process has a device of its own; or run "
+                "one process, whose model has all of them.",
+            )
         check_device(asked, self.local_size)
         import torch
 

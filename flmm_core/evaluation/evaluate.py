@@ -220,7 +220,8 @@ def evaluate_run(
         most_skipped = SkipLimit.given(max_skipped)
         if abstain:
             check_can_abstain([method])
-        device, problems = world.device(device), Problems()
+        problems = Problems()
+        device = world.device(device, behind.get("device_map", "none"))
         info = check_head(run, problems, device=device, refiner_weights=refiner_weights, **behind)
         facts = info.facts if info else {}
         protocol = protocol or str(facts.get("protocol", "standard"))

@@ -85,7 +85,7 @@ def _train(
     started = time.monotonic()
     with world.agreed():
         # `config` is what the run folder keeps; it may be resumed by another number of processes.
-        here = config.model_copy(update={"device": world.device(config.device)})
+        here = config.model_copy(update={"device": world.device(config.device, config.device_map)})
     if title := world.title(here.device):
         progress.say(f"Training in {title}")
     data: RunData | None = None

@@ -25,6 +25,7 @@ from flmm_core.pipeline.build import Recipe, build_flow
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.head_folder import read_info
 from flmm_core.plugins import load_backbones, load_class
+from flmm_core.world import World
 from tests.flows import fresh_grounder
 from tests.models import picture, samples
 
@@ -196,6 +197,12 @@ def test_a_device_map_and_an_offloaded_model(tmp_path: Path) -> None:
         assert backbone.weights_digest() == plain.weights_digest()
     observer, head = build_flow(Recipe("qwen", base_channels=4), device_map="auto", dtype="float32")
     assert observer.device == head.device == torch.device("cpu")
+
+
+def test_a_device_map_is_for_one_process() -> None:
+    assert World().device("cpu", "auto") == "cpu"
+    with pytest.raises(UsageError, match="--device-map auto is for one process, and there are 2"):
+        World(rank=0, size=2).device("cpu", "auto")
 
 
 def test_a_folder_has_no_revisions() -> None:
