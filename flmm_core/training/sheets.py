@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flmm_core.data import rle
 from flmm_core.data.images import read_image
 from flmm_core.data.sample import Sample
 from flmm_core.errors import FlmmError
@@ -22,6 +23,8 @@ FIRST_AFTER = 60.0
 """Seconds of training until the first sheets."""
 FIRST = 3
 """How many there are then."""
+SEARCHED = 50
+"""Samples among which they are chosen."""
 
 
 def write_sheets(
@@ -57,7 +60,7 @@ def write_sheets(
 class FirstSheets:
     """Sheets of unseen images after a minute of training, which those of the end replace.
 
-    They show early whether the masks are going to be any good, and change nothing of the run.
+    Of phrases that name something: what is drawn for others says nothing. They show early whether the masks are going to be any good, and change nothing of the run.
     """
 
     source: FeatureSource
@@ -83,7 +86,9 @@ class FirstSheets:
         training = head.training
         head.eval()
         try:
-            write_sheets(self.source, head, self.samples, min(FIRST, self.count), self.folder)
+            some = (self.samples[index] for index in spread(range(len(self.samples)), SEARCHED))
+            there = [each for each in some if any(rle.area(phrase.mask) for phrase in each.phrases)]
+            write_sheets(self.source, head, there, min(FIRST, self.count), self.folder)
             self.progress.say(f"First pictures, after step {step}: '{self.folder}'")
         except (FlmmError, OSError) as error:
             self.progress.say(f"No pictures after step {step}: {error}")
