@@ -60,7 +60,8 @@ def write_sheets(
 class FirstSheets:
     """Sheets of unseen images after a minute of training, which those of the end replace.
 
-    Of phrases that name something: what is drawn for others says nothing. They show early whether the masks are going to be any good, and change nothing of the run.
+    Of phrases that name something: what is drawn for others says nothing. They show early whether
+    the masks are going to be any good, and change nothing of the run.
     """
 
     source: FeatureSource
