@@ -57,12 +57,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(
-    scenes: Path, output: Path, backbone: str, model: str, steps: int = 160
-) -> dict[str, Any]:
+def train(scenes: Path, output: Path, backbone: str, model: str, steps: int = 80) -> dict[str, Any]:
     flmm(
         "train", "--backbone", backbone, "--model", model, "--output", str(output),
-        "--steps", str(steps), "--pictures", "1",
+        "--steps", str(steps), "--batch-size", "4", "--ema", "0.9", "--pictures", "1",
         "--data", f"refcoco:{scenes / 'train'}@train",
         "--eval-data", f"refcoco:{scenes / 'test'}@test",
         *MODEL,
