@@ -3,25 +3,31 @@
 A place is a row of events of Python's audit hooks (opening, renaming, removing a file, ...), each
 with a part of the path. When the last one is about to happen, the process kills itself or may write
 no more: nothing of the code under test is replaced, and SIGKILL leaves it no time to clean up.
+
+The processes are forked from a server that has imported torch and done nothing else: a fork of the
+tests' own process would lack its threads, and wait for them for ever.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
-import signal
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch._dynamo  # this and others now, not in every child
 import torchvision  # noqa: F401
-from accelerate import PartialState
 
 import flmm_qwen.backbone  # noqa: F401
 from flmm_core.cli import main
@@ -40,7 +46,11 @@ class Event(NamedTuple):
 
 
 def kill(number: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
+    return partial(_kill, number)
+
+
+def _kill(number: int) -> None:
+    os.kill(os.getpid(), number)
 
 
 def fill_disk() -> None:
@@ -54,13 +64,11 @@ def run_command(
     place: Sequence[Event] = (),
     happens: Callable[[], object] = fill_disk,
 ) -> int:
-    """Run `flmm` in a forked process; returns its exit code, or minus the signal that ended it.
+    """Run `flmm` in a process; returns its exit code, or minus the signal that ended it.
 
-    The fork saves the seconds that a fresh interpreter needs to import torch. What it says goes
-    to `log`.
+    What it says goes to `log`.
     """
-    _, status = os.waitpid(_begin(arguments, log, {}, place, happens), 0)
-    return os.waitstatus_to_exitcode(status)
+    return _ended(_begin(arguments, log, {}, place, happens))
 
 
 def run_processes(
@@ -91,20 +99,16 @@ def run_processes(
         )
         for rank in range(count)
     ]
-    codes: dict[int, int] = {}
     deadline = time.monotonic() + bound
     try:
-        while len(codes) < count:
-            assert time.monotonic() < deadline, f"still running; ended: {codes}"
-            for rank, process in enumerate(started):
-                if rank not in codes and (ended := os.waitpid(process, os.WNOHANG))[0]:
-                    codes[rank] = os.waitstatus_to_exitcode(ended[1])
-            time.sleep(0.01)
+        for process in started:
+            process.join(max(0, deadline - time.monotonic()))
+        codes = [process.exitcode for process in started]
+        assert None not in codes, f"still running; ended: {codes}"
     finally:
-        for rank in set(range(count)) - codes.keys():
-            os.kill(started[rank], signal.SIGKILL)
-            os.waitpid(started[rank], 0)
-    return [codes[rank] for rank in range(count)]
+        for process in started:
+            process.kill()
+    return [_ended(process) for process in started]
 
 
 def _begin(
@@ -113,19 +117,41 @@ def _begin(
     environment: Mapping[str, str],
     place: Sequence[Event],
     happens: Callable[[], object],
-) -> int:
-    child = os.fork()
-    if child:
-        return child
+) -> BaseProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
+        forkserver.ensure_running()  # reads the path but once
+    given = list(arguments), log, {**os.environ, **environment}, Path.cwd(), place, happens
+    process = context.Process(target=_run, args=given)
+    process.start()
+    return process
+
+
+def _ended(process: BaseProcess) -> int:
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _run(
+    arguments: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    folder: Path,
+    place: Sequence[Event],
+    happens: Callable[[], object],
+) -> None:
     code = 70
     try:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(output, stream)
         sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
-        torch.set_num_threads(1)  # a thread pool does not survive a fork
+        os.environ.clear()
         os.environ.update(environment)
-        PartialState._reset_state()  # perhaps an earlier test has made one of a single process
+        os.chdir(folder)
+        torch.set_num_threads(1)
         if place:
             sys.addaudithook(_Hook(place, happens))
         code = main(arguments)

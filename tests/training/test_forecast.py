@@ -123,6 +123,8 @@ def test_a_run_that_does_not_fit_on_its_disk_is_not_begun(
 
 
 def test_memory_that_was_held_and_freed_counts() -> None:
+    if (reset := Path("/proc/self/clear_refs")).exists():
+        reset.write_text("5", encoding="ascii")  # another test may have held more
     before = peak_memory()
     block = torch.ones(64 << 20)
     del block

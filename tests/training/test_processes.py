@@ -154,7 +154,7 @@ def test_what_is_left_out_is_that_of_all(config: Path, drawn: Path, tmp_path: Pa
     broken.write_bytes(b"no image")
     source = f"refcoco:{data}@train"
     more = ["--data", source, "--val-data", source, "--eval-data", "", "--steps", "3"]
-    more += ["--save-every", "3"]
+    more += ["--save-every", "3", "--train-protocol", "flmm-paper"]  # every image once
     run, codes = train(config, "too-many", 2, *more, "--max-skipped", "0")
     assert codes == [3, 3]
     assert said(run).count("flmm: ") == 1
