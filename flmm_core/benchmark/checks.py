@@ -12,7 +12,7 @@ from flmm_core.data.left_out import LeftOut
 from flmm_core.data.protocols import ImageSamples
 from flmm_core.data.sources import open_source
 from flmm_core.errors import Problems
-from flmm_core.pipeline.build import check_flow, placement_of, recipe_of
+from flmm_core.pipeline.build import check_config
 from flmm_core.pipeline.check_head import check_head
 from flmm_core.progress import Progress
 from flmm_core.spec import BackboneSpec
@@ -52,14 +52,7 @@ def open_checked(
             if "head" in plan.methods and not is_trained(config.output):
                 check_run(config.model_copy(update={"resume": True}), spec, Progress())
                 continue
-            check_flow(
-                recipe_of(config),
-                problems,
-                spec=spec,
-                device=config.device,
-                refiner_weights=config.refiner_weights,
-                **placement_of(config),
-            )
+            check_config(config, spec, problems)
     problems.check()
     return sources
 

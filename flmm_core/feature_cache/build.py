@@ -36,7 +36,7 @@ from flmm_core.feature_cache.store import (
 from flmm_core.files import discard_empty, free_bytes, hold, sweep, write_json
 from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, read_batches
 from flmm_core.loader.samplers import spread
-from flmm_core.pipeline.build import build_from_config, check_flow, reads_hidden, recipe_of
+from flmm_core.pipeline.build import build_from_config, check_config, reads_hidden, recipe_of
 from flmm_core.pipeline.observer import Observer
 from flmm_core.progress import Progress, StopRequest
 from flmm_core.spec import BackboneSpec
@@ -139,13 +139,7 @@ def _build(
 ) -> Forecast:
     """As `build_cache`, in a folder that this process holds."""
     problems, share = Problems(), config.absent_share
-    check_flow(
-        recipe_of(config),
-        problems,
-        spec=spec,
-        device=config.device,
-        refiner_weights=config.refiner_weights,
-    )
+    check_config(config, spec, problems)
     training = open_sources(
         config.data, config.train_protocol, split_captions=True, absent_share=share,
         problems=problems,

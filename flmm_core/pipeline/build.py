@@ -12,12 +12,12 @@ from pydantic import ConfigDict, Field
 
 from flmm_core.config import BaseChannels, EnlargeTo, RunConfig
 from flmm_core.errors import Problems
-from flmm_core.hub import LATEST
 from flmm_core.pipeline.backbone.fingerprint import take_fingerprint
 from flmm_core.pipeline.backbone.loading import check_loading
 from flmm_core.pipeline.backbone.weight_files import check_model_files
 from flmm_core.pipeline.backbone.weights import choose_device, find_source
 from flmm_core.pipeline.head import Head
+from flmm_core.pipeline.hub import LATEST
 from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.pipeline.observer import Observer
 from flmm_core.pipeline.presence import Presence
@@ -236,9 +236,21 @@ def recipe_of(config: RunConfig) -> Recipe:
     )
 
 
-def placement_of(config: RunConfig) -> dict[str, Any]:
+def _placement(config: RunConfig) -> dict[str, Any]:
     """How a run's VLM is loaded beyond its recipe: arguments of `Backbone.load`."""
     return {"device_map": config.device_map, "attention": config.attention}
+
+
+def check_config(config: RunConfig, spec: BackboneSpec, problems: Problems) -> None:
+    """Add what `build_from_config` would refuse to `problems`, in seconds."""
+    check_flow(
+        recipe_of(config),
+        problems,
+        spec=spec,
+        device=config.device,
+        refiner_weights=config.refiner_weights,
+        **_placement(config),
+    )
 
 
 def build_from_config(config: RunConfig, spec: BackboneSpec) -> tuple[Observer, Head]:
@@ -251,5 +263,5 @@ def build_from_config(config: RunConfig, spec: BackboneSpec) -> tuple[Observer, 
         refiner_weights=config.refiner_weights,
         one_by_one=config.exact,
         check=config.check,
-        **placement_of(config),
+        **_placement(config),
     )

@@ -26,7 +26,6 @@ from torch import Tensor
 import flmm_core
 from flmm_core.errors import WeightsError, first_problem
 from flmm_core.files import SEAL, sealed, write_json
-from flmm_core.hub import fetch
 from flmm_core.pipeline.backbone.fingerprint import Fingerprint
 from flmm_core.pipeline.backbone.identity import (
     Digest,
@@ -38,6 +37,7 @@ from flmm_core.pipeline.build import Recipe, build_mask_head
 from flmm_core.pipeline.confidence import FILE as CONFIDENCE
 from flmm_core.pipeline.fit import check_weights
 from flmm_core.pipeline.head import Head
+from flmm_core.pipeline.hub import fetch
 from flmm_core.pipeline.types import VlmShape
 
 logger = logging.getLogger(__name__)

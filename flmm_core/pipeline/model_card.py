@@ -9,9 +9,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from flmm_core.hub import HUB_ID, split_revision
 from flmm_core.pipeline.build import refiner_class
 from flmm_core.pipeline.head_folder import HeadInfo
+from flmm_core.pipeline.hub import HUB_ID, split_revision
 from flmm_core.plugins import load_backbones, load_refiners
 
 TASK, TASK_NAME = "image-segmentation", "Referring expression segmentation"

@@ -15,7 +15,6 @@ from safetensors import safe_open
 
 from flmm_core.errors import RunError, UsageError, WeightsError
 from flmm_core.files import write_text
-from flmm_core.hub import HUB_ID, explained, split_revision
 from flmm_core.pipeline.confidence import FILE as CONFIDENCE
 from flmm_core.pipeline.confidence import read_confidence
 from flmm_core.pipeline.head_folder import (
@@ -25,6 +24,7 @@ from flmm_core.pipeline.head_folder import (
     read_weights,
     write_info,
 )
+from flmm_core.pipeline.hub import HUB_ID, explained, split_revision
 from flmm_core.pipeline.model_card import Evidence, model_card, source_name
 from flmm_core.plugins import load_backbones
 

@@ -21,7 +21,7 @@ from flmm_core.feature_cache.store import Store
 from flmm_core.files import check_writable, free_bytes
 from flmm_core.pipeline.backbone.weight_files import loaded_bytes
 from flmm_core.pipeline.backbone.weights import choose_device, choose_dtype, find_source
-from flmm_core.pipeline.build import check_flow, placement_of, recipe_of
+from flmm_core.pipeline.build import check_config
 from flmm_core.progress import Progress
 from flmm_core.spec import BackboneSpec
 from flmm_core.training.parts import check_initial_head
@@ -64,14 +64,7 @@ def check_run(config: RunConfig, spec: BackboneSpec, progress: Progress) -> RunD
         check_output(config)
     with problems.part():
         check_trackers(config.log_with)
-    check_flow(
-        recipe_of(config),
-        problems,
-        spec=spec,
-        device=config.device,
-        refiner_weights=config.refiner_weights,
-        **placement_of(config),
-    )
+    check_config(config, spec, problems)
     if not problems.found:
         with problems.part():
             _check_memory(config, spec)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from flmm_core.errors import MissingExtraError, UsageError, WeightsError, machine_error
-from flmm_core.hub import HUB_ID, LATEST, fetch, split_revision
 from flmm_core.pipeline.backbone import weights
 from flmm_core.pipeline.backbone.quantization import keep_stored_layout, quantization
+from flmm_core.pipeline.hub import HUB_ID, LATEST, fetch, split_revision
 from flmm_core.spec import Attention, BackboneSpec, Quantize
 
 NONE = "none"

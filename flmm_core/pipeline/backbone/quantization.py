@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flmm_core.errors import UsageError
-from flmm_core.hub import HUB_ARGUMENTS
+from flmm_core.pipeline.hub import HUB_ARGUMENTS
 from flmm_core.spec import Quantize
 
 BITSANDBYTES = "bitsandbytes"

@@ -28,8 +28,8 @@ from flmm_core.errors import (
     machine_error,
     shortened,
 )
-from flmm_core.hub import HUB_ARGUMENTS, HUB_ID, explain, explained, root
 from flmm_core.pipeline.backbone.quantization import with_kept_modules
+from flmm_core.pipeline.hub import HUB_ARGUMENTS, HUB_ID, explain, explained, root
 from flmm_core.plugins import load_backbones
 from flmm_core.spec import BackboneSpec
 
