@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,14 @@ import pytest
 from flmm_core.data.drawn.writing import draw_images
 from flmm_core.data.formats import FORMATS
 from recipes.twins import build_twin
+
+
+@pytest.fixture(autouse=True)
+def warnings_reach_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command run in this process before has pointed the package's log at stderr only."""
+    log = logging.getLogger("flmm_core")
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(log, "handlers", [])
 
 
 @pytest.fixture(scope="session")

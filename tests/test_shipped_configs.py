@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,6 @@ def test_a_file_of_the_user_goes_before_a_name_and_this_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging.getLogger("flmm_core"), "propagate", True)
     Path("paper").write_text("steps: 7\n")
     config, _ = load_config(Path("paper"), {"backbone": "qwen"})
     assert config.steps == 7

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -222,9 +221,8 @@ def head(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_head_brings_its_adapter_and_quantization(
-    head: Path, adapter: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    head: Path, adapter: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("flmm_core"), "propagate", True)
     grounder = Grounder.from_pretrained(head)
     assert (grounder.info.recipe.adapter, grounder.info.recipe.quantize) == (str(adapter), "8bit")
     assert set(grounder.backbone.vlm.peft_config) == {"default"}
