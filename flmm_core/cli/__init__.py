@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "Show a benchmark or a run as a page, or compare benchmarks.",
     "cache": "Precompute the outputs of the frozen models for training.",
     "ground": "Segment phrases in an image.",
+    "serve": "Serve trained heads over HTTP.",
     "verify": "Check that a head's model is what it was in training.",
     "push": "Publish a trained head on the Hugging Face hub.",
     "backbones": "List the installed backbones, or show one.",

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,8 +26,17 @@ from flmm_core.pipeline.head_folder import HeadInfo
 from flmm_core.pipeline.observer import Observer, ObserverInputs
 from flmm_core.pipeline.result import Result, collect
 from flmm_core.pipeline.types import Grounding
-from flmm_core.segment import Segment, is_text, statements
+from flmm_core.segment import is_text, statements
 from flmm_core.spec import Quantize
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Phrases of one image (RGB, upright), ready for the VLM: one sample a caption."""
+
+    image: Image.Image
+    phrases: tuple[str, ...]
+    samples: tuple[ObserverInputs, ...]
 
 
 @dataclass(eq=False, repr=False)
@@ -202,25 +212,55 @@ class Grounder:
             DataError: The image cannot be read.
             RunError: Values are not finite, as after an overflow in float16.
         """
+        asked = self.prepare(image, phrases, prompt, together=together)
+        (result,) = self.ground_prepared([asked], batch_size=batch_size)
+        threshold = self.confidence.threshold if self.confidence else None
+        return result if keep_absent or threshold is None else result.abstain(threshold)
+
+    def prepare(
+        self,
+        image: object,
+        phrases: Sequence[str],
+        prompt: str | None = None,
+        *,
+        together: bool = False,
+    ) -> Prepared:
+        """What `ground_prepared` takes, made on the CPU and without weights.
+
+        Args and errors as for `ground`.
+        """
         image, phrases = to_image(image), _checked_phrases(phrases)
         captions = [statements([phrase]) for phrase in phrases]
         if together and phrases:
             captions = [statements(phrases)]
-        groundings = self._groundings(image, captions, prompt, batch_size)
-        result = collect(image, phrases, groundings, self.confidence)
-        threshold = self.confidence.threshold if self.confidence else None
-        return result if keep_absent or threshold is None else result.abstain(threshold)
+        samples: list[ObserverInputs] = []
+        for caption in captions:
+            first = samples[0] if samples else None
+            samples.append(self.observer.prepare(image, caption, prompt=prompt, like=first))
+        return Prepared(image, tuple(phrases), tuple(samples))
+
+    @torch.no_grad()
+    def ground_prepared(self, asked: Sequence[Prepared], *, batch_size: int = 8) -> list[Result]:
+        """Masks in several images, with one forward for up to `batch_size` phrases.
+
+        No phrase is "not there" yet: see `Result.abstain`.
+
+        Raises:
+            RunError: Values are not finite, as after an overflow in float16.
+        """
+        groundings = self._groundings([one for each in asked for one in each.samples], batch_size)
+        return [
+            collect(
+                each.image, each.phrases, islice(groundings, len(each.samples)), self.confidence
+            )
+            for each in asked
+        ]
 
     def _groundings(
-        self, image: Image.Image, captions: list[list[Segment]], prompt: str | None, batch_size: int
+        self, samples: Sequence[ObserverInputs], batch_size: int
     ) -> Iterator[Grounding]:
-        first: ObserverInputs | None = None
-        for start in range(0, len(captions), batch_size):
-            samples = []
-            for caption in captions[start : start + batch_size]:
-                samples.append(self.observer.prepare(image, caption, prompt=prompt, like=first))
-                first = first or samples[0]
-            batch = self.observer.collate(samples)
+        for start in range(0, len(samples), batch_size):
+            batch = self.observer.collate(samples[start : start + batch_size])
             features = self.observer.observe(batch, layer_weights=self.head.layer_weights())
             yield from self.head(features)
 

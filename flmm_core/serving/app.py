@@ -1,0 +1,129 @@
+"""The app: routes, and what is the same for all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flmm_core import __version__
+from flmm_core.pipeline.grounder import Grounder
+from flmm_core.serving import ground, reference, refusals, status
+from flmm_core.serving.budget import Budget
+from flmm_core.serving.limits import Limits
+from flmm_core.serving.service import Service, authorized
+from flmm_core.serving.status import Metrics
+from flmm_core.serving.worker import Worker
+
+DESCRIPTION = "Masks and conversation from frozen vision-language models."
+SCHEMAS = (ground.GroundRequest,)
+
+
+def create_app(
+    grounders: Grounder | Mapping[str, Grounder],
+    *,
+    limits: Limits | None = None,
+    token: str | None = None,
+    allow_urls: bool = False,
+    routers: Sequence[APIRouter] = (),
+    open_routers: Sequence[APIRouter] = (),
+) -> FastAPI:
+    """An ASGI app that serves trained heads; one thread of its own runs the models.
+
+    Args:
+        grounders: One, or several by the name that clients call them by; the first is the default.
+        limits: By default those of `Limits`.
+        token: The bearer token that clients must send; None asks for none.
+        allow_urls: Fetch images from public http(s) URLs.
+        routers: More routes, behind the token.
+        open_routers: More routes, open to all, such as static pages.
+    """
+    limits = limits or Limits()
+    named = {"flmm": grounders} if isinstance(grounders, Grounder) else dict(grounders)
+    budget = Budget(limits.memory_bytes)
+    worker = Worker(limits)
+    metrics = Metrics(lambda: worker.waiting, lambda: budget.taken)
+    worker.grounded = metrics.grounded
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        try:
+            yield
+        finally:
+            worker.stop()
+
+    app = FastAPI(
+        title="flmm",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = Service(named, worker, limits, budget, metrics, token, allow_urls)
+    refusals.install(app)
+    guarded = [Depends(authorized)]
+    for router in (ground.router, status.metrics, *routers):
+        app.include_router(router, dependencies=guarded)
+    for router in (status.health, reference.router, *open_routers):
+        app.include_router(router)
+    _describe(app, token is not None)
+    app.add_middleware(_Counting, metrics=metrics)
+    return app
+
+
+def _describe(app: FastAPI, token: bool) -> None:
+    """Add to the OpenAPI document what routes read by themselves."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        first = app.openapi_schema is None
+        document = made()
+        if first:
+            components = document.setdefault("components", {})
+            schemas = components.setdefault("schemas", {})
+            for model in SCHEMAS:
+                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas |= schema.pop("$defs", {})
+                schemas[model.__name__] = schema
+            if token:
+                components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+                document["security"] = [{"bearer": []}]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+class _Counting:
+    """Counts and times every answer; a path that is no route is "other"."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start = time.monotonic()
+        code = 0
+
+        async def noting(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            method = scope["method"] if path != "other" else "other"
+            self.metrics.requests.labels(method, path, code or "none").inc()
+            self.metrics.seconds.labels(path).observe(time.monotonic() - start)
