@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from flmm_core.hookspecs import hookimpl as hookimpl
     from flmm_core.pipeline.backbone.base import Backbone as Backbone
     from flmm_core.pipeline.backbone.weights import load_pretrained as load_pretrained
+    from flmm_core.pipeline.conversation.phrases.base import PhraseContext as PhraseContext
+    from flmm_core.pipeline.conversation.phrases.base import PhraseFinder as PhraseFinder
     from flmm_core.pipeline.grounder import Grounder as Grounder
     from flmm_core.pipeline.mask_logits import MaskLogits as MaskLogits
     from flmm_core.pipeline.refiners.base import ImageEncoder as ImageEncoder
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from flmm_core.pipeline.types import ImageView as ImageView
     from flmm_core.pipeline.types import Trace as Trace
     from flmm_core.plugins import load_backbones as load_backbones
+    from flmm_core.plugins import load_phrase_finders as load_phrase_finders
     from flmm_core.plugins import load_refiners as load_refiners
     from flmm_core.segment import Segment as Segment
     from flmm_core.spec import TOY_DEFAULTS as TOY_DEFAULTS
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from flmm_core.spec import BackboneSpec as BackboneSpec
     from flmm_core.spec import ModelInfo as ModelInfo
     from flmm_core.spec import OriginalInfo as OriginalInfo
+    from flmm_core.spec import PhraseFinderOptions as PhraseFinderOptions
+    from flmm_core.spec import PhraseFinderSpec as PhraseFinderSpec
     from flmm_core.spec import RefinerOptions as RefinerOptions
     from flmm_core.spec import RefinerSpec as RefinerSpec
 
@@ -47,13 +52,14 @@ _HOMES = {
     "hookspecs": "hookimpl",
     "pipeline.backbone.base": "Backbone",
     "pipeline.backbone.weights": "load_pretrained",
+    "pipeline.conversation.phrases.base": "PhraseContext PhraseFinder",
     "pipeline.mask_logits": "MaskLogits",
     "pipeline.refiners.base": "ImageEncoder Refiner",
     "pipeline.types": "BackboneBatch BackboneInputs EncodedImage ImageView Trace",
-    "plugins": "load_backbones load_refiners",
+    "plugins": "load_backbones load_phrase_finders load_refiners",
     "segment": "Segment",
-    "spec": "TOY_DEFAULTS BackboneOptions BackboneSpec ModelInfo OriginalInfo RefinerOptions"
-    " RefinerSpec",
+    "spec": "TOY_DEFAULTS BackboneOptions BackboneSpec ModelInfo OriginalInfo PhraseFinderOptions"
+    " PhraseFinderSpec RefinerOptions RefinerSpec",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pluggy
 
-from flmm_core.spec import BackboneSpec, RefinerSpec
+from flmm_core.spec import BackboneSpec, PhraseFinderSpec, RefinerSpec
 
 PROJECT = "flmm"
 
@@ -24,3 +24,8 @@ def flmm_backbones() -> list[BackboneSpec]:  # type: ignore[empty-body]
 @hookspec
 def flmm_refiners() -> list[RefinerSpec]:  # type: ignore[empty-body]
     """The plugin's refiners, as data: nothing is built or loaded here."""
+
+
+@hookspec
+def flmm_phrase_finders() -> list[PhraseFinderSpec]:  # type: ignore[empty-body]
+    """The plugin's phrase finders, as data: nothing is built or loaded here."""

@@ -17,9 +17,17 @@ from pydantic import ValidationError
 
 from flmm_core import hookspecs
 from flmm_core.errors import ConfigError, MissingExtraError, UsageError, did_you_mean
-from flmm_core.spec import BackboneSpec, PluginOptions, PluginSpec, RefinerSpec
+from flmm_core.spec import (
+    BackboneSpec,
+    PhraseFinderSpec,
+    PluginOptions,
+    PluginSpec,
+    RefinerSpec,
+    plural,
+)
 
-HOOKS = hookspecs.flmm_backbones.__name__, hookspecs.flmm_refiners.__name__
+KINDS: tuple[type[PluginSpec], ...] = BackboneSpec, RefinerSpec, PhraseFinderSpec
+HOOKS = tuple(f"flmm_{plural(kind.kind)}" for kind in KINDS)
 SpecT = TypeVar("SpecT", bound=PluginSpec)
 
 
@@ -46,10 +54,10 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Registry(Generic[SpecT]):
-    """All backbones or all refiners of the installed plugins.
+    """All backbones, all refiners or all phrase finders of the installed plugins.
 
     Attributes:
-        kind: "backbone" or "refiner".
+        kind: "backbone", "refiner" or "phrase finder".
         specs: By name, sorted; `plugins` says which one provides it.
         failures: What did not load.
     """
@@ -85,6 +93,13 @@ def load_refiners(
 ) -> Registry[RefinerSpec]:
     """`load_backbones` for refiners."""
     return _load(RefinerSpec, entry_points)
+
+
+def load_phrase_finders(
+    entry_points: Iterable[metadata.EntryPoint] | None = None,
+) -> Registry[PhraseFinderSpec]:
+    """`load_backbones` for phrase finders."""
+    return _load(PhraseFinderSpec, entry_points)
 
 
 def _load(
@@ -192,8 +207,9 @@ def _offered(module: object, spec_type: type[SpecT]) -> list[SpecT]:
         hint = did_you_mean(unknown, HOOKS)
         raise ValueError(f"it implements an unknown hook '{unknown}'. {hint}".rstrip()) from error
     if not hooks:
-        raise ValueError(f"it has no function {' or '.join(HOOKS)} marked with @hookimpl")
-    name = f"flmm_{spec_type.kind}s"
+        names = f"{', '.join(HOOKS[:-1])} or {HOOKS[-1]}"
+        raise ValueError(f"it has no function {names} marked with @hookimpl")
+    name = f"flmm_{plural(spec_type.kind)}"
     if name not in {hook.name for hook in hooks}:
         return []
     offered = next(iter(getattr(manager.hook, name)()), None)

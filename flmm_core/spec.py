@@ -1,4 +1,4 @@
-"""What plugins declare about backbones and refiners, readable without torch."""
+"""What plugins declare: backbones, refiners and phrase finders, readable without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DeviceMap = Literal["none", "auto", "balanced", "balanced_low_0", "sequential"]
 
 
 class PluginOptions(BaseModel):
-    """Options of one backbone or refiner. Unknown keys are errors."""
+    """Options of one backbone, refiner or phrase finder. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,6 +29,10 @@ class BackboneOptions(PluginOptions):
 
 class RefinerOptions(PluginOptions):
     """A refiner's own options; subclass it and add fields."""
+
+
+class PhraseFinderOptions(PluginOptions):
+    """A phrase finder's own options; subclass it and add fields."""
 
 
 TOY_DEFAULTS: Mapping[str, Any] = {
@@ -64,12 +68,17 @@ class ModelInfo:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
+def plural(kind: str) -> str:
+    """A kind of spec as in the name of its hook, `flmm_PLURAL`, and as a key of JSON."""
+    return f"{kind.replace(' ', '_')}s"
+
+
 @dataclass(frozen=True)
 class PluginSpec:
-    """What backbones and refiners have in common.
+    """What backbones, refiners and phrase finders have in common.
 
     Attributes:
-        kind: What messages and the hook (`flmm_KINDs`) call it.
+        kind: What messages call it, and the hook that declares it.
         name: Its name on the command line, `[a-z0-9_]+` ("foo").
         target: `"module:Class"`, imported only when it is loaded.
         summary: One line for lists.
@@ -150,3 +159,21 @@ class RefinerSpec(PluginSpec):
         super().__post_init__()
         if self.shorthand and self.shorthand not in self.options.model_fields:
             raise ValueError(f"refiner {self.name!r} has no option {self.shorthand!r}")
+
+
+@dataclass(frozen=True)
+class PhraseFinderSpec(PluginSpec):
+    """One way to choose the words of a text to ground; `target` names a `PhraseFinder` subclass.
+
+    `shorthand` is the option that VALUE in `phrases="NAME:VALUE"` sets; empty if there is none.
+    """
+
+    kind = "phrase finder"
+
+    options: type[PhraseFinderOptions] = field(default=PhraseFinderOptions, kw_only=True)
+    shorthand: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shorthand and self.shorthand not in self.options.model_fields:
+            raise ValueError(f"phrase finder {self.name!r} has no option {self.shorthand!r}")

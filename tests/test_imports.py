@@ -118,6 +118,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         "from flmm_core.cli import main; main(['backbones'])",
         "from flmm_core.cli import main; main(['backbones', 'show', 'qwen', '--json'])",
         "from flmm_core.cli import main; main(['refiners', 'show', 'sam', '--json'])",
+        "from flmm_core.cli import main; main(['finders', 'show', 'rules', '--json'])",
+        "from flmm_core.pipeline.conversation.phrases import choose; choose.open_finder('rules')",
         "from flmm_core.cli import main; main(['train', '--help'])",
         "from flmm_core.cli import main; main(['ground', '--help'])",
         "from flmm_core.cli import main; main(['train', '--backbone', 'qwen', '--print-config'])",

@@ -10,10 +10,17 @@ from typing import Any
 import pytest
 
 from flmm_core.errors import MissingExtraError, UsageError
-from flmm_core.plugins import Registry, load_backbones, load_class, load_refiners
+from flmm_core.plugins import (
+    Registry,
+    load_backbones,
+    load_class,
+    load_phrase_finders,
+    load_refiners,
+)
 from flmm_core.spec import BackboneSpec, ModelInfo, RefinerSpec
 
 BUILT_IN = ["deepseek_vl", "llava_next", "qwen"]
+FINDERS = ["rules"]
 Install = Callable[..., None]
 
 GOOD = """
@@ -35,7 +42,11 @@ def reasons(registry: Registry[Any]) -> list[str]:
 
 
 def test_the_built_in_plugins_come_through_the_public_door() -> None:
-    for load, names in ((load_backbones, BUILT_IN), (load_refiners, ["none", "sam"])):
+    for load, names in (
+        (load_backbones, BUILT_IN),
+        (load_refiners, ["none", "sam"]),
+        (load_phrase_finders, FINDERS),
+    ):
         registry: Registry[Any] = load()
         assert [name for name in registry.specs if name in names] == names
         assert {registry.plugins[name].label.split()[0] for name in names} == {"flmm"}
@@ -80,11 +91,11 @@ BROKEN = {
     "exit": ("raise SystemExit(3)", "SystemExit: 3"),
     "no hook": (
         "x = 1",
-        "ValueError: it has no function flmm_backbones or flmm_refiners marked with",
+        "ValueError: it has no function flmm_backbones, flmm_refiners or flmm_phrase_finders",
     ),
     "not marked": (
         "def flmm_backbones(): return []",
-        "ValueError: it has no function flmm_backbones or flmm_refiners marked with",
+        "ValueError: it has no function flmm_backbones, flmm_refiners or flmm_phrase_finders",
     ),
     "misspelled": (
         "from flmm_core import hookimpl\n@hookimpl\ndef flmm_backbone(): return []",
@@ -170,6 +181,47 @@ def test_a_broken_refiner_is_reported_and_the_others_work(install: Install, kind
     registry = load_refiners()
     assert [*registry.specs] == ["none", "sam", "sharp"]
     assert registry.plugins["sharp"].label == "flmm-zoo 2"
+    (found,) = reasons(registry)
+    assert found.startswith(f"flmm-foo 0.1 ({reason}")
+
+
+FINDER = """
+    from flmm_core import PhraseFinderSpec, hookimpl
+
+    @hookimpl
+    def flmm_phrase_finders():
+        return [PhraseFinderSpec("nouns", "somewhere:Class", "A summary")]
+"""
+BROKEN_FINDERS = {
+    "returns backbones": (
+        good("x").replace("flmm_backbones", "flmm_phrase_finders"),
+        "TypeError: flmm_phrase_finders() must return a list of PhraseFinderSpec, not [Backbone",
+    ),
+    "options": (
+        FINDER.replace('summary"', 'summary", options=dict'),
+        "TypeError: options of phrase finder 'nouns' must subclass PhraseFinderOptions",
+    ),
+    "shorthand": (
+        FINDER.replace('summary"', 'summary", shorthand="size"'),
+        "ValueError: phrase finder 'nouns' has no option 'size'",
+    ),
+    "taken": (
+        FINDER.replace("nouns", "rules"),
+        "phrase finder 'rules' is already provided by flmm 0.1.0, entry point 'phrases'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_FINDERS)
+def test_a_broken_phrase_finder_is_reported_and_the_others_work(
+    install: Install, kind: str
+) -> None:
+    source, reason = BROKEN_FINDERS[kind]
+    install("flmm-foo", "0.1", flmm_foo=source)
+    install("flmm-zoo", "2", flmm_zoo=FINDER)
+    registry = load_phrase_finders()
+    assert [*registry.specs] == sorted([*FINDERS, "nouns"])
+    assert registry.plugins["nouns"].label == "flmm-zoo 2"
     (found,) = reasons(registry)
     assert found.startswith(f"flmm-foo 0.1 ({reason}")
 
@@ -280,7 +332,7 @@ def test_a_spec_that_cannot_work_cannot_be_made(change: dict[str, object], messa
         BackboneSpec(**(facts | change))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("load", [load_backbones, load_refiners])
+@pytest.mark.parametrize("load", [load_backbones, load_refiners, load_phrase_finders])
 def test_specs_can_be_pickled(load: Callable[[], Registry[Any]]) -> None:
     for spec in load().specs.values():
         assert pickle.loads(pickle.dumps(spec)) == spec

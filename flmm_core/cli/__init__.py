@@ -26,6 +26,7 @@ COMMANDS = {
     "push": "Publish a trained head on the Hugging Face hub.",
     "backbones": "List the installed backbones, or show one.",
     "refiners": "List the installed refiners, or show one.",
+    "finders": "List the installed phrase finders, or show one.",
     "doctor": "Examine the installation: versions, devices, plugins, folders.",
     "data": "Draw, check, convert and split data sets.",
     "import-flmm": "Make a head of a checkpoint of the original F-LMM.",

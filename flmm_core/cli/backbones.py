@@ -5,4 +5,4 @@ from __future__ import annotations
 from flmm_core import plugins
 from flmm_core.cli.plugins import plugin_group
 
-command = plugin_group("backbone", "options", lambda: plugins.load_backbones())
+command = plugin_group("backbone", "--options KEY=VALUE", lambda: plugins.load_backbones())

@@ -23,7 +23,8 @@ from flmm_core.data.drawn.splits import SPLITS, split_folder
 from flmm_core.errors import FlmmError, shortened
 from flmm_core.files import cache_folder, check_writable, free_bytes
 from flmm_core.loader.cpus import usable_cpus
-from flmm_core.plugins import load_backbones, load_refiners
+from flmm_core.plugins import load_backbones, load_phrase_finders, load_refiners
+from flmm_core.spec import plural
 
 VERSION = 1
 """Of the JSON object: it may gain keys, but what a key means stays as it is."""
@@ -62,9 +63,9 @@ try:
 except BaseException as error:
     found["error"] = f"{type(error).__name__}: {error}"
 else:
-    from flmm_core.plugins import load_backbones, load_class, load_refiners
+    from flmm_core.plugins import load_backbones, load_class, load_phrase_finders, load_refiners
     found["unloadable"] = {}
-    for registry in (load_backbones(), load_refiners()):
+    for registry in (load_backbones(), load_refiners(), load_phrase_finders()):
         for name, spec in registry.specs.items():
             try:
                 load_class(spec)
@@ -176,8 +177,8 @@ def _packages(problems: list[str]) -> list[dict[str, Any]]:
 
 
 def _plugins(problems: list[str], probe: dict[str, Any]) -> dict[str, Any]:
-    registries = load_backbones(), load_refiners()
-    # A distribution that does not load is met by both.
+    registries = load_backbones(), load_refiners(), load_phrase_finders()
+    # A distribution that does not load is met by each.
     failed = {f.plugin.label: f.reason for registry in registries for f in registry.failures}
     unloadable: dict[str, str] = probe.get("unloadable", {})
     problems += [f"Plugin {label} does not load: {reason}" for label, reason in failed.items()]
@@ -187,7 +188,7 @@ def _plugins(problems: list[str], probe: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         **{
-            f"{registry.kind}s": [
+            plural(registry.kind): [
                 {
                     "name": name,
                     "plugin": registry.plugins[name].label,

@@ -10,6 +10,8 @@ from rich.filesize import decimal
 
 from flmm_core.cli.console import echo_json, echo_table, json_option
 from flmm_core.cli.diagnosis import diagnose
+from flmm_core.plugins import KINDS
+from flmm_core.spec import plural
 
 
 @click.command("doctor")
@@ -55,11 +57,11 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield package["name"], version + ("" if package["fits"] else f" ({package['needs']})")
     for package in found["optional"]:
         yield f"({package['name']})", package["version"] or f"missing; for {package['for']}"
-    plugins = found["plugins"] or {"backbones": (), "refiners": (), "not_loaded": ()}
-    for kind in ("backbones", "refiners"):
-        for plugin in plugins[kind]:
+    plugins = found["plugins"] or {"not_loaded": ()}
+    for kind in KINDS:
+        for plugin in plugins.get(plural(kind.kind), ()):
             fault = ", cannot be used" if plugin["error"] else ""
-            yield kind[:-1], f"{plugin['name']}, from {plugin['plugin']}{fault}"
+            yield kind.kind, f"{plugin['name']}, from {plugin['plugin']}{fault}"
     for plugin in plugins["not_loaded"]:
         yield "not loaded", plugin["plugin"]
     if hub := found["hub"]:

@@ -1,4 +1,4 @@
-"""`flmm backbones` and `flmm refiners`: what the installed plugins declare; loads no torch."""
+"""`flmm backbones`, `refiners` and `finders`: what plugins declare; loads no torch."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from flmm_core.cli.console import echo_json, echo_table, json_option
-from flmm_core.config import option_name, settings
+from flmm_core.config import settings
 from flmm_core.plugins import Registry
-from flmm_core.spec import BackboneSpec, PluginSpec
+from flmm_core.spec import BackboneSpec, PluginSpec, plural
 
 SLOW_SECONDS = 0.2
 
 
 def plugin_group(kind: str, option: str, load: Callable[[], Registry[Any]]) -> click.Group:
-    """The command `flmm KINDs` with `list` and `show`; `option` is the setting of their options."""
+    """The command `flmm KINDs` with `list` and `show`; `option` says how options are given."""
 
     @click.group(
-        f"{kind}s", invoke_without_command=True, help=f"List the installed {kind}s, or show one."
+        f"{kind.split()[-1]}s",
+        invoke_without_command=True,
+        help=f"List the installed {kind}s, or show one.",
     )
     @click.pass_context
     def command(ctx: click.Context) -> None:
@@ -38,7 +40,7 @@ def plugin_group(kind: str, option: str, load: Callable[[], Registry[Any]]) -> c
     @click.argument("name")
     @json_option
     def show(name: str, as_json: bool) -> None:
-        _show(load(), name, option_name(option), as_json)
+        _show(load(), name, option, as_json)
 
     return command
 
@@ -47,7 +49,7 @@ def _list(registry: Registry[Any], as_json: bool) -> None:
     if as_json:
         specs = [_facts(spec, registry) for spec in registry.specs.values()]
         failed = [{"plugin": f.plugin.label, "reason": f.reason} for f in registry.failures]
-        echo_json({f"{registry.kind}s": specs, "not_loaded": failed})
+        echo_json({plural(registry.kind): specs, "not_loaded": failed})
         return
     echo_table((name, spec.summary) for name, spec in registry.specs.items())
     if registry.failures:
@@ -75,7 +77,7 @@ def _show(registry: Registry[Any], name: str, option: str, as_json: bool) -> Non
         echo_table(((a, m.source, m.license, m.summary) for a, m in models), indent="  ")
     options = list(settings(spec.options))
     if options:
-        click.echo(f"\nOptions ({option} KEY=VALUE):")
+        click.echo(f"\nOptions ({option}):")
         echo_table(((o.key, _type_name(o.type), o.help) for o in options), indent="  ")
 
 

@@ -30,7 +30,7 @@ KEYS = {
     "devices": "name title memory_bytes free_bytes",
     "packages": "name version needs fits",
     "optional": "name version for",
-    "plugins": "backbones refiners not_loaded",
+    "plugins": "backbones refiners phrase_finders not_loaded",
     "hub": "endpoint offline token reachable error",
     "folders": "name path exists bytes free_bytes writable",
     "data": "source path drawn",

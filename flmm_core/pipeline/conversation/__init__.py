@@ -1,0 +1,1 @@
+"""Talk and point: answers of the VLM, and what they name."""
