@@ -20,7 +20,7 @@ COMMANDS = {
     "benchmark": "Evaluate every backbone on every data set, and write a report.",
     "report": "Show a benchmark or a run as a page, or compare benchmarks.",
     "cache": "Precompute the outputs of the frozen models for training.",
-    "ground": "Segment phrases in an image.",
+    "ground": "Segment phrases in images.",
     "serve": "Serve trained heads over HTTP.",
     "verify": "Check that a head's model is what it was in training.",
     "push": "Publish a trained head on the Hugging Face hub.",

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flmm_core.cli.console import echo_table
+from flmm_core.annotate.outputs import KINDS, USUAL
+from flmm_core.cli.console import (
+    echo_json,
+    echo_table,
+    importing,
+    json_option,
+    make_progress,
+)
 from flmm_core.cli.options import AS_TRAINED, PLACEMENT, config_options, given_behind
-from flmm_core.errors import DataError, Problems, UsageError
-from flmm_core.files import check_writable, whole_folder, write_json
+from flmm_core.data.findings import Skipped
+from flmm_core.errors import DataError, Problems, RunError, UsageError
+from flmm_core.files import check_writable, hold
 
 if TYPE_CHECKING:
-    from flmm_core.pipeline.result import Result
+    from PIL import Image
+
+    from flmm_core.annotate.folder import Done
+    from flmm_core.pipeline.grounder import Grounder
+
+HIDDEN = ("picture", "head", "key")
+"""Of result.json, what --json says otherwise or not at all."""
+SHOWN = 20
+"""Images that cannot be used are listed in full in left-out.json."""
 
 
 @click.command("ground")
-@click.argument("path", metavar="IMAGE", type=click.Path(path_type=Path))
-@click.argument("phrases", metavar="PHRASE...", nargs=-1, required=True)
+@click.argument("arguments", metavar="IMAGE... [PHRASE]...", nargs=-1, required=True)
+@click.option(
+    "-p",
+    "--phrase",
+    "phrases",
+    multiple=True,
+    help="What to segment; repeatable. With it, all arguments are images.",
+)
 @click.option(
     "--head",
     required=True,
@@ -28,7 +53,17 @@ if TYPE_CHECKING:
     "--output",
     type=click.Path(path_type=Path),
     default=Path("out"),
-    help="Folder for overlay.png, mask-1.png, ... and result.json.",
+    help="Folder for the results of one image; for a folder of results per image if there are "
+    "several.",
+)
+@click.option(
+    "--save",
+    type=click.Choice(list(KINDS)),
+    multiple=True,
+    default=USUAL,
+    help="What to write besides result.json; repeatable: "
+    + "; ".join(f"{name}: {what}" for name, what in KINDS.items())
+    + ".",
 )
 @click.option(
     "--together", is_flag=True, help="Read all phrases in one caption instead of one by one."
@@ -43,39 +78,119 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1),
     help='Answer "not there" below this probability.  [default: chosen in training]',
 )
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    help="Most phrases at a time, of one image or of several.",
+)
+@click.option("--overwrite", is_flag=True, help="Segment again what an earlier run has done.")
 @config_options(*PLACEMENT, "force", "strict", "check")
 @config_options(*AS_TRAINED, unset="as in training")
+@json_option
 def command(
-    path: Path,
+    arguments: tuple[str, ...],
     phrases: tuple[str, ...],
     head: str,
     output: Path,
+    save: tuple[str, ...],
     together: bool,
     keep_absent: bool,
     min_probability: float | None,
+    batch_size: int,
+    overwrite: bool,
+    as_json: bool,
     **parameters: Any,
 ) -> None:
-    """Segment phrases in an image.
+    """Segment phrases in images.
 
-    Writes one mask per PHRASE at the size of IMAGE, an overlay with all masks, and result.json
+    \b
+    flmm ground photo.jpg "a red ring" "the star" --head RUN
+    flmm ground a.jpg b.jpg photos/ "more/**/*.png" -p "a red ring" --head RUN
+    flmm ground requests.jsonl --head RUN
+
+    IMAGE is a file, a folder (with all folders in it), a pattern, a JSONL file with
+    {"image": "a.jpg", "phrases": ["a red ring"]} a line, or "-", which reads such lines or paths
+    from stdin.
+
+    Writes one mask per phrase at the size of the image, an overlay with all masks, and result.json
     with COCO run-length masks, boxes, scores and probabilities. A phrase that names nothing in the
     image is "not there" and has an empty mask, if the head was trained to tell.
+
+    Of several images, those that cannot be used are listed at the end, and the exit code is 1.
+    Images that an earlier run has done in the same way are kept.
     """
-    for number, phrase in enumerate(phrases, start=1):
-        if not phrase.strip():
-            raise UsageError(f"Phrase {number} is empty.", repair="Give it at least one word.")
     if keep_absent and min_probability is not None:
         raise UsageError(
             "--keep-absent and --min-probability contradict each other.",
             found=f"--min-probability {min_probability:g} withholds masks, --keep-absent does not.",
             repair="Give one of them.",
         )
+    from flmm_core.annotate.requests import STDIN, find_requests, split_arguments
+
+    sources, said = split_arguments(arguments, phrases)
     check_writable(output)
+    requests = find_requests(sources, said, _stdin() if STDIN in sources else ())
+    flat = len(sources) == 1 and Path(sources[0]) == requests[0].path
+    given = given_behind(parameters)
+    if flat:
+        image = _read_only_image(requests[0].path, head, given)
+    with importing():
+        import flmm_core
+        from flmm_core.annotate.folder import Manner, ground_folder
+        from flmm_core.pipeline.head_folder import digest_of_head
+
+    def load() -> Grounder:
+        with importing():
+            return flmm_core.Grounder.from_pretrained(head, **given)
+
+    kinds = tuple(kind for kind in KINDS if kind in save)
+    ground = partial(
+        ground_folder,
+        load,
+        requests,
+        output,
+        head=head,
+        manner=Manner(together, keep_absent, min_probability, kinds),
+        batch_size=batch_size,
+    )
+    if flat:
+        done = ground(flat=True, read=lambda path: image)
+    else:
+        made_with = {"head": digest_of_head(head), **{k: str(v) for k, v in given.items()}}
+        with hold(output, "writing to"):
+            done = ground(made_with=made_with, overwrite=overwrite, progress=make_progress())
+    lost = [each for each in done if each.error is not None]
+    if flat and lost and lost[0].error:
+        raise lost[0].error
+    if as_json:
+        echo_json({"head": head, "images": [_record(each) for each in done]})
+    elif flat:
+        echo_table([("mask", "phrase", "score", "probability", "pixels"), *_rows(done[0])])
+    else:
+        for each in done:
+            if each.content is not None:
+                click.echo(f"{each.folder}: {', '.join(_summary(each))}")
+    if lost:
+        told = [Skipped.because(str(e.request.path), str(e.error)) for e in lost[:SHOWN]]
+        more = [f"and {len(lost) - SHOWN} more"] if len(lost) > SHOWN else []
+        raise RunError(
+            f"{len(lost)} of {len(done)} images cannot be used.",
+            found="\n".join([*(f"{item.name}: {item.reason}" for item in told), *more]),
+            repair=f"The others are in {output}, the list in {output / 'left-out.json'}.",
+        )
+
+
+def _stdin() -> Iterator[bytes]:
+    yield from sys.stdin.buffer
+
+
+def _read_only_image(path: Path, head: str, given: dict[str, Any]) -> Image.Image:
+    """The only image; `DataError` if it cannot be read, with what is wrong with the head, too."""
     from flmm_core.data.images import read_image
 
-    given = given_behind(parameters)
     try:
-        image = read_image(path)
+        return read_image(path)
     except DataError as error:
         from flmm_core.pipeline.check_head import check_head
 
@@ -84,43 +199,30 @@ def command(
         check_head(head, problems, **given)
         problems.check()
         raise
-    from flmm_core import Grounder
 
-    grounder = Grounder.from_pretrained(head, **given)
-    keep = keep_absent or min_probability is not None
-    result = grounder.ground(image, phrases, together=together, keep_absent=keep)
-    if min_probability is not None:
-        result = result.abstain(min_probability)
-    files = write_result(result, output, picture=str(path), head=head)
-    rows = [("mask", "phrase", "score", "probability", "pixels")]
-    for name, record in zip(files, result.to_coco(), strict=True):
-        found = f"{record['score']:.2f}" if record["area"] else "nothing found"
-        found = found if record["there"] else "not there"
+
+def _record(done: Done) -> dict[str, Any]:
+    """An image in the output of --json."""
+    if done.content is None:
+        return {"image": str(done.request.path), "error": str(done.error)}
+    content = {key: value for key, value in done.content.items() if key not in HIDDEN}
+    return {"image": str(done.request.path), "folder": str(done.folder), **content}
+
+
+def _rows(done: Done) -> Iterator[tuple[str, ...]]:
+    for record in (done.content or {})["found"]:
         known = record["probability"]
         likely = "-" if known is None else f"{known:.2f}"
-        rows.append((str(output / name), record["phrase"], found, likely, str(record["area"])))
-    echo_table(rows)
+        name = str(done.folder / record["mask"]) if "mask" in record else "-"
+        yield name, record["phrase"], _found(record), likely, str(record["area"])
 
 
-def write_result(result: Result, folder: Path, **facts: str) -> list[str]:
-    """Write overlay.png, one mask (0 and 255) per phrase and result.json; returns the masks' names.
+def _summary(done: Done) -> Iterator[str]:
+    for record in (done.content or {})["found"]:
+        yield f"{record['phrase']} {_found(record)}"
 
-    Masks that an earlier result with more phrases left in the folder are removed.
-    """
-    import numpy as np
-    from PIL import Image
 
-    earlier = (folder / "result.json").exists()
-    names = [f"mask-{number}.png" for number in range(1, len(result) + 1)]
-    with whole_folder(folder) as aside:
-        for number, name in enumerate(names):
-            Image.fromarray(result.mask(number).numpy() * np.uint8(255)).save(aside / name)
-        result.overlay().save(aside / "overlay.png")
-        records = zip(names, result.to_coco(), strict=True)
-        found = [{"mask": name, **record} for name, record in records]
-        write_json(aside / "result.json", {**facts, "found": found})
-    if earlier:
-        for path in folder.glob("mask-*.png"):
-            if path.name not in names and path.stem.removeprefix("mask-").isdecimal():
-                path.unlink()
-    return names
+def _found(record: dict[str, Any]) -> str:
+    if not record["there"]:
+        return "not there"
+    return f"{record['score']:.2f}" if record["area"] else "nothing found"

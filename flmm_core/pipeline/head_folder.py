@@ -207,6 +207,14 @@ def _migrated(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "recipe": {"caption_mode": "pieces", **content["recipe"]}}
 
 
+def digest_of_head(source: str | os.PathLike[str], *, revision: str | None = None) -> str:
+    """Hexadecimal SHA-256 of all that a head's folder holds; args and errors as `find_head`."""
+    folder = find_head(source, revision=revision)
+    files = (folder / name for name in (CONFIG, WEIGHTS, CONFIDENCE))
+    digests = [_digest(path) for path in files if path.is_file()]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

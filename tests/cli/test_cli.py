@@ -84,7 +84,7 @@ def test_the_version_is_the_distributions(capsys: Capture) -> None:
         (["train", "--steps", "many"], "flmm: Invalid value for '--steps': 'many' is not a valid"),
         (["train", "--workers", "x"], "flmm: Invalid value for '--workers': 'x' is neither a"),
         (["train", "--options", "x"], "flmm: Invalid value for '--options': 'x' is not of the"),
-        (["ground", "a.png", "--head", "x"], "flmm: Missing argument 'PHRASE...'."),
+        (["ground", "a.png", "--head", "x"], "flmm: There is no phrase to segment."),
         (["backbones", "show", "qwenn"], "flmm: Unknown backbone 'qwenn'. Did you mean 'qwen'?\n"),
         (["refiners", "show", "sma"], "flmm: Unknown refiner 'sma'. Did you mean 'sam'?\n"),
         (["train"], "flmm: One problem in the configuration.\n  backbone: missing."),

@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 import flmm_core
 from flmm_core.cli import main
 from flmm_core.pipeline.confidence import Confidence, NotThere, Platt
+from flmm_core.pipeline.grounder import Prepared
 from flmm_core.pipeline.mask_logits import MaskLogits
 from flmm_core.pipeline.result import collect
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Grounding
@@ -119,17 +120,19 @@ class FakeGrounder:
         assert head == "runs/a"
         return cls()
 
-    def ground(
-        self, image: Image.Image, phrases: tuple[str, ...], *, together: bool, keep_absent: bool
-    ) -> Any:
+    def prepare(self, image: Image.Image, phrases: tuple[str, ...], *, together: bool) -> Prepared:
+        return Prepared(image, phrases, ())
+
+    def ground_prepared(self, asked: list[Prepared], *, batch_size: int) -> list[Any]:
+        return [self.answer(one.image, one.phrases) for one in asked]
+
+    def answer(self, image: Image.Image, phrases: tuple[str, ...]) -> Any:
         logits = torch.full((len(phrases), image.height, image.width), -4.0)
         logits[:, :, : image.width // 2] = 4.0
         logits[[phrase == "nothing" for phrase in phrases]] = -4.0
         maps = AttentionMaps(torch.ones(len(phrases), 1, 2, 2) / 4, WHOLE_IMAGE)
         grounding = Grounding(logits[:, ::20, ::30], MaskLogits(logits), maps)
-        result = collect(image, phrases, [grounding], self.confidence)
-        threshold = self.confidence.threshold if self.confidence else None
-        return result if keep_absent or threshold is None else result.abstain(threshold)
+        return collect(image, phrases, [grounding], self.confidence)
 
 
 @pytest.fixture

@@ -222,23 +222,31 @@ def write(folder: Path, images: Iterable[NewImage]) -> None:
         for split, indices in new.by_split().items():
             shapes: list[dict[str, Any]] = []
             for thing in (new.objects[index] for index in indices):
-                shapes += [_record(words, thing.read_mask()) for words in thing.sentences]
-                shapes += [_record(IGNORE, thing.ignore)] if thing.ignore is not None else []
+                shapes += [new_shape(words, thing.read_mask()) for words in thing.sentences]
+                shapes += [new_shape(IGNORE, thing.ignore)] if thing.ignore is not None else []
             path = folder / split / new.file_name
             new.save(path)
-            record: dict[str, Any] = {
-                "version": "5.3.0",
-                "flags": {},
-                "shapes": shapes,
-                "imagePath": path.name,
-                "imageData": None,
-                "imageHeight": height,
-                "imageWidth": width,
-            }
+            record = new_record(path.name, (height, width), shapes)
             write_json(path.with_suffix(".json"), record, compact=True)
 
 
-def _record(label: str, mask: Mask) -> dict[str, Any]:
+def new_record(
+    image_path: str, image_hw: tuple[int, int], shapes: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of a LabelMe file; `image_path` is relative to its folder."""
+    return {
+        "version": "5.3.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": image_path,
+        "imageData": None,
+        "imageHeight": image_hw[0],
+        "imageWidth": image_hw[1],
+    }
+
+
+def new_shape(label: str, mask: Mask) -> dict[str, Any]:
+    """A shape of the type "mask"; the mask is not empty."""
     left, top, width, height = rle.bbox(mask)
     patch = Image.fromarray(rle.decode(mask)[top : top + height, left : left + width])
     data = io.BytesIO()

@@ -1,0 +1,133 @@
+"""What is written of results: overlays, masks, records, COCO and LabelMe files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from flmm_core.errors import DataError
+from flmm_core.files import whole_folder, write_json
+
+if TYPE_CHECKING:
+    from flmm_core.pipeline.result import Result
+
+Kind = Literal["overlay", "masks", "coco", "labelme"]
+KINDS: dict[Kind, str] = {
+    "overlay": "overlay.png, the image with all masks",
+    "masks": "mask-1.png, ... (0 and 255), one per phrase",
+    "coco": "instances.json, COCO annotations of all images",
+    "labelme": "labelme/NAME.json, one LabelMe file per image",
+}
+USUAL: tuple[Kind, ...] = ("overlay", "masks")
+RESULT = "result.json"
+COCO = "instances.json"
+LABELME = "labelme"
+
+
+def write_result(
+    result: Result, folder: Path, *, kinds: Collection[Kind] = USUAL, **facts: Any
+) -> dict[str, Any]:
+    """Write result.json, and what else is wanted of one image; returns the content of result.json.
+
+    Masks that an earlier result left in the folder are removed.
+    """
+    import numpy as np
+    from PIL import Image
+
+    earlier = (folder / RESULT).exists()
+    names = [f"mask-{number}.png" for number in range(1, len(result) + 1)]
+    names = names if "masks" in kinds else []
+    records = result.to_coco()
+    with whole_folder(folder) as aside:
+        for number, name in enumerate(names):
+            Image.fromarray(result.mask(number).numpy() * np.uint8(255)).save(aside / name)
+            records[number] = {"mask": name, **records[number]}
+        if "overlay" in kinds:
+            result.overlay().save(aside / "overlay.png")
+        size = {"height": result.image.height, "width": result.image.width}
+        content = {**facts, **size, "found": records}
+        write_json(aside / RESULT, content)
+    if earlier:
+        for path in folder.glob("mask-*.png"):
+            if path.name not in names and path.stem.removeprefix("mask-").isdecimal():
+                path.unlink()
+    return content
+
+
+def write_coco(folder: Path, images: Iterable[tuple[Path, Mapping[str, Any]]]) -> Path:
+    """Write instances.json of images and their contents of result.json; returns its path.
+
+    Every mask is an annotation with its phrase as category and in "phrases", its score and its
+    probability. `--data coco:FOLDER` reads it.
+    """
+    from flmm_core.data import rle
+    from flmm_core.data.formats.shared.coco_json import NewInstances
+
+    instances = NewInstances()
+    for path, content in images:
+        height, width = content["height"], content["width"]
+        name = relative_name(path, folder)
+        instances.images.append(
+            {"id": len(instances.images) + 1, "file_name": name, "height": height, "width": width}
+        )
+        for record in content["found"]:
+            if record["area"]:
+                phrase, more = record["phrase"], ("score", "probability")
+                mask = rle.to_rle(record["segmentation"], height, width, source=str(path))
+                facts = {key: record[key] for key in more if record[key] is not None}
+                instances.add(mask, phrase, phrases=[phrase], **facts)
+    write_json(folder / COCO, instances.content(), compact=True)
+    return folder / COCO
+
+
+def write_labelme(
+    folder: Path, images: Iterable[tuple[Path, str, Mapping[str, Any]]]
+) -> list[Path]:
+    """Write FOLDER/labelme/NAME.json of images, their names and contents of result.json.
+
+    Each mask is a shape with its phrase as label; the image stays where it is.
+    """
+    from flmm_core.data import rle
+    from flmm_core.data.formats.labelme import new_record, new_shape
+
+    place, written = folder / LABELME, []
+    for path, name, content in images:
+        height, width = content["height"], content["width"]
+        shapes = [
+            new_shape(
+                record["phrase"],
+                rle.to_rle(record["segmentation"], height, width, source=str(path)),
+            )
+            for record in content["found"]
+            if record["area"]
+        ]
+        file = place / f"{name.replace('/', '_')}.json"
+        while file in written:  # "a/b.jpg" and "a_b.jpg"
+            file = file.with_name(f"{file.stem}_.json")
+        write_json(
+            file, new_record(relative_name(path, place), (height, width), shapes), compact=True
+        )
+        written.append(file)
+    return written
+
+
+def relative_name(path: Path, folder: Path) -> str:
+    """How a file in a folder names an image elsewhere: relative, so that both can be moved."""
+    try:
+        name = os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
+    except ValueError:  # another drive of Windows
+        name = os.path.realpath(path)
+    return Path(name).as_posix()
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The content of an earlier result.json; None if there is none or it cannot be read."""
+    from flmm_core.data.records import read_json
+
+    try:
+        content = read_json(folder / RESULT)
+    except DataError:
+        return None
+    return content if isinstance(content, dict) else None
