@@ -22,6 +22,7 @@ COMMANDS = {
     "cache": "Precompute the outputs of the frozen models for training.",
     "ground": "Segment phrases in images.",
     "serve": "Serve trained heads over HTTP.",
+    "demo": "Talk and point on a web page.",
     "verify": "Check that a head's model is what it was in training.",
     "push": "Publish a trained head on the Hugging Face hub.",
     "backbones": "List the installed backbones, or show one.",

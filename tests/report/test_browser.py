@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,9 +14,9 @@ import pytest
 from flmm_core.report.measurements import load_benchmark
 from flmm_core.report.page import render_page
 from flmm_core.report.table import make_report
+from tests.browser import browser
 from tests.report.benchmarks import write_benchmark
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # Chromium's window is never narrower than 500 pixels; a frame can be.
 PROBE = """<!doctype html><body style="margin:0"><pre id="found"></pre>
 <iframe id="page" src="page.html" style="border:0;width:WIDTHpx;height:900px"></iframe>
@@ -45,16 +44,6 @@ addEventListener("load", () => {
   });
 });
 </script>"""
-
-
-def browser() -> str:
-    """The path of a browser; without one the test is skipped, but fails where CI promises one."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None and os.environ.get("CI", "").lower() == "true":
-        pytest.fail(f"CI has no browser: none of {', '.join(NAMES)} is on the PATH.")
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")
-    return found
 
 
 @pytest.fixture(scope="module")
