@@ -43,7 +43,7 @@ class Page:
 
     Attributes:
         requests: The URL of everything that was asked for, also of what was refused.
-        complaints: Errors and warnings that the page wrote to its console.
+        complaints: Errors and warnings in the console since a page was opened.
     """
 
     def __init__(self, writing: int, reading: int) -> None:
@@ -97,6 +97,7 @@ class Page:
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
         )  # fmt: skip
+        self.complaints.clear()
         self.send("Page.navigate", url=url)
         return self
 

@@ -49,6 +49,8 @@ class Service:
         Raises:
             RefusalError: 404, there is none of that name.
         """
+        if not self.grounders:
+            raise RefusalError(404, "This server has a page alone; flmm serve has the models.")
         chosen = next(iter(self.grounders)) if name is None else name
         if chosen not in self.grounders:
             hint = did_you_mean(chosen[:100], self.grounders)

@@ -128,7 +128,8 @@ def _runs(folder: Path, known: set[str]) -> Iterator[str]:
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         heads = [path / part / "model.safetensors" for part in ("best", "last", ".")]
-        if os.path.realpath(path) not in known and (head := next(filter(Path.is_file, heads), None)):
+        head = next(filter(Path.is_file, heads), None)
+        if head is not None and os.path.realpath(path) not in known:
             found.append((head.stat().st_mtime, str(path)))
     yield from (path for _, path in sorted(found, reverse=True)[:MOST_RUNS])
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -22,7 +21,7 @@ from flmm_core.serving.limits import Limits
 from flmm_core.serving.page.examples import examples
 from flmm_core.serving.page.studio import Studio
 from flmm_core.serving.reading import read_form, read_json
-from flmm_core.serving.refusals import RefusalError, refusal_of
+from flmm_core.serving.refusals import RefusalError
 from flmm_core.serving.service import service
 
 STATIC = Path(__file__).parent / "static"
@@ -37,7 +36,6 @@ HEADERS = {
 }
 Value = TypeVar("Value")
 Share = Annotated[float, Query(ge=0, le=1)]
-Text = Annotated[str, Field(min_length=1, max_length=LIMITS.text_letters)]
 
 
 class Asked(BaseModel):
@@ -54,26 +52,6 @@ class Phrases(Asked):
         list[Annotated[str, Field(max_length=LIMITS.phrase_letters)]],
         Field(min_length=1, max_length=LIMITS.phrases),
     ]
-
-
-class Turn(BaseModel):
-    """What one side said."""
-
-    role: Literal["user", "assistant"]
-    text: Text
-
-
-class Conversation(Asked):
-    """A conversation about the image, the last turn of which is a question."""
-
-    messages: Annotated[list[Turn], Field(min_length=1, max_length=200)]
-
-
-class Spot(BaseModel):
-    """A place in fractions of an image's width and height."""
-
-    x: Annotated[float, Field(ge=0, le=1)]
-    y: Annotated[float, Field(ge=0, le=1)]
 
 
 def demo_app(studio: Studio, *, only_hosts: list[str] | None = None) -> FastAPI:
@@ -158,7 +136,7 @@ def make_router(studio: Studio) -> APIRouter:
             if not isinstance(file, UploadFile):
                 raise RefusalError(400, "The form has no file 'image'.", param="image")
             data = await file.read()
-            image = await asyncio.to_thread(own.decoded, data, account)
+            image = await own.image(data, account)
         return await asyncio.to_thread(studio.take, image)
 
     @router.get("/images/{name}")
@@ -172,28 +150,6 @@ def make_router(studio: Studio) -> APIRouter:
         return await with_model(
             request, lambda: studio.ground(asked.model, asked.image, asked.phrases)
         )
-
-    @router.post("/chat")
-    async def chat(request: Request) -> Response:
-        asked = await _read(request, Conversation)
-        turns = [(turn.role, turn.text) for turn in asked.messages]
-        events = service(request).worker.iterate(
-            lambda: studio.answer(asked.model, asked.image, turns)
-        )
-        return StreamingResponse(_sent(events), media_type="text/event-stream")
-
-    @router.post("/results/{name}/words")
-    async def words(request: Request, name: str) -> dict[str, Any]:
-        spot = await _read(request, Spot)
-        return await with_model(request, lambda: studio.words_at(name, spot.x, spot.y))
-
-    @router.get("/results/{name}/parts/{number}/attention")
-    async def of_part(request: Request, name: str, number: int) -> dict[str, Any]:
-        return await with_model(request, lambda: studio.attention_of_part(name, number))
-
-    @router.get("/results/{name}/tokens/{number}/attention")
-    async def of_token(request: Request, name: str, number: int) -> dict[str, Any]:
-        return await with_model(request, lambda: studio.attention_of_token(name, number))
 
     @router.get("/results/{name}/overlay.png")
     async def overlay(name: str, threshold: Share = 0, opacity: Share = 0.45) -> Response:
@@ -220,19 +176,6 @@ async def _read(request: Request, model: type[Model]) -> Model:
     own = service(request)
     with own.account() as account:
         return await read_json(request, model, own.limits, account)
-
-
-async def _sent(events: AsyncIterator[tuple[str, dict[str, Any]]]) -> AsyncIterator[str]:
-    """Server-sent events; the last one is an error if there was one."""
-    try:
-        async for name, data in events:
-            yield _event(name, data)
-    except Exception as error:
-        yield _event("error", refusal_of(error).body())
-
-
-def _event(name: str, data: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 def _file(data: bytes, name: str, media_type: str) -> Response:

@@ -106,11 +106,6 @@ class Studio:
         """JSON of `Result.to_coco`."""
         return json.dumps(self._result(name, threshold).to_coco(), ensure_ascii=False).encode()
 
-    def attention_of_part(self, name: str, number: int) -> dict[str, Any]:
-        """The attention map of a phrase."""
-        result = self._result(name)
-        raise NotImplementedError(result, number)
-
 
 def _facts(loaded: Loaded) -> dict[str, Any]:
     headless = ""
@@ -122,7 +117,7 @@ def _facts(loaded: Loaded) -> dict[str, Any]:
     return {
         "id": loaded.choice.id,
         "head": loaded.grounder is not None,
-        "chat": loaded.chats,
+        "chat": False,
         "prompt": loaded.backbone.prompt,
         "threshold": loaded.threshold,
         "headless": headless,

@@ -21,7 +21,7 @@ from tests.flows import fresh_grounder
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a head that finds something everywhere, with probabilities around 1/2."""
     torch.manual_seed(0)
-    grounder = fresh_grounder(Recipe("qwen", refiner="none", base_channels=4, enlarge_to=16))
+    grounder = fresh_grounder(Recipe("qwen", base_channels=4, enlarge_to=16))
     torch.nn.init.normal_(grounder.head.mask_head.unet.conv_seg.weight)
     grounder.confidence = Confidence(
         masks=1,
