@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
+from filelock import FileLock
 
 from flmm_core.config import load_config
 from flmm_core.feature_cache.build import Forecast, build_cache
 from flmm_core.plugins import load_backbones
 from flmm_core.progress import Progress
 from flmm_core.training.train import train
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that one of the tests' workers makes and all read."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, done = base / name, base / f"{name}.done"
+    with FileLock(f"{folder}.lock"):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
 
 
 class Loads(Progress):

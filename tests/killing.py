@@ -85,20 +85,7 @@ def run_processes(
 
     All must end within `bound` seconds. What number 1 says goes to `log`.1, and so on.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        _begin(
-            arguments,
-            log.with_name(f"{log.name}.{rank}") if rank else log,
-            common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            place if rank == to else (),
-            happens,
-        )
-        for rank in range(count)
-    ]
+    started = start_processes(arguments, count, log, place, happens, to=to)
     deadline = time.monotonic() + bound
     try:
         for process in started:
@@ -109,6 +96,32 @@ def run_processes(
         for process in started:
             process.kill()
     return [_ended(process) for process in started]
+
+
+def start_processes(
+    arguments: Sequence[str],
+    count: int,
+    log: Path,
+    place: Sequence[Event] = (),
+    happens: Callable[[], object] = fill_disk,
+    *,
+    to: int = 0,
+) -> list[BaseProcess]:
+    """The processes of `run_processes`, which the caller waits for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        _begin(
+            arguments,
+            log.with_name(f"{log.name}.{rank}") if rank else log,
+            common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            place if rank == to else (),
+            happens,
+        )
+        for rank in range(count)
+    ]
 
 
 def _begin(

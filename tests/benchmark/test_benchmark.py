@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +27,7 @@ from flmm_core.pipeline.build import Recipe
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.progress import LineProgress
 from tests.flows import fresh_grounder
+from tests.killing import run_processes, start_processes
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
@@ -232,7 +227,8 @@ def test_a_head_is_trained_where_none_is_given(
 def test_plans_that_cannot_be_carried_out_are_refused(
     plan: Plan, head: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    lost = plan.model_copy(update={"backbones": ("llava_next",)})
+    settings = {"data": list(plan.data), "val_data": [], "eval_data": []}
+    lost = plan.model_copy(update={"backbones": ("llava_next",), "training": settings})
     with pytest.raises(UsageError) as error:
         BenchmarkRun(lost, tmp_path / "a").run()
     assert str(error.value) == (
@@ -265,40 +261,6 @@ def test_a_folder_is_locked(plan: Plan, tmp_path: Path) -> None:
 # --- processes -------------------------------------------------------------------------------
 
 
-class Processes:
-    """The same command in several processes, as `torchrun` starts them."""
-
-    def __init__(self, count: int, arguments: Sequence[str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = os.environ | {
-            "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        self.all = [
-            subprocess.Popen(
-                [sys.executable, "-m", "flmm_core", *arguments],
-                env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(count)
-        ]
-
-    def finish(self) -> list[str]:
-        """The output of each; all must succeed."""
-        said = [process.communicate(timeout=300) for process in self.all]
-        assert [process.returncode for process in self.all] == [0] * len(said), said
-        return [out for out, _ in said]
-
-    def kill(self) -> None:
-        for process in self.all:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-
-
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_processes_and_kills_change_no_row(head: Path, tmp_path: Path) -> None:
@@ -309,25 +271,26 @@ def test_processes_and_kills_change_no_row(head: Path, tmp_path: Path) -> None:
         return ["benchmark", "--head", str(head), "--data", source, "--batch-size", "3",
                 "--output", str(tmp_path / output), "--device", "cpu"]  # fmt: skip
 
-    two = Processes(2, arguments("two"))
-    said = two.finish()
-    assert "report.html" in said[0]
-    assert said[1] == ""
+    assert run_processes(arguments("two"), 2, tmp_path / "two.log") == [0, 0]
+    assert "report.html" in (tmp_path / "two.log").read_text()
+    assert "report.html" not in (tmp_path / "two.log.1").read_text()
     assert (read_measurement(measurement_of(tmp_path / "two")).model_extra or {})["processes"] == 2
 
-    killed = Processes(2, arguments("killed"))
+    killed = start_processes(arguments("killed"), 2, tmp_path / "killed.log")
     deadline = time.monotonic() + 200
     files = tmp_path / "killed" / "cells"
     while sum(path.read_bytes().count(b"\n") for path in files.glob("*/rows-*")) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    killed.kill()
+    for process in killed:
+        process.kill()
+        process.join()
     folder = measurement_of(tmp_path / "killed")
     assert not (folder / "result.json").exists()
     kept = b"".join(path.read_bytes() for path in sorted(folder.glob("rows-*")))
-    Processes(2, arguments("killed")).finish()
+    assert run_processes(arguments("killed"), 2, tmp_path / "killed.log") == [0, 0]
 
-    Processes(1, arguments("one")).finish()
+    assert run_processes(arguments("one"), 1, tmp_path / "one.log") == [0]
     one = rows_of(measurement_of(tmp_path / "one"))
     assert one == rows_of(measurement_of(tmp_path / "two")) == rows_of(folder)
     samples = open_source(source)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -239,28 +240,17 @@ def test_whatever_a_killed_worker_leaves_is_told(
     assert repair == ("The machine may be out of memory or of /dev/shm: use fewer --workers, or 0.")
 
 
-def children() -> set[int]:
-    """Processes that this one has started and that still run."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=,stat=", "--ppid", str(os.getpid())],
-        capture_output=True, text=True, check=False,
-    ).stdout  # fmt: skip
-    rows = [line.split() for line in listed.splitlines()]
-    return {int(pid) for pid, state in rows if not state.startswith("Z")}
-
-
 @pytest.mark.multiprocess
-@pytest.mark.skipif(sys.platform != "linux", reason="lists processes as Linux does")
 def test_workers_end_with_the_batches(dataset: ExampleDataset) -> None:
-    before = children()
+    before = set(psutil.Process().children())
     batches = read_batches(dataset, fixed_batches(len(dataset), 1), workers=2)
     next(batches)
-    assert len(children() - before) >= 2
+    workers = [one for one in psutil.Process().children() if one not in before]
+    assert len(workers) >= 2
     batches.close()
-    deadline = time.monotonic() + 20
-    while children() - before and time.monotonic() < deadline:  # `ps` itself
-        time.sleep(0.05)
-    assert len(children() - before) <= 1
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    # What starts them serves the next ones, too.
+    assert [one for one in alive if "resource_tracker" not in " ".join(one.cmdline())] == []
 
 
 @pytest.mark.multiprocess

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -34,12 +35,14 @@ print(peak() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the peak")
-def test_ten_times_as_many_masks_take_hardly_more_memory() -> None:
+def test_six_times_as_many_masks_take_hardly_more_memory() -> None:
     peaks = []
-    for count in (8, 80):
+    # glibc would keep large blocks that were freed, more or fewer of them from run to run
+    given = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    for count in (4, 24):
         arguments = [sys.executable, "-c", COLLECT, str(count)]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=given)
         peaks.append(float(done.stdout))
     few, many = peaks
-    # 72 masks of 3 megapixels are 216 MB as bool, and 864 MB more as float32 logits
-    assert many - few < 108
+    # 20 masks of 3 megapixels are 60 MB as bool, and 240 MB more as float32 logits
+    assert many - few < 20

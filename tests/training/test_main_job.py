@@ -22,6 +22,7 @@ from flmm_core.data.drawn.writing import draw_images
 from flmm_core.data.formats import FORMATS
 from recipes.all_objects import all_objects
 from recipes.twins import build_twin
+from tests.cached import made_once
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,10 @@ def flmm(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
+    return made_once(tmp_path_factory, "scenes", write_scenes)
+
+
+def write_scenes(folder: Path) -> None:
     FORMATS["refcoco"].write(folder / "train", draw_images(300, seed=1, kinds=("plain",)))
     FORMATS["refcoco"].write(
         folder / "test", draw_images(40, seed=2, kinds=("plain",), split="test")
@@ -54,7 +58,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     FORMATS["refcoco"].write(
         folder / "flat", draw_images(20, seed=3, kinds=("flat",), split="test")
     )
-    return folder
 
 
 def train(scenes: Path, output: Path, backbone: str, model: str, steps: int = 80) -> dict[str, Any]:
@@ -72,9 +75,11 @@ def train(scenes: Path, output: Path, backbone: str, model: str, steps: int = 80
 @pytest.fixture(scope="module")
 def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run behind the shipped twin of one family."""
-    output = tmp_path_factory.mktemp("runs") / "qwen"
-    train(scenes, output, "qwen", "tiny")
-    return output
+
+    def make(folder: Path) -> None:
+        train(scenes, folder, "qwen", "tiny")
+
+    return made_once(tmp_path_factory, "qwen", make)
 
 
 def test_a_twin_grounds_and_the_refiner_helps(run: Path) -> None:
