@@ -28,6 +28,8 @@ COLORS: tuple[Color, ...] = (
 """Far apart in CIELAB (Delta E above 25), and from every color of `flmm_core.data.drawn`."""
 TOLD_APART = 8
 """Masks whose colors are easy to tell apart; more are numbered in the image."""
+OPACITY = 0.45
+"""Of a mask's fill."""
 PAINTED = 1 << 20
 """About how many pixels are painted at a time."""
 INK, DIM, PAPER = (25, 28, 32), (105, 112, 120), (255, 255, 255)
@@ -46,7 +48,7 @@ def mask_color(number: int) -> Color:
 
 
 def paint_mask(
-    image: Image.Image, mask: NDArray[np.bool_], color: Color, opacity: float = 0.45
+    image: Image.Image, mask: NDArray[np.bool_], color: Color, opacity: float = OPACITY
 ) -> Image.Image:
     """The image with a mask filled and outlined in a color.
 
@@ -66,7 +68,7 @@ def paint_onto(
     image: Image.Image,
     mask: NDArray[np.bool_],
     color: Color,
-    opacity: float = 0.45,
+    opacity: float = OPACITY,
     *,
     size: tuple[int, int] | None = None,
 ) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flmm_core.errors import UsageError
 from flmm_core.painting import (
+    OPACITY,
     LegendEntry,
     add_legend,
     add_numbers,
@@ -104,10 +105,11 @@ class Result:
             boxes=self.boxes * there[:, None],
         )
 
-    def overlay(self, *, legend: bool = True) -> Image.Image:
+    def overlay(self, *, legend: bool = True, opacity: float = OPACITY) -> Image.Image:
         """The image (RGB) with every mask filled and outlined in a color of its own.
 
-        `legend` adds the numbered phrases with their scores below the image.
+        `legend` adds the numbered phrases with their scores below the image; `opacity` is that of
+        the fill, in [0, 1].
         """
         areas = [int(coco_mask.area(code)) for code in self.segmentations]
         scores = [
@@ -126,7 +128,7 @@ class Result:
         for number, (area, color) in enumerate(zip(areas, colors, strict=True)):
             if area:
                 mask, top = self.mask(number), int(self.boxes[number, 1])
-                paint_onto(sheet, mask.numpy(), color, size=self.image.size)
+                paint_onto(sheet, mask.numpy(), color, opacity, size=self.image.size)
                 marks[number + 1] = color, int(mask[top].nonzero().median()), top
         if legend:
             add_numbers(sheet, self.image.size, marks)

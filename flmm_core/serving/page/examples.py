@@ -32,10 +32,11 @@ class Example:
 @cache
 def examples() -> tuple[Example, ...]:
     """All examples, the same everywhere."""
-    return tuple(_draw(number, *scene) for number, scene in enumerate(SCENES, start=1))
+    return tuple(draw(number, *scene) for number, scene in enumerate(SCENES, start=1))
 
 
-def _draw(number: int, seed: int, kind: Kind) -> Example:
+def draw(number: int, seed: int, kind: Kind) -> Example:
+    """Example `number`, the scene of a seed and a kind."""
     scene = make_scene((0xDE30, seed), kind, sides=tuple(SCALE * side for side in IMAGE_SIDES))
     pixels, _, _ = paint(scene)
     file = io.BytesIO()

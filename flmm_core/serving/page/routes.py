@@ -15,7 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flmm_core.painting import COLORS, HEAT
+from flmm_core.painting import COLORS, HEAT, OPACITY
 from flmm_core.serving.app import create_app
 from flmm_core.serving.limits import Limits
 from flmm_core.serving.page.examples import examples
@@ -113,6 +113,7 @@ def make_router(studio: Studio) -> APIRouter:
             "selected": studio.models.selected,
             "colors": COLORS,
             "heat": HEAT.tolist(),
+            "opacity": OPACITY,
             "examples": [{"name": each.name, "phrases": each.phrases} for each in drawn],
         }
 
@@ -152,7 +153,7 @@ def make_router(studio: Studio) -> APIRouter:
         )
 
     @router.get("/results/{name}/overlay.png")
-    async def overlay(name: str, threshold: Share = 0, opacity: Share = 0.45) -> Response:
+    async def overlay(name: str, threshold: Share = 0, opacity: Share = OPACITY) -> Response:
         data = await asyncio.to_thread(studio.overlay, name, threshold, opacity)
         return _file(data, "overlay.png", "image/png")
 

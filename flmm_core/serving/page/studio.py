@@ -18,7 +18,14 @@ from flmm_core.data import rle
 from flmm_core.errors import DataError, UsageError
 from flmm_core.pipeline.mask_logits import above, portions
 from flmm_core.pipeline.result import Result
-from flmm_core.serving.page.held import HELD_IMAGES, HELD_RESULTS, HeldImage, ImageShelf, Shelf
+from flmm_core.serving.page.held import (
+    HELD_IMAGES,
+    HELD_RESULTS,
+    SHOWN,
+    HeldImage,
+    ImageShelf,
+    Shelf,
+)
 from flmm_core.serving.page.models import Loaded, Models
 
 STAMP = (1980, 1, 1, 0, 0, 0)
@@ -87,7 +94,7 @@ class Studio:
 
     def overlay(self, name: str, threshold: float, opacity: float) -> bytes:
         """PNG of the image with all masks and their legend."""
-        return _png(self._result(name, threshold).overlay())
+        return _png(self._result(name, threshold).overlay(opacity=opacity))
 
     def masks(self, name: str, threshold: float) -> bytes:
         """ZIP of one PNG (0 and 255) a phrase, mask-1.png, ..., with the phrases in names.txt."""
@@ -126,8 +133,10 @@ def _facts(loaded: Loaded) -> dict[str, Any]:
 
 
 def _parts(result: Result) -> list[dict[str, Any]]:
-    """The records of `to_coco`, each with its coarse mask."""
-    size, records = result.refined.image_hw, result.to_coco()
+    """The records of `to_coco`, each with its coarse mask as large as the browser shows it."""
+    records = result.to_coco()
+    scale = min(1.0, SHOWN / max(result.image.size))
+    size = max(1, round(scale * result.image.height)), max(1, round(scale * result.image.width))
     for part in portions(len(result), size):
         for record, mask in zip(
             records[part], above(result.coarse_logits[part], size, 0), strict=True

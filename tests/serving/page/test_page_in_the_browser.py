@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import zipfile
@@ -96,6 +97,26 @@ def test_an_upload_is_upright_and_its_phrases_have_masks_and_files(
         for number in range(len(result)):
             mask = Image.open(io.BytesIO(archive.read(f"mask-{number + 1}.png")))
             np.testing.assert_array_equal(np.asarray(mask) > 0, expected.mask(number))
+    assert page.complaints == []
+
+
+GIVE = """(async (kind, code) => {
+  const bytes = Uint8Array.from(atob(code), letter => letter.charCodeAt(0));
+  const given = new DataTransfer();
+  given.items.add(new File([bytes], kind + ".jpg", {type: "image/jpeg"}));
+  const how = {bubbles: true, cancelable: true, dataTransfer: given, clipboardData: given};
+  dispatchEvent(kind === "drop" ? new DragEvent(kind, how) : new ClipboardEvent(kind, how));
+})"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_an_image_is_dropped_or_pasted(page: Page, address: str, photo: Path, kind: str) -> None:
+    page.open(address).until(READY)
+    code = base64.b64encode(photo.read_bytes()).decode()
+    page.run(f"{GIVE}({json.dumps(kind)}, {json.dumps(code)})")
+    said = page.until(f"{IDLE} && (a => a.startsWith('{kind}') && a)(canvas.ariaLabel)")
+    assert said == f"{kind}.jpg, 90 by 120 pixels"
     assert page.complaints == []
 
 

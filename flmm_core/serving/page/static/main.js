@@ -41,7 +41,7 @@ async function busy(work) {
 // --- what is shown -----------------------------------------------------------------------------
 
 const stage = new Stage(
-  { canvas: at("canvas"), view: at("view"), tag: at("tag"), spot: at("spot"), heat: state.heat },
+  { canvas: at("canvas"), view: at("view"), tag: at("tag"), spot: at("spot"), heat: state.heat, opacity: state.opacity },
   {
     pointed: (part) => light.point(part === null ? null : { part }),
     asked: (spot) => whatLooksAt(spot),
@@ -126,6 +126,8 @@ async function chooseModel(id) {
     at("model-note").classList.add("error");
   }
   at("model").removeAttribute("aria-busy");
+  showValues();
+  light.show(null);
   conversation.reset();
   phrases.reset();
   offer();
@@ -312,6 +314,7 @@ const page = {
 };
 const conversation = new Conversation(page);
 const phrases = new Phrases(page);
+at("opacity").value = Math.round(100 * state.opacity);
 showValues();
 offerDownloads();
 at("model").value = state.selected;

@@ -6,12 +6,12 @@ const LONGEST = 1600; // pixels of the canvas; masks of larger images are sample
 const STEP = 0.02; // of the image, that an arrow key moves the spot
 
 export class Stage {
-  constructor({ canvas, view, tag, spot, heat }, { pointed, asked, cleared }) {
+  constructor({ canvas, view, tag, spot, heat, opacity }, { pointed, asked, cleared }) {
     Object.assign(this, { canvas, view, tag, spot, stops: heat });
     this.image = null;
     this.parts = []; // {name, color, likely, shown, refined, coarse}
     this.mode = "refined";
-    this.opacity = 0.45;
+    this.opacity = opacity;
     this.active = null;
     this.heat = null;
     this.at = null;
