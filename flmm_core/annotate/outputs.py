@@ -59,27 +59,35 @@ def write_result(
 def write_coco(folder: Path, images: Iterable[tuple[Path, Mapping[str, Any]]]) -> Path:
     """Write instances.json of images and their contents of result.json; returns its path.
 
+    `--data coco:FOLDER` reads it.
+    """
+    named = ((relative_name(path, folder), content) for path, content in images)
+    write_json(folder / COCO, coco_content(named), compact=True)
+    return folder / COCO
+
+
+def coco_content(images: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The content of a COCO file of images, by `file_name`, and their contents of result.json.
+
     Every mask is an annotation with its phrase as category and in "phrases", its score and its
-    probability. `--data coco:FOLDER` reads it.
+    probability.
     """
     from flmm_core.data import rle
     from flmm_core.data.formats.shared.coco_json import NewInstances
 
     instances = NewInstances()
-    for path, content in images:
+    for name, content in images:
         height, width = content["height"], content["width"]
-        name = relative_name(path, folder)
         instances.images.append(
             {"id": len(instances.images) + 1, "file_name": name, "height": height, "width": width}
         )
         for record in content["found"]:
             if record["area"]:
                 phrase, more = record["phrase"], ("score", "probability")
-                mask = rle.to_rle(record["segmentation"], height, width, source=str(path))
+                mask = rle.to_rle(record["segmentation"], height, width, source=name)
                 facts = {key: record[key] for key in more if record[key] is not None}
                 instances.add(mask, phrase, phrases=[phrase], **facts)
-    write_json(folder / COCO, instances.content(), compact=True)
-    return folder / COCO
+    return instances.content()
 
 
 def write_labelme(

@@ -191,6 +191,17 @@ def _of_lines(lines: Iterable[bytes], folder: Path, where: str) -> Iterator[_Lis
 
 
 def _of_line(line: bytes, folder: Path, where: str) -> _Listed:
+    written, phrases = line_request(line, where)
+    try:
+        path = folder / written
+        name = _inside(written) or path.name
+    except ValueError as error:
+        raise DataError(f"{brief(written)} on {where} is no path.", found=f"{error}.") from error
+    return path, phrases, name
+
+
+def line_request(line: bytes, where: str) -> tuple[str, tuple[str, ...]]:
+    """The image and its own phrases, if any, of a JSON line; DataError if it is faulty."""
     record = expect(parse_json(line, where), dict, where)
     key = next((key for key in IMAGE_KEYS if key in record), IMAGE_KEYS[0])
     written = field(record, key, str, where)
@@ -199,12 +210,7 @@ def _of_line(line: bytes, folder: Path, where: str) -> _Listed:
         said = [said]
     if said is not None and not isinstance(said, list):
         raise unfit(where, "phrases", said, "a list of phrases")
-    try:
-        path = folder / written
-        name = _inside(written) or path.name
-    except ValueError as error:
-        raise DataError(f"{brief(written)} on {where} is no path.", found=f"{error}.") from error
-    return path, texts(said, "phrases", where) if said else (), name
+    return written, texts(said, "phrases", where) if said else ()
 
 
 def _inside(written: str) -> str:

@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "Show a benchmark or a run as a page, or compare benchmarks.",
     "cache": "Precompute the outputs of the frozen models for training.",
     "ground": "Segment phrases in images.",
+    "annotate": "Segment phrases in very many images, with Ray.",
     "serve": "Serve trained heads over HTTP.",
     "demo": "Talk and point on a web page.",
     "verify": "Check that a head's model is what it was in training.",

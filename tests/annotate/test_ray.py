@@ -1,0 +1,127 @@
+"""`flmm annotate` with two workers, one of which is killed.
+
+FLMM_ANNOTATE=2000 pytest tests/annotate/test_ray.py -s does it on so many drawn scenes, with the
+head FLMM_HEAD if that is given.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from pycocotools import mask as coco_mask
+
+from flmm_core.annotate.folder import Manner, ground_folder
+from flmm_core.annotate.inputs import Columns
+from flmm_core.annotate.on_ray import Summary, annotate
+from flmm_core.annotate.requests import find_requests
+from flmm_core.annotate.worker import Job
+from flmm_core.data.drawn.writing import draw_images
+from flmm_core.data.formats import FORMATS
+from flmm_core.pipeline.grounder import Grounder
+from flmm_core.progress import Progress, Stage
+
+SCENES = int(os.environ.get("FLMM_ANNOTATE", "24"))
+BLOCK = max(4, SCENES // 40)
+PHRASES = ("red ring", "the star")
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    module = pytest.importorskip("ray")
+    module.init(
+        include_dashboard=False,
+        num_cpus=2,
+        object_store_memory=80 << 20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield module
+    module.shutdown()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn scenes, and one that is broken."""
+    folder = tmp_path_factory.mktemp("photos")
+    FORMATS["refcoco"].write(folder / "drawn", draw_images(SCENES, seed=8))
+    for path in (folder / "drawn").rglob("*.png"):
+        path.rename(folder / path.name)
+    (folder / "a-broken.png").write_bytes(b"broken")
+    return folder
+
+
+class Killing(Progress):
+    """Kills one of the workers after the first block, and notes whom."""
+
+    def __init__(self) -> None:
+        self.killed: list[int] = []
+
+    @contextmanager
+    def stage(self, name: str, total: int, done: int = 0) -> Iterator[Stage]:
+        yield Stage(lambda count, figures: self.kill())
+
+    def kill(self) -> None:
+        if not self.killed:
+            self.killed = workers()[:1]
+            os.kill(self.killed[0], signal.SIGKILL)
+
+
+def workers() -> list[int]:
+    """The processes below this one that hold a model."""
+    below = psutil.Process().children(recursive=True)
+    return [one.pid for one in below if "MapWorker" in "".join(one.cmdline())]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_every_image_once_and_as_ground_says_with_a_worker_killed(
+    ray: Any, photos: Path, head: Path, tmp_path: Path
+) -> None:
+    head = Path(os.environ.get("FLMM_HEAD", head))
+    out = tmp_path / "out"
+    job = Job(str(out), str(head), {}, PHRASES, Manner(), Columns(), block_size=BLOCK)
+    killing = Killing()
+    summary = annotate([str(photos)], job, workers=2, progress=killing)
+    blocks = -(-(SCENES + 1) // BLOCK)
+    assert summary == Summary(images=SCENES, left_out=1, shards=blocks, made=blocks)
+    assert len(killing.killed) == 1
+    assert not psutil.pid_exists(killing.killed[0])
+
+    shards = sorted(out.glob("part-*.parquet"))
+    rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+    assert len(shards) == blocks
+    assert Counter(row["image_path"] for row in rows) == Counter(
+        str(path) for path in photos.glob("*.png") if path.name != "a-broken.png"
+    )
+    assert "a-broken.png" in (out / "left-out.jsonl").read_text()
+    assert not list(out.glob("*.started"))
+
+    grounder = Grounder.from_pretrained(head)
+    requests = find_requests([str(photos)], PHRASES)
+    done = ground_folder(
+        lambda: grounder, requests, tmp_path / "ground", head="", manner=Manner(kinds=())
+    )
+    expected = {str(each.request.path): each.content for each in done if each.content}
+    equal = 0
+    for row in rows:
+        for thing, other in zip(row["objects"], expected[row["image_path"]]["found"], strict=True):
+            equal += thing["segmentation"] == other["segmentation"]
+            one, two = (coco_mask.decode(each["segmentation"]) for each in (thing, other))
+            assert (one != two).mean() < 1e-3
+            assert (thing["phrase"], thing["there"]) == (other["phrase"], other["there"])
+            assert np.isclose(thing["score"], other["score"], atol=1e-3)
+    masks = len(rows) * len(PHRASES)
+    print(f"{len(rows)} images, {equal} of {masks} masks equal in every pixel, one worker killed")
+    assert equal > 0.9 * masks
