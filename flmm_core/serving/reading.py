@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncGenerator
 from typing import TypeVar
@@ -19,6 +20,7 @@ from flmm_core.serving.refusals import RefusalError
 
 Model = TypeVar("Model", bound=BaseModel)
 FIELD_BYTES = 1 << 20
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a client's faults
 
 
 class _InMemory(MultiPartParser):

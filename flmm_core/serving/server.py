@@ -81,6 +81,7 @@ class Server(uvicorn.Server):
             lifespan="on",
             access_log=False,  # the log holds nothing of a request
             log_config=None,
+            log_level="error",  # not a line for each request that is not HTTP
             server_header=False,
             timeout_keep_alive=math.ceil(limits.idle_seconds),
             timeout_graceful_shutdown=math.ceil(limits.stop_seconds),

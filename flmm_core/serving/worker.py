@@ -1,4 +1,8 @@
-"""The thread that owns the models: requests wait for it in a queue and are grounded in batches."""
+"""The thread that owns the models: requests wait for it in a queue and are grounded in batches.
+
+Another thread prepares requests in the order in which they came, so that the model finds the next
+batch ready. What the model does alone (an answer in words) passes through the same queue.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +27,17 @@ Value = TypeVar("Value")
 
 @dataclass(eq=False)
 class Job:
-    """Something that the thread does; with a grounder, `run` prepares what shares a forward."""
+    """Something that needs a model; with a grounder, `run` prepares what shares a forward."""
 
     run: Callable[[], Any]
     grounder: Grounder | None = None
+    prepared: Prepared | None = None
     future: Future[Any] = field(default_factory=Future)
+
+    @property
+    def phrases(self) -> int:
+        """How many places of a batch it takes."""
+        return len(self.prepared.samples) if self.prepared else 0
 
 
 class Worker:
@@ -40,42 +50,46 @@ class Worker:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.grounded: Callable[[int, int], None] = lambda requests, phrases: None
-        self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._arriving = 0
+        self._came: deque[Job] = deque()
+        self._ready: deque[Job] = deque()
+        self._arriving = 0  # requests that will be ready soon
+        self._processors = threading.Lock()  # tokenizers may not be used by two threads
         self._seconds = 0.1  # of a job, lately
         self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._work, name="flmm-worker", daemon=True)
-        self._thread.start()
+        """Start the threads."""
+        for work in (self._prepare, self._work):
+            self._threads.append(threading.Thread(target=work, name="flmm-worker", daemon=True))
+            self._threads[-1].start()
 
     def stop(self) -> None:
-        """End the thread after what runs; what still waits is refused."""
+        """End the threads after what runs; what still waits is refused."""
         with self._changed:
             self._stopping = True
-            for job in self._jobs:
+            for job in [*self._came, *self._ready]:
                 job.future.cancel()
-            self._jobs.clear()
+            self._came.clear()
+            self._ready.clear()
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(timeout=self.limits.stop_seconds)
+        for thread in self._threads:
+            thread.join(timeout=self.limits.stop_seconds)
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread is not None and self._thread.is_alive()
+        """Whether the threads run."""
+        return bool(self._threads) and all(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting(self) -> int:
         """How many jobs wait."""
-        return len(self._jobs)
+        return len(self._came) + len(self._ready)
 
     @contextmanager
     def arriving(self) -> Iterator[None]:
-        """While a request is read that will be grounded, so that a batch may wait for it."""
+        """While the image of a request is decoded, so that a batch may wait for it."""
         with self._changed:
             self._arriving += 1
         try:
@@ -167,88 +181,110 @@ class Worker:
         with self._changed:
             if self._stopping or not self.alive:
                 raise _stopped()
-            if len(self._jobs) >= self.limits.queue:
-                wait = len(self._jobs) * self._seconds
-                raise busy(f"{len(self._jobs)} requests are waiting already.", wait)
-            self._jobs.append(job)
+            if self.waiting >= self.limits.queue:
+                raise busy(f"{self.waiting} requests are waiting already.", self._wait())
+            self._came.append(job)
             self._changed.notify_all()
         return job
 
+    def _wait(self) -> float:
+        """Seconds until the queue may be empty."""
+        return self.waiting * self._seconds
+
     def _waited(self) -> RefusalError:
-        wait = max(1, round(len(self._jobs) * self._seconds))
         return RefusalError(
             503,
             f"The model was busy for {self.limits.wait_seconds:g} seconds.",
-            headers={"Retry-After": str(wait)},
+            headers={"Retry-After": str(max(1, round(self._wait())))},
         )
 
-    # --- in the thread ----------------------------------------------------------------------
+    # --- in the preparing thread ------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _prepare(self) -> None:
         while True:
             with self._changed:
-                while not self._jobs and not self._stopping:
+                while not self._stopping and (not self._came or self._full()):
                     self._changed.wait()
                 if self._stopping:
                     return
-                job = self._jobs.popleft()
-            if not job.future.set_running_or_notify_cancel():
-                continue
-            start = time.monotonic()
-            done = 1
-            if job.grounder is None:
-                _settle(job, job.run)
-            else:
-                done = self._ground(job, job.grounder)
-            taken = (time.monotonic() - start) / done
-            self._seconds += 0.1 * (taken - self._seconds)
-
-    def _ground(self, first: Job, grounder: Grounder) -> int:
-        """Ground a job and those that can share its forward; returns how many they are."""
-        batch: list[tuple[Job, Prepared]] = []
-        deadline = time.monotonic() + self.limits.gather_seconds
-        job: Job | None = first
-        count = 0
-        while job is not None:
+                job = self._came.popleft()
+                self._arriving += 1
             try:
-                prepared = job.run()
-                batch.append((job, prepared))
-                count += len(prepared.samples)
+                if job.grounder is not None and not job.future.cancelled():
+                    with self._processors:
+                        job.prepared = job.run()
+                kept = True
             except BaseException as error:  # of this request alone
-                job.future.set_exception(error)
-            room = count < self.limits.batch_phrases
-            job = self._companion(grounder, deadline) if room else None
-        if batch:
-            self._answer(batch, grounder)
-            self.grounded(len(batch), count)
-        return max(1, len(batch))
+                kept = False
+                if job.future.set_running_or_notify_cancel():
+                    job.future.set_exception(error)
+            with self._changed:
+                self._arriving -= 1
+                if kept:
+                    self._ready.append(job)
+                self._changed.notify_all()
+            del job
 
-    def _companion(self, grounder: Grounder, deadline: float) -> Job | None:
-        """The next job of a grounder; waits for one that is arriving."""
+    def _full(self) -> bool:
+        """Whether another batch is ready: what is prepared takes memory."""
+        return sum(job.phrases for job in self._ready) >= self.limits.batch_phrases
+
+    # --- in the thread of the models --------------------------------------------------------
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            start = time.monotonic()
+            if batch[0].grounder is None:
+                with self._processors:
+                    _settle(batch[0])
+            else:
+                self._ground(batch, batch[0].grounder)
+                self.grounded(len(batch), sum(job.phrases for job in batch))
+            taken = (time.monotonic() - start) / len(batch)
+            self._seconds += 0.1 * (taken - self._seconds)
+            del batch
+
+    def _next(self) -> list[Job] | None:
+        """The first job that is ready, and those that can share its forward; None at the end."""
+        batch: list[Job] = []
+        room = self.limits.batch_phrases
+        deadline = 0.0
         with self._changed:
-            while True:
-                for job in [job for job in self._jobs if job.grounder is grounder]:
-                    self._jobs.remove(job)
-                    if job.future.set_running_or_notify_cancel():
-                        return job
+            while not self._stopping:
+                for job in [*self._ready] if room > 0 else []:
+                    alike = not batch or job.grounder is batch[0].grounder is not None
+                    if alike and room > 0:
+                        self._ready.remove(job)
+                        if job.future.set_running_or_notify_cancel():
+                            batch.append(job)
+                            room -= job.phrases
+                self._changed.notify_all()
+                if not batch:
+                    self._changed.wait()
+                    continue
+                deadline = deadline or time.monotonic() + self.limits.gather_seconds
                 left = deadline - time.monotonic()
-                if not self._arriving or left <= 0 or self._stopping:
-                    return None
+                alone = batch[0].grounder is None
+                if alone or room <= 0 or not (self._arriving or self._came) or left <= 0:
+                    return batch
                 self._changed.wait(left)
+            for job in batch:
+                job.future.set_exception(_stopped())
+            return None
 
-    def _answer(self, batch: list[tuple[Job, Prepared]], grounder: Grounder) -> None:
-        most = self.limits.batch_phrases
+    def _ground(self, batch: list[Job], grounder: Grounder) -> None:
+        prepared = [job.prepared for job in batch if job.prepared]
         try:
-            found = grounder.ground_prepared([each for _, each in batch], batch_size=most)
+            found = grounder.ground_prepared(prepared, batch_size=self.limits.batch_phrases)
         except BaseException as error:
             if len(batch) == 1:
-                batch[0][0].future.set_exception(error)
+                batch[0].future.set_exception(error)
                 return
             logger.warning("a batch of %d requests failed (%s); each runs alone", len(batch), error)
-            for single in batch:
-                self._answer([single], grounder)
+            for job in batch:
+                self._ground([job], grounder)
             return
-        for (job, _), result in zip(batch, found, strict=True):
+        for job, result in zip(batch, found, strict=True):
             job.future.set_result(result)
 
 
@@ -256,9 +292,9 @@ def _generator(make: Callable[[], Iterable[Value]]) -> Generator[Value, None, No
     yield from make()
 
 
-def _settle(job: Job, run: Callable[[], Any]) -> None:
+def _settle(job: Job) -> None:
     try:
-        value = run()
+        value = job.run()
     except BaseException as error:
         job.future.set_exception(error)
     else:

@@ -1,15 +1,21 @@
-"""A real server over loopback, in a thread of this process."""
+"""A real server over loopback: in a thread of this process, or as a process of its own."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import psutil
 from PIL import Image
 
 from flmm_core.serving.app import create_app
@@ -46,3 +52,47 @@ def encoded(image: Image.Image, kind: str = "png") -> bytes:
 
 def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(encoded(image)).decode()
+
+
+def address_of(client: httpx.Client) -> tuple[str, int]:
+    """For raw sockets."""
+    parts = urlsplit(str(client.base_url))
+    return str(parts.hostname), int(parts.port or 0)
+
+
+@contextmanager
+def process(
+    limits: dict[str, Any], **options: Any
+) -> Iterator[tuple[psutil.Process, httpx.Client]]:
+    """A process that serves a toy model, and a client of it; a signal may end it meanwhile."""
+    given = json.dumps([limits, options])
+    command = [sys.executable, "-m", "tests.serving.running", given]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
+    ) as running_process:
+        try:
+            assert running_process.stdout
+            url = running_process.stdout.readline().strip()
+            with httpx.Client(base_url=url, timeout=60) as client:
+                yield psutil.Process(running_process.pid), client
+        finally:
+            running_process.terminate()
+            running_process.wait(60)
+
+
+def main() -> int:
+    """Serve a toy model with limits and options given as JSON; prints the URL."""
+    from tests.flows import assemble
+    from tests.models import build
+
+    limits, options = json.loads(sys.argv[1])
+    listening = listen("127.0.0.1", 0)
+    app = create_app(assemble(build("qwen")), limits=Limits(**limits), **options)
+    say = lambda: print(url_of(listening), flush=True)  # noqa: E731
+    server = Server(app, Limits(**limits), started=say)
+    server.run(sockets=[listening])
+    return server.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
