@@ -128,13 +128,12 @@ def command(
         grounders = {name: Grounder.from_pretrained(head, **given) for name, head in named.items()}
         app = create_app(grounders, limits=limits, token=token, allow_urls=allow_urls)
         url = server.url_of(listening)
-        running = server.Server(
+        return server.serve(
             app,
+            listening,
             limits,
             started=lambda: click.echo(f"Serving {', '.join(grounders)} at {url} ({url}/docs)"),
         )
-        running.run(sockets=[listening])
-        return running.code
 
 
 def named_heads(heads: tuple[str, ...]) -> dict[str, str]:

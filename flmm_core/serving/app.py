@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flmm_core import __version__
@@ -55,7 +58,7 @@ def create_app(
         try:
             yield
         finally:
-            worker.stop()
+            await asyncio.to_thread(worker.stop)
 
     app = FastAPI(
         title="flmm",
@@ -67,14 +70,15 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = Service(named, worker, limits, budget, metrics, token, allow_urls)
-    refusals.install(app)
+    app.state.cut_off = False
+    app.add_exception_handler(HTTPException, refusals.of_framework)
     guarded = [Depends(authorized)]
     for router in (ground.router, status.metrics, *routers):
         app.include_router(router, dependencies=guarded)
     for router in (status.health, reference.router, *open_routers):
         app.include_router(router)
     _describe(app, token is not None)
-    app.add_middleware(_Counting, metrics=metrics)
+    app.add_middleware(_Answering, metrics=metrics)
     return app
 
 
@@ -100,8 +104,8 @@ def _describe(app: FastAPI, token: bool) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-class _Counting:
-    """Counts and times every answer; a path that is no route is "other"."""
+class _Answering:
+    """Makes an answer of every error; counts and times answers, those of no route as "other"."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -122,6 +126,16 @@ class _Counting:
 
         try:
             await self.app(scope, receive, noting)
+        except ClientDisconnect:
+            pass  # nobody reads an answer
+        except asyncio.CancelledError:  # the server stops, and has waited long enough
+            scope["app"].state.cut_off = True
+            if not code:
+                await refusals.stopping().response()(scope, receive, noting)
+        except Exception as error:
+            if code:  # the client sees that the rest is missing
+                raise
+            await refusals.refusal_of(error).response()(scope, receive, noting)
         finally:
             path = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if path != "other" else "other"

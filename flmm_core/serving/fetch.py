@@ -45,9 +45,13 @@ async def fetch(url: str, limits: Limits, account: Account) -> bytes:
 async def _once(url: httpx.URL, limits: Limits, account: Account) -> bytes | httpx.URL:
     """What a URL holds, or where it redirects to."""
     address = await public_address(url)
-    pinned = url.copy_with(host=address, username=None, password=None)
+    pinned = url.copy_with(host=address, port=PORTS[url.scheme], username=None, password=None)
     # No proxy and no credentials of this machine: trust_env. The host's name is for TLS.
-    headers = {"Host": url.netloc.decode("ascii").rpartition("@")[2], "Accept": "image/*"}
+    headers = {
+        "Host": url.netloc.decode("ascii").rpartition("@")[2],
+        "Accept": "image/*",
+        "Accept-Encoding": "identity",
+    }
     async with (
         httpx.AsyncClient(trust_env=False, follow_redirects=False) as client,
         client.stream(
@@ -58,8 +62,10 @@ async def _once(url: httpx.URL, limits: Limits, account: Account) -> bytes | htt
             return url.join(response.headers["location"])
         if response.status_code != 200:
             raise _refusal(str(url), f"The answer is {response.status_code}.")
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise _refusal(str(url), "The answer is compressed.")
         data = bytearray()
-        async for part in response.aiter_bytes(1 << 16):
+        async for part in response.aiter_raw(1 << 16):
             data += part
             if len(data) > limits.body_bytes:
                 raise _refusal(str(url), f"It has more than {limits.body_bytes / (1 << 20):g} MiB.")

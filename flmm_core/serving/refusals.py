@@ -6,10 +6,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from flmm_core.errors import DataError, FlmmError, MissingExtraError, UsageError, machine_error
 
@@ -63,6 +62,11 @@ class RefusalError(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
+def stopping() -> RefusalError:
+    """503; another server, or this one after its restart, may answer."""
+    return RefusalError(503, "The server is stopping.", headers={"Retry-After": "5"})
+
+
 def busy(message: str, seconds: float) -> RefusalError:
     """429; a client should come back after so many seconds."""
     return RefusalError(429, message, headers={"Retry-After": str(max(1, round(seconds)))})
@@ -82,22 +86,9 @@ def refusal_of(error: BaseException) -> RefusalError:
     return RefusalError(500, "The server failed at this request. Its log tells why.")
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of an app with an error object."""
-
-    async def known(request: Request, error: Exception) -> Response:
-        return refusal_of(error).response()
-
-    async def of_framework(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        said = {404: f"There is nothing at {request.url.path[:200]}."}
-        message = said.get(error.status_code, str(error.detail))
-        return RefusalError(error.status_code, message, headers=error.headers).response()
-
-    async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=400)  # nobody reads it
-
-    for kind in (RefusalError, FlmmError, MemoryError, RuntimeError):
-        app.add_exception_handler(kind, known)
-    app.add_exception_handler(HTTPException, of_framework)
-    app.add_exception_handler(ClientDisconnect, gone)
+async def of_framework(request: Request, error: Exception) -> Response:
+    """Answer the framework's own errors with an error object."""
+    assert isinstance(error, HTTPException)
+    said = {404: f"There is nothing at {request.url.path[:200]}."}
+    message = said.get(error.status_code, str(error.detail))
+    return RefusalError(error.status_code, message, headers=error.headers).response()

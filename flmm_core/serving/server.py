@@ -6,8 +6,10 @@ import asyncio
 import ipaddress
 import json
 import math
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -62,6 +64,24 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def serve(
+    app: FastAPI,
+    listening: socket.socket,
+    limits: Limits,
+    *,
+    started: Callable[[], None] = lambda: None,
+) -> int:
+    """Serve in this process until a signal; returns the exit code, see `Server`."""
+    server = Server(app, limits, started=started)
+    server.run(sockets=[listening])
+    if app.state.service.worker.busy:
+        # The model cannot be interrupted, and must not run while the interpreter is taken down.
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(1)
+    return server.code
+
+
 class Server(uvicorn.Server):
     """Serves until SIGTERM or Ctrl-C, then lets running requests finish.
 
@@ -90,6 +110,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.code = 0
+        self._app = app
         self._say_started = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -98,7 +119,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        if self.force_exit or self.server_state.tasks:
+        if self.force_exit or self._app.state.cut_off:
             self.code = 1
 
     @contextmanager

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from flmm_core.pipeline.grounder import Grounder, Prepared
 from flmm_core.serving.limits import Limits
-from flmm_core.serving.refusals import RefusalError, busy
+from flmm_core.serving.refusals import RefusalError, busy, stopping
 
 logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -75,7 +75,12 @@ class Worker:
             self._ready.clear()
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join(timeout=self.limits.stop_seconds)
+            thread.join(timeout=1)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread still runs that has been told to stop."""
+        return self._stopping and any(thread.is_alive() for thread in self._threads)
 
     @property
     def alive(self) -> bool:
@@ -150,7 +155,7 @@ class Worker:
                     yield value
                 kind, value = await queue.get()
             if job.future.cancelled():
-                raise _stopped()
+                raise stopping()
             job.future.result()
         finally:
             left.set()
@@ -172,7 +177,7 @@ class Worker:
             if not future.done():
                 raise _too_long()
             if future.cancelled():
-                raise _stopped()
+                raise stopping()
             return future.result()
         finally:  # the client is gone, or has waited too long
             job.future.cancel()
@@ -180,7 +185,7 @@ class Worker:
     def _enqueue(self, job: Job) -> Job:
         with self._changed:
             if self._stopping or not self.alive:
-                raise _stopped()
+                raise stopping()
             if self.waiting >= self.limits.queue:
                 raise busy(f"{self.waiting} requests are waiting already.", self._wait())
             self._came.append(job)
@@ -269,7 +274,7 @@ class Worker:
                     return batch
                 self._changed.wait(left)
             for job in batch:
-                job.future.set_exception(_stopped())
+                job.future.set_exception(stopping())
             return None
 
     def _ground(self, batch: list[Job], grounder: Grounder) -> None:
@@ -303,7 +308,3 @@ def _settle(job: Job) -> None:
 
 def _too_long() -> RefusalError:
     return RefusalError(504, "The model did not finish in time.")
-
-
-def _stopped() -> RefusalError:
-    return RefusalError(503, "The server is stopping.", headers={"Retry-After": "5"})

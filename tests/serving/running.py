@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import json
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +24,7 @@ from PIL import Image
 
 from flmm_core.serving.app import create_app
 from flmm_core.serving.limits import Limits
-from flmm_core.serving.server import Server, listen, url_of
+from flmm_core.serving.server import Server, listen, serve, url_of
 
 
 @contextmanager
@@ -80,6 +84,24 @@ def process(
             running_process.wait(60)
 
 
+def stopped_with(
+    server: psutil.Process, client: httpx.Client, *, requests: int, phrases: int
+) -> tuple[int, set[int]]:
+    """Send SIGTERM while so many requests run or wait: the exit code, and their statuses."""
+    image = data_url(Image.new("RGB", (48, 48)))
+
+    def ask(_: int) -> int:
+        body = {"image": image, "phrases": ["a star"] * phrases}
+        return client.post("/v1/ground", json=body).status_code
+
+    with ThreadPoolExecutor(requests) as threads:
+        answers = [threads.submit(ask, each) for each in range(requests)]
+        while "flmm_waiting_requests 0.0" in client.get("/metrics").text:
+            time.sleep(0.01)
+        server.send_signal(signal.SIGTERM)
+        return server.wait(30), {each.result() for each in answers}
+
+
 def main() -> int:
     """Serve a toy model with limits and options given as JSON; prints the URL."""
     from tests.flows import assemble
@@ -88,10 +110,8 @@ def main() -> int:
     limits, options = json.loads(sys.argv[1])
     listening = listen("127.0.0.1", 0)
     app = create_app(assemble(build("qwen")), limits=Limits(**limits), **options)
-    say = lambda: print(url_of(listening), flush=True)  # noqa: E731
-    server = Server(app, Limits(**limits), started=say)
-    server.run(sockets=[listening])
-    return server.code
+    started = partial(print, url_of(listening), flush=True)
+    return serve(app, listening, Limits(**limits), started=started)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 
 from tests.models import picture
 from tests.serving.hostile import Attack, attacks, launch, many
-from tests.serving.running import address_of, data_url, process
+from tests.serving.running import address_of, data_url, process, stopped_with
 
 COUNT = int(os.environ.get("FLMM_HOSTILE", "0"))
 LIMITS = {
@@ -25,6 +25,8 @@ LIMITS = {
     "head_seconds": 1,
     "read_seconds": 1,
     "idle_seconds": 1,
+    "batch_phrases": 16,
+    "gather_seconds": 0,
 }
 ASKED = {"image": data_url(picture(48, 24)), "phrases": ["a red ring"]}
 
@@ -50,6 +52,7 @@ def test_hostile_requests_are_refused_and_leave_nothing() -> None:
             assert gauge(client, name) == 0
         assert server.memory_info().rss < memory + (64 << 20)
         assert server.num_fds() <= files + 2
+        assert stopped_with(server, client, requests=3, phrases=16) == (0, {200})
 
 
 def launch_all(sent: list[Attack], client: httpx.Client) -> list[tuple[Attack, int | str]]:
