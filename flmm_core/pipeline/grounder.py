@@ -20,6 +20,9 @@ from flmm_core.pipeline import head_folder, publish
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.build import build_flow
 from flmm_core.pipeline.confidence import Confidence, read_confidence, write_confidence
+from flmm_core.pipeline.conversation import chat
+from flmm_core.pipeline.conversation.answer import Answer, Span
+from flmm_core.pipeline.conversation.phrases.choose import Phrases
 from flmm_core.pipeline.drift import check_drift
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.head_folder import HeadInfo
@@ -255,6 +258,60 @@ class Grounder:
             )
             for each in asked
         ]
+
+    def chat(
+        self,
+        image: object,
+        messages: object,
+        *,
+        phrases: Phrases = "rules",
+        keep_absent: bool = False,
+        seed: int | None = None,
+        **generation: Any,
+    ) -> Answer:
+        """The VLM's own answer, with masks of the things that it names.
+
+        The answer is token for token what transformers' `generate` gives without us. A
+        conversation goes on from `Answer.messages`; what was read and written stays in the KV
+        cache, and only the new turn is run.
+
+        Args:
+            image: As for `ground`; or a list of images, where the model takes several.
+            messages: A question, or messages in transformers' chat format: a list of
+                `{"role": ..., "content": ...}`, a content being a string or a list of parts
+                `{"type": "image"}` and `{"type": "text", "text": ...}`. An assistant's message at
+                the end is continued.
+            phrases: Which words of the answer to ground: a phrase finder's name (`flmm finders`),
+                a list of strings to look up, or a function from the text to ranges (start, end).
+            keep_absent: As for `ground`.
+            seed: For sampling; None goes on with torch's random numbers.
+            generation: For transformers' `generate`, for example `max_new_tokens=64` (256 unless
+                given), `do_sample=True`, `temperature=0.7`. Greedy by default.
+
+        Raises:
+            UsageError: Messages, phrases or settings of generation are wrong, or the conversation
+                is too long.
+            DataError: An image cannot be read.
+            RunError: Values are not finite, as after an overflow in float16.
+        """
+        return chat.answer(self, image, messages, phrases, keep_absent, seed, generation)
+
+    def stream(
+        self,
+        image: object,
+        messages: object,
+        *,
+        phrases: Phrases = "rules",
+        keep_absent: bool = False,
+        seed: int | None = None,
+        **generation: Any,
+    ) -> Iterator[str | Span | Answer]:
+        """`chat` as it comes: pieces of the text, then each span, at the end the answer.
+
+        The pieces, joined, are the new part of `Answer.text`. A consumer that stops early stops the
+        model. Args and errors as for `chat`.
+        """
+        return chat.stream(self, image, messages, phrases, keep_absent, seed, generation)
 
     def _groundings(
         self, samples: Sequence[ObserverInputs], batch_size: int

@@ -20,6 +20,7 @@ from flmm_core.pipeline.types import (
     BackboneInputs,
     EncodedImage,
     Features,
+    Trace,
     VlmShape,
 )
 from flmm_core.segment import Segment
@@ -142,15 +143,35 @@ class Observer:
             for single in singles
             for trace in self.backbone.trace(single, pool=self.pool, layer_weights=layer_weights)
         ]
+        names = [sample.name for sample in batch.backbone.samples]
+        return self.features(traces, images, names)
+
+    def features(
+        self,
+        traces: Sequence[Trace],
+        images: Sequence[EncodedImage | None],
+        names: Sequence[str],
+    ) -> tuple[Features, ...]:
+        """One `Features` per trace, with the encoded image of each.
+
+        Raises:
+            RunError: Values are not finite, as after an overflow in float16.
+        """
         features = []
         for trace, image in zip(traces, images, strict=True):
             maps = attention_maps(trace)
             if self.channels:
                 maps = replace(maps, maps=maps.maps[:, list(self.channels)])  # (P, K, h, w)
             features.append(Features(maps, trace.hidden, trace.row_phrase, image, trace.image_hw))
-        names = [sample.name for sample in batch.backbone.samples]
         check_features(features, names, self.backbone.vlm.dtype)
         return tuple(features)
+
+    @torch.no_grad()
+    def encode(self, image: Image.Image) -> EncodedImage | None:
+        """An image for the refiner; None without an encoder."""
+        if self.encoder is None:
+            return None
+        return self.encoder.encode([self.encoder.prepare(image)])[0]
 
     def _encode(self, batch: ObserverBatch) -> Sequence[EncodedImage | None]:
         """Per sample, its encoded image."""

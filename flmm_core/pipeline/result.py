@@ -26,7 +26,8 @@ from flmm_core.painting import (
 from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.finite import check_masks
 from flmm_core.pipeline.mask_logits import MaskLogits, judge
-from flmm_core.pipeline.types import Grounding
+from flmm_core.pipeline.resample import WHOLE_IMAGE, resample
+from flmm_core.pipeline.types import AttentionMaps, Grounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ class Result:
             from a head that was trained without validation data.
         there: (P,) bool, whether the phrase was not answered with "not there" (`abstain`); the
             mask of such a phrase is empty.
+        heat: (P, 1, h, w), the mean of the attention maps over all layers and heads.
     """
 
     image: Image.Image
@@ -59,6 +61,7 @@ class Result:
     boxes: Tensor
     probabilities: Tensor
     there: Tensor
+    heat: AttentionMaps
 
     @cached_property
     def logits(self) -> Tensor:
@@ -80,6 +83,16 @@ class Result:
 
     def __len__(self) -> int:
         return len(self.phrases)
+
+    def attention(self, number: int) -> Tensor:
+        """(H, W) float32 that sum to 1: where a phrase's words look, the mean of all heads.
+
+        `flmm_core.explain` has single layers and heads.
+        """
+        maps = self.heat.maps[number : number + 1]  # (1, 1, h, w)
+        height, width = self.refined.image_hw
+        shown = resample(maps, self.heat.image_box, WHOLE_IMAGE, (height, width))[0, 0]
+        return shown / shown.sum().clamp(min=1e-12)
 
     def abstain(self, below: float) -> Result:
         """The same with "not there" for every phrase whose probability is below a threshold.
@@ -181,11 +194,15 @@ def collect(
     """
     refined: list[MaskLogits] = []
     coarse, scores, boxes, probabilities = [], [], [], []
+    heat: list[Tensor] = []
+    frame = WHOLE_IMAGE
     segmentations: list[dict[str, Any]] = []
     for grounding in groundings:
         check_masks(grounding)
         refined.append(grounding.refined.cpu())
         coarse.append(grounding.coarse_logits.float().cpu())
+        heat.append(grounding.maps.maps.mean(1, keepdim=True).float().cpu())
+        frame = grounding.maps.image_box
         for part in grounding.refined.portions():
             sure, evidence = judge(grounding.coarse_logits[part], grounding.refined[part])
             masks = grounding.refined[part].masks().cpu()
@@ -210,6 +227,27 @@ def collect(
         boxes=torch.cat([torch.zeros(0, 4, dtype=torch.int64), *boxes]),
         probabilities=torch.cat([torch.zeros(0), *probabilities]),
         there=torch.ones(len(phrases), dtype=torch.bool),
+        heat=AttentionMaps(torch.cat(heat) if heat else torch.zeros(0, 1, 1, 1), frame),
+    )
+
+
+def joined(parts: Sequence[Result]) -> Result:
+    """One result of at least one about the same image, phrases after phrases."""
+
+    def together(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    return Result(
+        image=parts[0].image,
+        phrases=tuple(phrase for part in parts for phrase in part.phrases),
+        refined=MaskLogits.cat([part.refined for part in parts]),
+        coarse_logits=together("coarse_logits"),
+        segmentations=tuple(code for part in parts for code in part.segmentations),
+        scores=together("scores"),
+        boxes=together("boxes"),
+        probabilities=together("probabilities"),
+        there=together("there"),
+        heat=replace(parts[0].heat, maps=torch.cat([part.heat.maps for part in parts])),
     )
 
 

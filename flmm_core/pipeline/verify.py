@@ -193,7 +193,8 @@ def _compare_answers(grounder: Grounder, alone: list[Tensor] | None, digest: str
         name = grounder.backbone.spec.name
         return Finding(None, f"the backbone {name} does not answer (no capability chat)")
     for question, expected in zip(QUESTIONS, alone, strict=True):
-        given = grounder.backbone.answer_ids(image, question, max_new_tokens=LONGEST_ANSWER).cpu()
+        reply = grounder.backbone.reply(image, question, max_new_tokens=LONGEST_ANSWER)
+        given = reply.token_ids
         if given.tolist() != expected.tolist():
             decode = grounder.backbone.tokenizer.decode
             return Finding(

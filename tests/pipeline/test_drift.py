@@ -341,9 +341,9 @@ def test_verify(family: str, heads: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_verify_finds_what_differs(
     heads: Path, patch: Patch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    usual = Backbone.answer_ids
+    usual = Backbone.reply
     patch.setattr(
-        Backbone, "answer_ids", lambda self, image, prompt, **more: usual(self, image, "?", **more)
+        Backbone, "reply", lambda self, image, prompt, **more: usual(self, image, "?", **more)
     )
     retrained = load(heads / "qwen").backbone
     with torch.no_grad():

@@ -14,7 +14,7 @@ VLM's weights can reach neither an optimizer nor a checkpoint.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -23,13 +23,14 @@ from PIL import Image
 from torch import Tensor
 
 from flmm_core.errors import WeightsError
-from flmm_core.images import to_image
 from flmm_core.pipeline.backbone import conversation, loading, tokens, weights
 from flmm_core.pipeline.backbone.batch import Side, collate, place_rows, stack_padded, to_vlm
 from flmm_core.pipeline.backbone.identity import ModelIdentity, identify
 from flmm_core.pipeline.backbone.recorder import AttentionRecorder, Pool
+from flmm_core.pipeline.backbone.reply import Reply
 from flmm_core.pipeline.backbone.shared_prefix import PrefixCache, keeps_every_key
-from flmm_core.pipeline.backbone.view_check import check_views, misfit, naming_sample
+from flmm_core.pipeline.backbone.talk import Talk
+from flmm_core.pipeline.backbone.view_check import checked_views, misfit
 from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, ImageView, Prefix, Trace
 from flmm_core.plugins import parse_options
 from flmm_core.segment import CaptionMode, Segment
@@ -192,10 +193,11 @@ class Backbone(ABC):
         self._controls = conversation.control_strings(processor)
         self.rendered_prompt()  # raises
         self._recorder = AttentionRecorder(vlm.get_decoder())
+        self._talk = Talk(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything that `prepare` needs: what a DataLoader worker receives."""
-        return {**self.__dict__, "vlm": None, "_recorder": None}
+        return {**self.__dict__, "vlm": None, "_recorder": None, "_talk": None}
 
     @property
     def device(self) -> torch.device:
@@ -252,9 +254,7 @@ class Backbone(ABC):
             DataError: The image cannot be used, or its image tokens do not fit its grid.
         """
         prefix = self._prefix(image, prompt, name) if like is None else like.prefix
-        # the tokenizer's own limit is often unset
-        limit = getattr(self.text_config, "max_position_embeddings", None)
-        limit = int(limit or self.tokenizer.model_max_length)
+        limit = tokens.longest(self.text_config, self.tokenizer)
         rest = segments, self._controls
         if self.caption_mode == "whole":
             caption = tokens.tokenize_whole(self.processor, prefix, *rest, limit, name)
@@ -263,12 +263,8 @@ class Backbone(ABC):
         before = prefix.tokens["input_ids"][: caption.start]
         input_ids = torch.cat([before, caption.ids])  # (S,)
         image_hw = (image.height, image.width)
-        with naming_sample(name):
-            views = self.views(input_ids, image_hw, prefix.image)
-            if tuple(view.name for view in views) != self.view_names:
-                raise ValueError(f"{type(self).__name__} must give the views {self.view_names}")
-            is_image = input_ids == self.image_token_id
-            check_views(views, is_image, self.separator_tokens(views), image_hw)
+        is_image = input_ids == self.image_token_id
+        views = checked_views(self, input_ids, is_image, image_hw, prefix.image, name)
         return BackboneInputs(
             prefix=prefix,
             start=caption.start,
@@ -360,6 +356,27 @@ class Backbone(ABC):
             for sample, groups, attention, hidden in recorded
         )
 
+    def reply(
+        self,
+        image: object,
+        messages: object,
+        *,
+        record: bool = True,
+        on_text: Callable[[str], None] | None = None,
+        seed: int | None = None,
+        **generation: Any,
+    ) -> Reply:
+        """The VLM's answer to a conversation, and what its words attended to.
+
+        Args and errors as for `Grounder.chat`. A conversation that goes on from the last one's
+        `Reply.messages` runs only what is new; others begin anew.
+
+        Args:
+            record: Also keep what the attention of the answer is computed from.
+            on_text: Is called with each piece of the answer's text as soon as it is certain.
+        """
+        return self._talk.reply(image, messages, record, on_text, seed, generation)
+
     def generate(
         self,
         image: object,
@@ -368,30 +385,14 @@ class Backbone(ABC):
         max_new_tokens: int = 64,
         **sampling: Any,
     ) -> str:
-        """The VLM's answer about an image, greedy unless `sampling` says otherwise.
+        """The text of the VLM's answer about an image, greedy unless `sampling` says otherwise.
 
-        Args:
-            image: A path, a PIL image or an array, as for `Grounder.ground`.
-            prompt: The question; None is the backbone's own `prompt`.
-            max_new_tokens: Of the answer.
-            sampling: For transformers' `generate`, for example `do_sample=True, top_p=0.9`.
+        `prompt` None is the backbone's own; `image` and `sampling` as for `Grounder.chat`.
         """
-        ids = self.answer_ids(image, prompt, max_new_tokens=max_new_tokens, **sampling)
-        answer: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return answer.strip()
+        asked = self.prompt if prompt is None else prompt
+        sampling |= {"max_new_tokens": max_new_tokens}
+        return self.reply(image, asked, record=False, **sampling).text
 
-    @torch.no_grad()
-    def answer_ids(self, image: object, prompt: str | None = None, **sampling: Any) -> Tensor:
-        """(T,) int64, the tokens that `generate` decodes; args as there."""
-        prefix = self._prefix(to_image(image), prompt, "")
-        sequence = {key: value[None] for key, value in prefix.tokens.items()}  # (1, S)
-        greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-        if not sampling.get("do_sample"):  # greedy decoding warns about a model's own settings
-            greedy |= {"temperature": None, "top_p": None, "top_k": None}
-        generated = self.vlm.generate(
-            **to_vlm(self.vlm, {**prefix.image, **sequence}),
-            pad_token_id=self.tokenizer.pad_token_id,
-            **{**greedy, **sampling},
-        )
-        answer: Tensor = generated[0, len(prefix) :]
-        return answer
+    def forget(self) -> None:
+        """Free the KV cache of the last conversation."""
+        self._talk.forget()

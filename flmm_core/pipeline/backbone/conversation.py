@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -52,24 +52,46 @@ def prompt_text(processor: Any, turns: Turns) -> str:
     """The conversation up to where the model's answer begins.
 
     Raises:
-        UsageError: The template does not take or does not show a system message or a prompt.
+        UsageError: The template does not take or does not show a turn.
     """
     shown = [part["text"] for turn in turns for part in turn["content"] if part["type"] == "text"]
-    try:
-        text: str = processor.apply_chat_template(
-            list(turns), add_generation_prompt=True, tokenize=False
-        )
+    problem = ""
+    for spelled in _spellings(turns):
+        try:
+            text: str = processor.apply_chat_template(
+                spelled, add_generation_prompt=True, tokenize=False
+            )
+        except TROUBLE as error:
+            problem = problem or f"{type(error).__name__}: {error}."
+            continue
         missing = [words for words in shown if words.strip() not in text]
-        problem = f"It leaves out {missing[0]!r}." if missing else ""
-    except TROUBLE as error:
-        problem = f"{type(error).__name__}: {error}."
-    if problem:
-        raise UsageError(
-            "The model's chat template cannot show this conversation.",
-            found=problem,
-            repair="Omit --system, or put what it says into --prompt.",
-        )
-    return text
+        if not missing:
+            return text
+        problem = problem or f"It leaves out {missing[0]!r}."
+    system = any(turn["role"] == "system" for turn in turns)
+    raise UsageError(
+        "The model's chat template cannot show this conversation.",
+        found=problem,
+        repair="Omit --system, or put what it says into --prompt." if system else "",
+    )
+
+
+def _spellings(turns: Turns) -> Iterator[list[Mapping[str, Any]]]:
+    """The turns with their contents as lists of parts, or as plain strings where there is no image.
+
+    Some templates take the model's turns, or all, only as strings.
+    """
+    found: list[list[Mapping[str, Any]]] = []
+    for roles in ((), ("assistant",), ("assistant", "user", "system")):
+        spelled = [
+            {**turn, "content": "".join(part["text"] for part in turn["content"])}
+            if turn["role"] in roles and all(part["type"] == "text" for part in turn["content"])
+            else turn
+            for turn in turns
+        ]
+        if spelled not in found:
+            found.append(spelled)
+            yield spelled
 
 
 def answer_text(processor: Any, turns: Turns, answer: str) -> tuple[str, int]:
@@ -81,12 +103,11 @@ def answer_text(processor: Any, turns: Turns, answer: str) -> tuple[str, int]:
         WeightsError: The template shows no answer, or changes it.
     """
     problem = ""
-    # Some templates take the answer as a list of parts, others as a string.
-    for content in ([{"type": "text", "text": answer}], answer):
-        turn = {"role": "assistant", "content": content}
+    written = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    for spelled in _spellings((*turns, written)):
         try:
             text: str = processor.apply_chat_template(
-                [*turns, turn], continue_final_message=True, tokenize=False
+                spelled, continue_final_message=True, tokenize=False
             )
         except TROUBLE as error:
             problem = problem or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -120,7 +141,7 @@ def adds_special_tokens(tokenizer: Any, text: str) -> bool:
     return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
 
 
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+def common_length(one: Sequence[object], other: Sequence[object]) -> int:
     """How many items two sequences have in common at their beginning."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from flmm_core.pipeline.backbone.probe import CAPTION, decoder_inputs
-from flmm_core.pipeline.backbone.recorder import WITNESS, attention_rows
+from flmm_core.pipeline.backbone.recorder import WITNESS
+from flmm_core.pipeline.backbone.rows import attention_rows
 from flmm_core.pipeline.types import BackboneInputs, ImageView
 
 if TYPE_CHECKING:

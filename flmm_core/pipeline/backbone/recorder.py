@@ -11,7 +11,8 @@ synchronizes with the device.
 Rows and columns are positions in the padded sequence. The position of a forward's first token is
 read from the KV cache, so prefill, chunked prefill, decoding and a static cache share one path;
 a layer that gradient checkpointing runs again adds nothing. The last token that `generate`
-produces is never fed back and so has no row.
+produces is never fed back and so has no row. `follow` keeps what the rows of all later tokens can
+be computed from, where it is not known yet which are wanted.
 """
 
 from __future__ import annotations
@@ -23,22 +24,23 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flmm_core.errors import RunError, UsageError
+from flmm_core.errors import RunError
+from flmm_core.pipeline.backbone.following import Following
+from flmm_core.pipeline.backbone.rows import (
+    UNSUPPORTED,
+    attention_rows,
+    check_attention,
+    pool_rows,
+    unsupported,
+)
 
 Pool = Literal["mean", "max"]
 
 # transformers treats names with "flash", "sdpa", "flex_attention", "paged|" or "/" specially.
 NAME = "flmm_recorder"
 TAP, WITNESS = "_flmm_tap", "_flmm_witness"
-UNSUPPORTED = {
-    "softcap": "soft-capping",
-    "s_aux": "attention sinks",
-    "position_bias": "a learned position bias",
-    "cache": "a paged cache",
-}
 
 
 @cache
@@ -146,11 +148,9 @@ class Recording:
         self._start = 0
         self._shares: dict[tuple[int, int, int, torch.device], _Share] = {}
 
-    def _begin(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before layer 0: the position of this forward's first token."""
-        given = (*args, *kwargs.values())
-        past = next((value for value in given if hasattr(value, "get_seq_length")), None)
-        self._start = 0 if past is None else int(past.get_seq_length())
+    def begin(self, start: int) -> None:
+        """Before a forward whose first token is at this position."""
+        self._start = start
         self._shares.clear()
 
     def _share(self, b: int, count: int, keys: int, device: torch.device) -> _Share:
@@ -163,7 +163,7 @@ class Recording:
         return self._shares[key]
 
     @torch.no_grad()
-    def _see_hidden(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
+    def see_hidden(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
         """After a layer or the final norm: record the wanted rows of (B, q, D)."""
         states: Tensor = output[0] if isinstance(output, tuple) else output
         mixed = self._layer_weights is not None
@@ -185,7 +185,7 @@ class Recording:
             kept[0].index_add_(0, slots, rows, alpha=self._layer_weights[index])
 
     @torch.no_grad()
-    def _see_attention(
+    def see_attention(
         self,
         index: int,
         query: Tensor,
@@ -196,7 +196,7 @@ class Recording:
         **kwargs: Any,
     ) -> None:
         """Record the wanted rows of one layer: query (B, N, q, d), key (B, N_kv, K, d)."""
-        self._refuse(query, key, mask, kwargs)
+        check_attention(query, key, mask, kwargs, self._start, len(self._wanted))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         if not self.attention:
             sizes = [(len(w.seen), query.shape[1], w.phrases, len(w.columns)) for w in self._wanted]
@@ -219,31 +219,7 @@ class Recording:
             at = share.columns_at
             total[index][..., at] = merge(total[index][..., at], pooled)
 
-    def _refuse(
-        self, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
-    ) -> None:
-        """Raise for attention that cannot be recomputed exactly."""
-        for name, what in UNSUPPORTED.items():
-            if kwargs.get(name) is not None:
-                raise _unsupported(what)
-        if mask is None and kwargs.get("is_causal") is False:
-            raise _unsupported("attention to later tokens")
-        if len(query) != len(self._wanted):
-            raise RunError(
-                "The attention cannot be recorded: rows were given for "
-                f"{len(self._wanted)} samples.",
-                found=f"The model ran {len(query)} sequences.",
-                repair="Give rows for each sequence; beam search is not supported.",
-            )
-        keys = self._start + query.shape[2]
-        if key.shape[2] < keys:
-            raise RunError(
-                "The attention cannot be recorded: the KV cache has dropped keys.",
-                found=f"{key.shape[2]} of {keys} are left (a sliding window).",
-                repair="Use a cache that keeps all keys, or shorter sequences.",
-            )
-
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Check that every layer recorded every row."""
         for want in self._wanted:
             for layer, slot in (~want.seen).nonzero()[:1].tolist():
@@ -269,11 +245,11 @@ class AttentionRecorder:
         self._decoder: Any = decoder
         layers = getattr(decoder, "layers", None)
         if layers is None or not all(hasattr(layer, "self_attn") for layer in layers):
-            raise _unsupported("layers without self-attention")
+            raise unsupported("layers without self-attention")
         if not hasattr(decoder, "norm"):
-            raise _unsupported("no final norm")
+            raise unsupported("no final norm")
         if getattr(self._decoder.config, "attn_logit_softcapping", None) is not None:
-            raise _unsupported(UNSUPPORTED["softcap"])
+            raise unsupported(UNSUPPORTED["softcap"])
 
     @contextmanager
     def record(
@@ -302,9 +278,6 @@ class AttentionRecorder:
             RuntimeError: The model is already being recorded.
         """
         layers = self._decoder.layers
-        config = self._decoder.config  # the language model's own; all its layers share it
-        if config._attn_implementation == NAME:
-            raise RuntimeError("the attention of this model is already being recorded")
         if groups is None:
             groups = [torch.arange(len(r)) for r in rows]
         names = [str(b) for b in range(len(rows))] if names is None else names
@@ -322,58 +295,49 @@ class AttentionRecorder:
             for name, r, c, g in zip(names, rows, columns, groups, strict=True)
         ]
         recording = Recording(wanted, pool, layer_weights)
-        see_attention = torch.compiler.disable(recording._see_attention)
+        with self._watched_by(recording):
+            yield recording
+        recording.finish()
+
+    @contextmanager
+    def follow(self, first: int) -> Iterator[Following]:
+        """Keep what is needed of every token from position `first` on, of one sequence.
+
+        Raises:
+            UsageError: The attention cannot be computed again.
+            RunError: Several sequences run, or the KV cache has dropped keys.
+            RuntimeError: The model is already being recorded.
+        """
+        following = Following(len(self._decoder.layers), first)
+        with self._watched_by(following):
+            yield following
+
+    @contextmanager
+    def _watched_by(self, watcher: Recording | Following) -> Iterator[None]:
+        layers = self._decoder.layers
+        config = self._decoder.config  # the language model's own; all its layers share it
+        if config._attn_implementation == NAME:
+            raise RuntimeError("the attention of this model is already being recorded")
+        see_attention = torch.compiler.disable(watcher.see_attention)
         with ExitStack() as undo:
             undo.callback(setattr, config, "_attn_implementation", config._attn_implementation)
             config._attn_implementation = NAME
-            hook = layers[0].register_forward_pre_hook(recording._begin, with_kwargs=True)
-            undo.callback(hook.remove)
+            begin = partial(_begin, watcher)
+            undo.callback(layers[0].register_forward_pre_hook(begin, with_kwargs=True).remove)
             # the last hidden state is the one after the norm
             sources = [*layers[:-1], self._decoder.norm]
             for index, (layer, source) in enumerate(zip(layers, sources, strict=True)):
                 setattr(layer.self_attn, TAP, partial(see_attention, index))
                 undo.callback(delattr, layer.self_attn, TAP)
-                hook = source.register_forward_hook(partial(recording._see_hidden, index))
+                hook = source.register_forward_hook(partial(watcher.see_hidden, index))
                 undo.callback(hook.remove)
-            yield recording
-        recording._finish()
+            yield
 
 
-def _unsupported(what: str) -> UsageError:
-    return UsageError(
-        "The attention of this model cannot be recorded.",
-        found=f"It has {what}.",
-        repair="Choose a model with ordinary causal attention.",
-    )
-
-
-def attention_rows(
-    query: Tensor, key: Tensor, mask: Tensor | None, positions: Tensor, scaling: float
-) -> Tensor:
-    """Attention of a few queries, (N, t, K) float32; each row sums to 1 over all keys.
-
-    Args:
-        query: (N, t, d), at `positions` (t,) among the keys.
-        key: (N_kv, K, d); not repeated for the heads that share it.
-        mask: (1 or N, t, K) bool or additive; None is causal.
-    """
-    heads, count, width = query.shape
-    with torch.autocast(query.device.type, enabled=False):
-        grouped = query.float().reshape(len(key), -1, width)  # (N_kv, N / N_kv * t, d)
-        # in place from here on: the logits are the largest tensor that recording allocates
-        logits = torch.matmul(grouped, key.float().transpose(1, 2)).mul_(scaling)
-        logits = logits.view(heads, count, -1)  # (N, t, K)
-        if mask is None:
-            mask = torch.arange(logits.shape[2], device=logits.device) <= positions[:, None]
-        if mask.dtype == torch.bool:
-            # not -inf: a row without any key must not become nan
-            logits.masked_fill_(~mask, torch.finfo(torch.float32).min)
-        else:
-            logits.add_(mask.float())
-        return F.softmax(logits, dim=-1)
-
-
-def pool_rows(weights: Tensor, probs: Tensor) -> Tensor:
-    """Sums of rows with weights (P, t): (N, t, K) -> (N, P, K), float32 under autocast too."""
-    with torch.autocast(probs.device.type, enabled=False):
-        return torch.matmul(weights, probs)
+def _begin(
+    watcher: Recording | Following, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Before layer 0: the position of this forward's first token."""
+    given = (*args, *kwargs.values())
+    past = next((value for value in given if hasattr(value, "get_seq_length")), None)
+    watcher.begin(0 if past is None else int(past.get_seq_length()))

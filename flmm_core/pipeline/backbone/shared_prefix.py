@@ -24,6 +24,12 @@ def keeps_every_key(text_config: Any) -> bool:
     return all(kind == "full_attention" for kind in kinds) and (bool(kinds) or window is None)
 
 
+def cache_keyword(decoder: Any) -> str:
+    """What the decoder calls its KV cache: transformers 5 renamed it."""
+    accepted = inspect.signature(decoder.forward).parameters
+    return "cache" if "cache" in accepted else "past_key_values"
+
+
 class PrefixCache:
     """The KV cache of U prefixes.
 
@@ -35,9 +41,7 @@ class PrefixCache:
     def __init__(self, vlm: Any, tensors: Mapping[str, Tensor]) -> None:
         self._decoder, self._embed = vlm.get_decoder(), vlm.get_input_embeddings()
         self._mask = tensors["attention_mask"]
-        # transformers 5 renamed the cache, and will remove its old name
-        accepted = inspect.signature(self._decoder.forward).parameters
-        self._keyword = "cache" if "cache" in accepted else "past_key_values"
+        self._keyword = cache_keyword(self._decoder)
         self._positions: Tensor | None = None
         hook = self._decoder.register_forward_pre_hook(self._see_positions, with_kwargs=True)
         try:

@@ -54,29 +54,57 @@ def encode_prefix(
         UsageError: There is no image.
         DataError: The image has no pixels, or the processor rejects it.
     """
-    if not isinstance(image, Image.Image):
-        raise UsageError(
-            f"Sample '{name}' has no image.",
-            found=f"Found {type(image).__name__}; expected a PIL image.",
-            repair="Read it with flmm_core.data.images.read_image.",
-        )
-    size = f"{image.width} x {image.height} pixels"
-    if 0 in image.size:
-        raise DataError(
-            f"The image of sample '{name}' has no pixels.",
-            found=f"Its size is {size}.",
-            repair="Remove it from the data, or crop it again.",
-        )
     text = prompt_text(processor, turns)
+    tokens, image_tensors = encode(processor, text, [image], shrink, name)
     special = adds_special_tokens(processor.tokenizer, text)
+    text_ids = processor.tokenizer(text, add_special_tokens=special)["input_ids"]
+    tail = common_length(tokens["input_ids"].tolist()[::-1], text_ids[::-1])
+    images = [place for place in range(tail) if text_ids[-1 - place] == image_token_id]
+    return Prefix(
+        tokens,
+        image_tensors,
+        turns=turns,
+        text_ids=tuple(text_ids),
+        tail=images[0] if images else tail,
+    )
+
+
+def encode(
+    processor: Any,
+    text: str,
+    images: Sequence[Image.Image],
+    shrink: Callable[[Image.Image], Image.Image],
+    name: str,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A rendered conversation and its images as the VLM takes them.
+
+    Returns:
+        Per-token tensors (S,) by keyword, and the tensors of the images by keyword.
+
+    Raises: as `encode_prefix`.
+    """
+    for image in images:
+        if not isinstance(image, Image.Image):
+            raise UsageError(
+                f"Sample '{name}' has no image.",
+                found=f"Found {type(image).__name__}; expected a PIL image.",
+                repair="Read it with flmm_core.data.images.read_image.",
+            )
+        if 0 in image.size:
+            raise DataError(
+                f"The image of sample '{name}' has no pixels.",
+                found=f"Its size is {image.width} x {image.height} pixels.",
+                repair="Remove it from the data, or crop it again.",
+            )
     try:
         encoded = processor(
             text=[text],
-            images=[shrink(as_rgb(image))],
+            images=[shrink(as_rgb(image)) for image in images],
             return_tensors="pt",
-            add_special_tokens=special,
+            add_special_tokens=adds_special_tokens(processor.tokenizer, text),
         )
     except (ValueError, ArithmeticError) as error:
+        size = " and ".join(f"{image.width} x {image.height} pixels" for image in images)
         raise DataError(
             f"The model's processor rejects the image of sample '{name}'.",
             found=f"Its size is {size}: {error}",
@@ -89,16 +117,14 @@ def encode_prefix(
         for key, value in tensors.items()
         if value.shape == shape and not value.is_floating_point()
     }
-    text_ids = processor.tokenizer(text, add_special_tokens=special)["input_ids"]
-    tail = common_length(tokens["input_ids"].tolist()[::-1], text_ids[::-1])
-    images = [place for place in range(tail) if text_ids[-1 - place] == image_token_id]
-    return Prefix(
-        tokens,
-        {key: value for key, value in tensors.items() if key not in tokens},
-        turns=turns,
-        text_ids=tuple(text_ids),
-        tail=images[0] if images else tail,
-    )
+    return tokens, {key: value for key, value in tensors.items() if key not in tokens}
+
+
+def longest(text_config: Any, tokenizer: Any) -> int:
+    """The most tokens that the language model can take."""
+    # the tokenizer's own limit is often unset
+    limit = getattr(text_config, "max_position_embeddings", None)
+    return int(limit or tokenizer.model_max_length)
 
 
 def tokenize_whole(

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from flmm_core.errors import DataError, FlmmError
 from flmm_core.pipeline.types import ImageView
+
+if TYPE_CHECKING:
+    from flmm_core.pipeline.backbone.base import Backbone
+
+
+def checked_views(
+    backbone: Backbone,
+    input_ids: Tensor,
+    is_image: Tensor,
+    image_hw: tuple[int, int],
+    tensors: Mapping[str, Tensor],
+    name: str,
+) -> tuple[ImageView, ...]:
+    """`Backbone.views`, checked; (S,) `is_image` says which tokens are the image's.
+
+    Raises:
+        DataError: The image tokens do not fit; it names the sample.
+    """
+    with naming_sample(name):
+        views = backbone.views(input_ids, image_hw, tensors)
+        if tuple(view.name for view in views) != backbone.view_names:
+            kind = type(backbone).__name__
+            raise ValueError(f"{kind} must give the views {backbone.view_names}")
+        check_views(views, is_image, backbone.separator_tokens(views), image_hw)
+    return views
 
 
 def check_views(

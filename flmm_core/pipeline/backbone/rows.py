@@ -1,0 +1,100 @@
+"""Rows of attention, computed again from the queries and keys that a layer passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flmm_core.errors import RunError, UsageError
+
+UNSUPPORTED = {
+    "softcap": "soft-capping",
+    "s_aux": "attention sinks",
+    "position_bias": "a learned position bias",
+    "cache": "a paged cache",
+}
+
+
+def check_attention(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    given: Mapping[str, Any],
+    start: int,
+    count: int,
+) -> None:
+    """Refuse attention that cannot be computed again exactly.
+
+    Args:
+        query: (B, N, q, d), whose first is at position `start`.
+        key: (B, N_kv, K, d).
+        mask: As the layer passes it.
+        given: What else the layer passes to its attention.
+        count: How many sequences are recorded.
+
+    Raises:
+        UsageError: The architecture is not supported.
+        RunError: Other sequences run than are recorded, or the KV cache has dropped keys.
+    """
+    for name, what in UNSUPPORTED.items():
+        if given.get(name) is not None:
+            raise unsupported(what)
+    if mask is None and given.get("is_causal") is False:
+        raise unsupported("attention to later tokens")
+    if len(query) != count:
+        raise RunError(
+            f"The attention cannot be recorded: rows were given for {count} samples.",
+            found=f"The model ran {len(query)} sequences.",
+            repair="Give rows for each sequence; beam search is not supported.",
+        )
+    keys = start + query.shape[2]
+    if key.shape[2] < keys:
+        raise RunError(
+            "The attention cannot be recorded: the KV cache has dropped keys.",
+            found=f"{key.shape[2]} of {keys} are left (a sliding window).",
+            repair="Use a cache that keeps all keys, or shorter sequences.",
+        )
+
+
+def unsupported(what: str) -> UsageError:
+    return UsageError(
+        "The attention of this model cannot be recorded.",
+        found=f"It has {what}.",
+        repair="Choose a model with ordinary causal attention.",
+    )
+
+
+def attention_rows(
+    query: Tensor, key: Tensor, mask: Tensor | None, positions: Tensor, scaling: float
+) -> Tensor:
+    """Attention of a few queries, (N, t, K) float32; each row sums to 1 over all keys.
+
+    Args:
+        query: (N, t, d), at `positions` (t,) among the keys.
+        key: (N_kv, K, d); not repeated for the heads that share it.
+        mask: (1 or N, t, K) bool or additive; None is causal.
+    """
+    heads, count, width = query.shape
+    with torch.autocast(query.device.type, enabled=False):
+        grouped = query.float().reshape(len(key), -1, width)  # (N_kv, N / N_kv * t, d)
+        # in place from here on: the logits are the largest tensor that recording allocates
+        logits = torch.matmul(grouped, key.float().transpose(1, 2)).mul_(scaling)
+        logits = logits.view(heads, count, -1)  # (N, t, K)
+        if mask is None:
+            mask = torch.arange(logits.shape[2], device=logits.device) <= positions[:, None]
+        if mask.dtype == torch.bool:
+            # not -inf: a row without any key must not become nan
+            logits.masked_fill_(~mask, torch.finfo(torch.float32).min)
+        else:
+            logits.add_(mask.float())
+        return F.softmax(logits, dim=-1)
+
+
+def pool_rows(weights: Tensor, probs: Tensor) -> Tensor:
+    """Sums of rows with weights (P, t): (N, t, K) -> (N, P, K), float32 under autocast too."""
+    with torch.autocast(probs.device.type, enabled=False):
+        return torch.matmul(weights, probs)
