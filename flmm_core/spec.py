@@ -40,6 +40,7 @@ TOY_DEFAULTS: Mapping[str, Any] = {
     "head.enlarge_to": 32,
     "learning_rate": 6e-3,
     "refiner_learning_rate": 3e-4,
+    "cache_memory": 1.0,
     "steps": 900,
     "save_every": 450,
     # A toy model knows so few words that a refiner would learn to find them without attention.

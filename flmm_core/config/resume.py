@@ -28,7 +28,13 @@ MAY_CHANGE = NOT_OF_A_RUN | frozenset(
 )  # fmt: skip
 """Settings that a resumed run takes from its new command; any other may not differ."""
 
-EARLIER = {"caption_mode": "pieces", "head.presence": False, "ema": 0.0}
+EARLIER = {
+    "caption_mode": "pieces",
+    "head.presence": False,
+    "ema": 0.0,
+    "cache_memory": 0.0,
+    "refine_from": 0.0,
+}
 """What a run meant by settings that its `config.yaml` does not have, from before they existed."""
 
 
@@ -123,13 +129,17 @@ def check_changes(recorded: Mapping[str, Any], given: Mapping[str, Any], folder:
 
 
 def _values(config: RunConfig) -> dict[str, Any]:
-    """The settings by dotted key, as in `config.yaml`; of a cache, only whether there is one."""
+    """The settings by dotted key, as in `config.yaml`; of a cache, only whether there is one.
+
+    So of features in memory, which decides whether samples are observed one by one.
+    """
     values = dict(flat(config.model_dump(mode="json")))
     if config.epochs is not None:  # steps follow from them and from the data
         del values["steps"]
     values["batch_size"] = config.samples_per_step
     # It may lie elsewhere now; whether it holds the same is checked when it is opened.
-    return values | {"cache": "a cache" if config.cache else None}
+    memory = "some" if config.cache_memory else "none"
+    return values | {"cache": "a cache" if config.cache else None, "cache_memory": memory}
 
 
 def _shown(value: Any) -> str:

@@ -318,6 +318,12 @@ class RunConfig(Section):
     cache: UserPath | None = Field(
         None, description="Read features from this cache (see `flmm cache build`)."
     )
+    cache_memory: float = Field(
+        0.0,
+        ge=0,
+        description="Keep the features of training samples in memory once they are known, up to"
+        " this many GB (one by one, as with --exact); 0 = none.",
+    )
     exact: bool = Field(
         False,
         description="Run the frozen models sample by sample, as `flmm cache build` does, for a"
@@ -331,6 +337,13 @@ class RunConfig(Section):
         None,
         gt=0,
         description="Peak learning rate of the refiner. Default: the same as --learning-rate.",
+    )
+    refine_from: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Fraction of all steps that train the mask head alone, in less time; then the"
+        " refiner is trained with it.",
     )
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
     clip_norm: float = Field(1.0, gt=0, description="Maximum gradient norm.")

@@ -12,6 +12,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from flmm_core.pipeline.resample import bilinear
+
 STAGES = 4
 STRIDE = 2 ** (STAGES - 1)
 """Height and width of the input must be multiples of this many cells."""
@@ -28,14 +30,20 @@ def _two_convs(in_channels: int, out_channels: int) -> nn.Module:
     return nn.Sequential(OrderedDict(convs=nn.Sequential(*convs)))
 
 
+class Doubled(nn.Module):
+    """(P, C, h, w) -> (P, C, 2h, 2w), bilinear."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return bilinear(maps, (2 * maps.shape[2], 2 * maps.shape[3]))
+
+
 class UpBlock(nn.Module):
     """Upsamples the deeper stage and merges it with the skip connection of the same size."""
 
     def __init__(self, below_channels: int, skip_channels: int) -> None:
         super().__init__()
         self.conv_block = _two_convs(2 * skip_channels, skip_channels)
-        doubled = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-        narrowed = nn.Sequential(doubled, _conv(below_channels, skip_channels, 1))
+        narrowed = nn.Sequential(Doubled(), _conv(below_channels, skip_channels, 1))
         self.upsample = nn.Sequential(OrderedDict(interp_upsample=narrowed))
 
     def forward(self, skip: Tensor, below: Tensor) -> Tensor:
@@ -71,7 +79,9 @@ class UNet(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """(P, C, h, w) -> (P, 1, h, w) logits; h and w are multiples of `STRIDE`."""
         skips: list[Tensor] = []
-        x = maps
+        # The faster layout on a CPU for maps of equal shape.
+        is_cpu = maps.device.type == "cpu"
+        x = maps.contiguous(memory_format=torch.channels_last) if is_cpu else maps
         for stage in self.encoder:
             x = stage(x)
             skips.append(x)

@@ -78,11 +78,11 @@ def _fits(loop: TrainingLoop, count: int) -> bool:
 def _try(loop: TrainingLoop, count: int) -> None:
     head = loop.head
     averages = torch.empty(2, head.trainable_parameters, device=head.device)  # of the optimizer
-    dataset = ExampleDataset(loop.samples, loop.source, fill=True)
+    dataset = ExampleDataset(loop.samples, loop.trained_on, fill=True)
     for indices in _largest(loop, count):
         batch, _ = dataset.collate([dataset[index] for index in indices])
         if batch is not None:
-            loop.backward(0, batch, Counts.of(head, batch.samples))
+            loop.backward(loop.refined_from, batch, Counts.of(head, batch.samples))
     del averages
 
 

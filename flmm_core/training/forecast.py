@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -29,17 +28,12 @@ from flmm_core.errors import RunError
 from flmm_core.evaluation.baselines import head_method
 from flmm_core.evaluation.evaluate import measure_batches
 from flmm_core.files import free_bytes
-from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, count_workers
-from flmm_core.loader.samplers import fixed_batches, sample_extents, spread
-from flmm_core.pipeline.head import Head
+from flmm_core.loader.dataset import ObservedFeatures
+from flmm_core.loader.samplers import fixed_batches
 from flmm_core.training.loop import TrainingLoop
 from flmm_core.training.preflight import memory_of
-from flmm_core.world import part
+from flmm_core.training.step_cost import known_samples, time_steps, wait
 
-LOOKED_AT = 1024
-"""Training samples among which typical ones are chosen."""
-LONGEST, MOST_STEPS = 3.0, 6
-"""Steps are timed for this many seconds, and at least 2, at most 6 of them."""
 EVALUATED_AT_ONCE = 16
 """Samples per batch of an evaluation."""
 WORTH_IT = 50
@@ -55,7 +49,7 @@ class Forecast:
     """What a run will take from here to its end.
 
     Attributes:
-        step_seconds: Of one step, with its data.
+        step_seconds: Of one step, with its data; the mean of all.
         training: Seconds of all steps; so `validation` and `evaluation`.
         is_whole: Whether the evaluation is counted: it is not if its models are loaded later.
         host_bytes: The most memory that this process will have held at once.
@@ -155,7 +149,7 @@ def forecast(
     if loop.head.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(loop.head.device)
     with _undone(loop):
-        step_seconds = _time_steps(loop, clock, size)
+        cost = time_steps(loop, clock, size)
         device, extra = loop.head.device, 0
         observes = isinstance(loop.source, ObservedFeatures)
         others = JoinedSamples([*held_out.values()])
@@ -165,13 +159,17 @@ def forecast(
             extra = torch.cuda.max_memory_allocated(device)
     validations = sum(folder.is_scheduled(step + 1) for step in steps) if len(watched) else 0
     pictures = config.pictures if held_out and observes else 0
+    known = known_samples(loop, len(steps), size, cost.bytes_each)
+    step_seconds = cost.first + known.share * (cost.again - cost.first)
+    coarse = sum(step < loop.refined_from for step in steps) / max(1, len(steps))
+    step_seconds += coarse * (cost.coarse - cost.again)
     found = Forecast(
         step_seconds=step_seconds,
         training=len(steps) * step_seconds,
         validation=validations * len(watched) * sample_seconds,
         evaluation=(len(judged) + pictures * size) * sample_seconds,
         is_whole=observes or not held_out,
-        host_bytes=peak_memory(),
+        host_bytes=peak_memory() + known.bytes,
         device_bytes=extra,
         disk_bytes=_disk(loop, len(steps), pictures),
         trained=loop.head.trainable_parameters,
@@ -215,53 +213,6 @@ def _undone(loop: TrainingLoop) -> Iterator[None]:
             np.random.set_state(states[1])
 
 
-def _time_steps(loop: TrainingLoop, clock: Callable[[], float], processes: int) -> float:
-    """Seconds of a typical step of one process; the first one warms up and is not counted."""
-    config, head, optimizer = loop.config, loop.head, loop.optimizer
-    dataset = ExampleDataset(loop.samples, loop.source, fill=True)
-    workers = count_workers(config.workers, loop.source.device)
-    share = math.ceil(config.samples_per_step / processes)
-    order, taken = by_length(loop.samples), list[float]()
-    begun = clock()
-    head.train()
-    for number in range(1 + MOST_STEPS):
-        started, reading = clock(), 0.0
-        indices = typical(order, share, number)
-        optimizer.zero_grad()
-        for place in range(config.accumulate):
-            before = clock()
-            some = [dataset[index] for index in part(indices, place, config.accumulate)]
-            batch = dataset.collate(some)[0] if some else None
-            reading += clock() - before
-            if batch is not None:
-                loss = loop.loss_of(batch)[2].total
-                if loss.requires_grad:
-                    loss.backward()
-        torch.nn.utils.clip_grad_norm_(loop.weights, config.clip_norm)
-        optimizer.step()
-        _wait(head)
-        ended = clock()
-        running = ended - started - reading  # while which workers read
-        taken.append(max(reading / workers, running) if workers else reading + running)
-        if len(taken) > 2 and ended - begun > LONGEST:
-            break
-    optimizer.zero_grad()
-    return fmean(taken[1:])
-
-
-def by_length(samples: Sequence[Sample]) -> list[int]:
-    """Indices of at most `LOOKED_AT` samples, from short captions to long ones."""
-    among = spread(range(len(samples)), LOOKED_AT)
-    characters = sample_extents([samples[index] for index in among])[:, 2]
-    return [among[place] for place in np.argsort(characters, kind="stable").tolist()]
-
-
-def typical(order: Sequence[int], count: int, number: int) -> list[int]:
-    """`count` of the indices from `by_length`, of short and long ones; others for each number."""
-    shift = 0.25 + 0.5 * (number * 0.618 % 1)
-    return [order[int((place + shift) / count * len(order))] for place in range(count)]
-
-
 def _time_evaluation(
     loop: TrainingLoop, parts: Sequence[Sequence[Sample]], clock: Callable[[], float]
 ) -> float:
@@ -274,13 +225,8 @@ def _time_evaluation(
     loop.head.eval()
     started = clock()
     for _ in measure_batches(head_method(loop.source, loop.head), samples, [batch]):
-        _wait(loop.head)
+        wait(loop.head)
     return (clock() - started) / len(batch)
-
-
-def _wait(head: Head) -> None:
-    if head.device.type == "cuda":
-        torch.cuda.synchronize(head.device)
 
 
 def _disk(loop: TrainingLoop, steps: int, pictures: int) -> int:

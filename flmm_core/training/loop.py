@@ -102,7 +102,8 @@ class TrainingLoop:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.source, self.head = self.setup.source, self.setup.head
+        self.source, self.trained_on = self.setup.source, self.setup.trained_on
+        self.head = self.setup.head
         rates = {"head": config.learning_rate, "refiner": config.refiner_learning_rate}
         groups = dict(self.head.learning_groups())
         self.weights = [weight for weights in groups.values() for weight in weights]
@@ -113,7 +114,11 @@ class TrainingLoop:
             ],
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
+            fused=True,
         )
+        stages = self.head.mask_head, self.head.refiner
+        both = (any(weight.requires_grad for weight in part.parameters()) for part in stages)
+        self.refined_from = round(config.refine_from * config.steps) if all(both) else 0
         self.average = WeightAverage(self.head, config.ema)
         self.stopped_after: int | None = None
 
@@ -130,7 +135,7 @@ class TrainingLoop:
             if config.bucket
             else StepSampler(len(self.samples), *order)
         )
-        dataset = ExampleDataset(self.samples, self.source, fill=True)
+        dataset = ExampleDataset(self.samples, self.trained_on, fill=True)
         shared = SharedSampler(sampler, self.world, config.accumulate)
         loaded = read_batches(dataset, shared, workers=config.workers)
         self.head.train()
@@ -268,7 +273,7 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * rate(step, self.config)
         self.optimizer.zero_grad()
-        own, values = GroundingLoss.nothing(self.head), None
+        own, values = self._no_loss(step), None
         with self.world.agreed():
             for batch in parts:
                 values = self.backward(step, batch, counts)
@@ -284,11 +289,15 @@ class TrainingLoop:
                 insist_finite(self.norm, "gradient norm", values, self.head, self.folder)
         self.optimizer.step()
         self.average.update()
-        return GroundingLoss.nothing(self.head).plus(figures)
+        return self._no_loss(step).plus(figures)
+
+    def _no_loss(self, step: int) -> GroundingLoss:
+        return GroundingLoss.nothing(self.head, refine=step >= self.refined_from)
 
     def backward(self, step: int, batch: ExampleBatch, counts: Counts) -> StepValues:
         """Add the gradient of a part of a step."""
-        features, groundings, loss = self.loss_of(batch, counts)
+        refine = step >= self.refined_from
+        features, groundings, loss = self.loss_of(batch, counts, refine=refine)
         values = StepValues(step + 1, self.world.rank, batch, features, groundings, loss)
         insist_finite(loss.total, "loss", values, self.head, self.folder)
         if loss.total.requires_grad:  # else the parts that are trained have no share in it
@@ -296,10 +305,10 @@ class TrainingLoop:
         return values
 
     def loss_of(
-        self, batch: ExampleBatch, counts: Counts | None = None
+        self, batch: ExampleBatch, counts: Counts | None = None, *, refine: bool = True
     ) -> tuple[Sequence[Features], Sequence[Grounding], GroundingLoss]:
-        """What the models make of a batch, and its loss; `counts`: see `head_loss`."""
-        features = self.source.features(batch.inputs)
+        """What the models make of a batch, and its loss; `counts`, `refine`: see `head_loss`."""
+        features = self.trained_on.features(batch.inputs)
         nearest = self.config.head.paper_rounding
         truths = batch.truths
         there = [truth.flatten(1).any(1) for truth in truths]  # (P,) each
@@ -308,8 +317,9 @@ class TrainingLoop:
             truths = tuple(processed_truth(t, f.maps.image_box, square) for t, f in pairs)
         with self.autocast():
             groundings, loss = head_loss(
-                self.head, features, truths, there=there, nearest=nearest, counts=counts
-            )
+                self.head, features, truths, there=there, nearest=nearest, refine=refine,
+                counts=counts,
+            )  # fmt: skip
         return features, groundings, loss
 
     def autocast(self) -> torch.autocast:

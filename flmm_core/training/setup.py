@@ -13,6 +13,7 @@ from flmm_core.feature_cache.key import differences, frozen_facts
 from flmm_core.feature_cache.read import StoredFeatures
 from flmm_core.feature_cache.store import Store
 from flmm_core.loader.dataset import FeatureSource, ObservedFeatures
+from flmm_core.loader.remembered import RememberedFeatures
 from flmm_core.pipeline.backbone.weights import choose_device
 from flmm_core.pipeline.build import (
     build_from_config,
@@ -33,7 +34,8 @@ class Setup:
 
     Attributes:
         info: Written with the head's checkpoints.
-        source: The features to train on.
+        source: The features of any sample, or those of a cache.
+        trained_on: The features to train on.
         vlm_digest: SHA-256 of the VLM weights behind these features.
         observed: Loads the frozen models if necessary; returns features of any sample and the
             digest of the VLM weights now.
@@ -42,6 +44,7 @@ class Setup:
     head: Head
     info: HeadInfo
     source: FeatureSource
+    trained_on: FeatureSource
     vlm_digest: str
     observed: Callable[[], tuple[FeatureSource, str]]
 
@@ -52,6 +55,7 @@ def open_observed(config: RunConfig, spec: BackboneSpec, progress: Progress) -> 
     observer, head = build_from_config(config, spec)
     source = ObservedFeatures(observer)
     digest = observer.backbone.weights_digest()
+    memory = round(config.cache_memory * 1e9)
     return Setup(
         head=head,
         info=HeadInfo(
@@ -63,6 +67,7 @@ def open_observed(config: RunConfig, spec: BackboneSpec, progress: Progress) -> 
             digest,
         ),
         source=source,
+        trained_on=RememberedFeatures(source, memory) if memory else source,
         vlm_digest=digest,
         observed=lambda: (source, observer.backbone.weights_digest()),
     )
@@ -111,6 +116,7 @@ def open_cached(config: RunConfig, spec: BackboneSpec, progress: Progress) -> Se
             recipe, manifest.vlm, facts, manifest.identity, manifest.fingerprint, manifest.sha256
         ),
         source=source,
+        trained_on=source,
         vlm_digest=manifest.sha256,
         observed=observed,
     )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flmm_core.pipeline.resample import resample
+from flmm_core.pipeline.resample import bilinear, resample
 from flmm_core.pipeline.types import WHOLE_IMAGE, Box
 
 sides = st.integers(1, 12)
@@ -111,3 +111,24 @@ def test_autocast_does_not_round() -> None:
     plain = resample(maps(3, 4), WHOLE_IMAGE, WHOLE_IMAGE, (6, 5))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(resample(maps(3, 4), WHOLE_IMAGE, WHOLE_IMAGE, (6, 5)), plain)
+
+
+@few
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 90), st.integers(1, 90))
+def test_the_gradient_of_a_resize_is_that_of_interpolate(h: int, w: int, h2: int, w2: int) -> None:
+    mine, theirs = (maps(h, w).requires_grad_() for _ in range(2))
+    resized = bilinear(mine, (h2, w2))
+    reference = F.interpolate(theirs, (h2, w2), mode="bilinear", align_corners=False)
+    assert torch.equal(resized, reference)
+    weights = torch.rand(resized.shape, generator=torch.Generator().manual_seed(h2))
+    (resized * weights).sum().backward()
+    (reference * weights).sum().backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_are_not_rounded_in_the_gradient_of_a_resize() -> None:
+    exact, rounded = (maps(7, 5).requires_grad_() for _ in range(2))
+    bilinear(exact, (33, 41)).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        bilinear(rounded.bfloat16(), (33, 41)).float().sum().backward()
+    torch.testing.assert_close(rounded.grad, exact.grad, rtol=1e-2, atol=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,15 +16,18 @@ from flmm_core.cli import main
 from flmm_core.config import load_config
 from flmm_core.data.sources import open_source
 from flmm_core.errors import RunError
-from flmm_core.loader.samplers import sample_extents
+from flmm_core.loader.remembered import RememberedFeatures
+from flmm_core.loader.samplers import StepSampler, sample_extents
 from flmm_core.progress import LineProgress, Progress
 from flmm_core.training import forecast as forecasting
-from flmm_core.training.forecast import by_length, describe, forecast, peak_memory, typical
+from flmm_core.training import step_cost
+from flmm_core.training.forecast import describe, forecast, peak_memory
 from flmm_core.training.loop import TrainingLoop
 from flmm_core.training.preflight import RunData, check_run
 from flmm_core.training.run_folder import RunFolder
+from flmm_core.training.step_cost import StepCost, alike, by_length, known_samples, typical
 from flmm_core.training.train import prepare, train
-from flmm_core.world import World
+from flmm_core.world import World, part
 
 Patch = pytest.MonkeyPatch
 Settings = Callable[..., Any]
@@ -32,7 +36,7 @@ Settings = Callable[..., Any]
 @pytest.fixture
 def settings(random_twin: Path, drawn: Path, tmp_path: Path, monkeypatch: Patch) -> Settings:
     """Of a run of two short steps; keywords override, with "__" for the dot."""
-    monkeypatch.setattr(forecasting, "LONGEST", 0.0)
+    monkeypatch.setattr(step_cost, "LONGEST", 0.0)
     source = f"refcoco:{drawn}@train"
 
     def make(name: str = "run", **more: Any) -> Any:
@@ -88,7 +92,7 @@ def test_a_forecast_leaves_weights_optimizer_and_chance_alone(settings: Settings
 
 
 def test_a_forecast_counts_every_step_and_sample(settings: Settings, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(forecasting, "_time_steps", lambda *_: 10.0)
+    monkeypatch.setattr(forecasting, "time_steps", lambda *_: StepCost(10.0, 10.0, 10.0))
     monkeypatch.setattr(forecasting, "_time_evaluation", lambda *_: 1.0)
     source = settings()[0].data
     loop, data = prepared(*settings(steps=5, save_every=2, val_data=source, eval_data=source))
@@ -171,3 +175,43 @@ def test_a_dry_run_says_what_the_run_will_take_and_is_a_configuration(
     ):
         assert re.search(rf"^{expected}", shown, re.MULTILINE), expected
     assert not config.output.exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("steps", [3, 40, 95])
+@pytest.mark.parametrize("fits", [1.0, 0.4])
+def test_a_forecast_knows_how_many_samples_will_be_known(
+    settings: Settings, processes: int, steps: int, fits: float
+) -> None:
+    """Against what processes come across in the real order of samples, 40 of them."""
+    each, total = 1000, 40
+    config, _ = settings(cache_memory=fits * total * each / 1e9, steps=steps, batch_size=6)
+    memory = RememberedFeatures.__new__(RememberedFeatures)
+    memory.limit = round(fits * total * each)
+    loop: Any = SimpleNamespace(config=config, samples=range(total), trained_on=memory)
+    kept, hits, drawn = [set[int]() for _ in range(processes)], 0, 0
+    for batch in StepSampler(total, 6, range(steps), seed=3):
+        for rank in range(processes):
+            for index in part(batch, rank, processes):
+                drawn += 1
+                hits += index in kept[rank]
+                if len(kept[rank]) < fits * total:
+                    kept[rank].add(index)
+    found = known_samples(loop, steps, processes, each)
+    assert found.share == pytest.approx(hits / drawn, abs=0.04)
+    assert found.bytes == pytest.approx(each * max(map(len, kept)), rel=0.15)
+
+
+def test_a_forecast_of_buckets_times_images_of_similar_shape() -> None:
+    samples = open_source("shapes@test")
+    order = by_length(samples)
+    extents = sample_extents(samples)
+    every = extents[:, 0] / extents[:, 1]
+    seen = []
+    for number in range(4):
+        some = alike(samples, order, number)
+        assert some == [index for index in order if index in set(some)]
+        shapes = every[some]
+        assert shapes.std() < every.std() / 2
+        seen.append(shapes.mean())
+    assert max(seen) - min(seen) > every.std()

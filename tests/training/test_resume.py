@@ -34,7 +34,10 @@ def changed(begun: RunConfig, key: str, value: Any) -> RunConfig:
     return load_config(None, given | {key: value})[0]
 
 
-OTHERS = {"backbone": "llava_next", "refiner": "none", "head.presence": False, "dtype": "float16"}
+OTHERS = {
+    "backbone": "llava_next", "refiner": "none", "head.presence": False, "dtype": "float16",
+    "cache_memory": 0.0,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("setting", settings(), ids=lambda setting: setting.key)
@@ -61,6 +64,7 @@ def test_a_setting_may_change_or_is_named(setting: Any, begun: RunConfig) -> Non
     [
         (["caption_mode"], "caption_mode", "pieces", "--caption-mode: 'pieces' in the run"),
         (["presence", "absent_share"], "head.presence", False, "--absent-share: 0.0 in the run"),
+        (["cache_memory"], "cache_memory", 0.0, "--cache-memory: 'none' in the run, 'some' now"),
     ],
 )
 def test_a_run_from_before_a_setting_goes_on_as_it_began(
@@ -155,3 +159,8 @@ def test_the_documentation_lists_what_may_change() -> None:
     )
     listed = {part.strip("`.,") for part in line.removeprefix("May change: ").split()}
     assert listed == {option_name(key) for key in MAY_CHANGE - NOT_OF_A_RUN}
+
+
+def test_a_resumed_run_may_keep_more_or_fewer_features_in_memory(begun: RunConfig) -> None:
+    assert begun.cache_memory > 0
+    assert changed_settings(begun.output, changed(begun, "cache_memory", 0.001)) == {}

@@ -1,0 +1,115 @@
+"""Features of the frozen models that are computed once and kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flmm_core.data.sample import Sample
+from flmm_core.loader.dataset import FeatureSource, ObservedFeatures
+from flmm_core.pipeline.observer import ObserverBatch
+from flmm_core.pipeline.types import Features
+from flmm_core.segment import Segment
+
+Key = tuple[Path, tuple[int, int], bool, tuple[Segment, ...]]
+"""All of a sample that its features depend on."""
+
+
+@dataclass(frozen=True)
+class SeenBatch:
+    """Samples by key, each observed alone; `inputs` is None where the features are known."""
+
+    keys: tuple[Key, ...]
+    inputs: tuple[ObserverBatch | None, ...]
+
+    def pin_memory(self) -> SeenBatch:
+        """The same with page-locked tensors; called by the DataLoader."""
+        return replace(self, inputs=tuple(each and each.pin_memory() for each in self.inputs))
+
+
+class RememberedFeatures(FeatureSource):
+    """Runs the frozen models on a sample when it is first seen, and keeps what they say of it.
+
+    Samples are observed one by one, so features do not depend on which samples came first: a
+    resumed run, which remembers nothing, trains on the same. Features stay in host memory, none
+    is ever dropped, and once `limit` is reached further samples are observed each time. DataLoader
+    workers know nothing and prepare every sample.
+
+    Attributes:
+        bytes: Of the kept features.
+    """
+
+    def __init__(self, observed: ObservedFeatures, limit: int) -> None:
+        self.observed = ObservedFeatures(replace(observed.observer, one_by_one=True))
+        self.device, self.limit = observed.device, limit
+        self._known: dict[Key, Features] = {}
+        self.bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": {}}
+
+    @property
+    def count(self) -> int:
+        """How many samples are known."""
+        return len(self._known)
+
+    def forget(self) -> None:
+        """Keep none of them any longer."""
+        self._known.clear()
+        self.bytes = 0
+
+    def prepare(self, sample: Sample) -> Any:
+        key = sample.image_path, sample.image_hw, sample.as_stored, sample.segments
+        return key, None if key in self._known else self.observed.prepare(sample)
+
+    def collate(self, prepared: Sequence[Any]) -> SeenBatch:
+        keys, inputs = zip(*prepared, strict=True)
+        alone = (None if each is None else self.observed.collate([each]) for each in inputs)
+        return SeenBatch(keys, tuple(alone))
+
+    def features(
+        self, batch: Any, *, layer_weights: Sequence[float] | None = None
+    ) -> tuple[Features, ...]:
+        """One `Features` per sample, always with the hidden states of all layers."""
+        found = []
+        for key, inputs in zip(batch.keys, batch.inputs, strict=True):
+            if key not in self._known and inputs is not None:
+                (seen,) = self.observed.features(inputs)
+                found.append(self._keep(key, seen))
+            else:
+                found.append(self._known[key])
+        return tuple(found)
+
+    def _keep(self, key: Key, seen: Features) -> Features:
+        size = size_of(seen)
+        if self.bytes + size > self.limit:
+            return seen
+        self._known[key] = seen = _on_host(seen)
+        self.bytes += size
+        return seen
+
+
+def size_of(features: Features) -> int:
+    """Bytes of the tensors."""
+    return sum(each.nbytes for each in _tensors(features))
+
+
+def _tensors(features: Features) -> list[Tensor]:
+    image = [] if features.image is None else [features.image.embedding]
+    return [features.maps.maps, features.hidden, features.row_phrase, *image]
+
+
+def _on_host(features: Features) -> Features:
+    """A copy in host memory that holds on to nothing else: tensors may be parts of a batch's."""
+    maps, hidden, rows, *image = (
+        torch.empty_like(each, device="cpu", memory_format=torch.contiguous_format).copy_(each)
+        for each in _tensors(features)
+    )
+    encoded = features.image and replace(features.image, embedding=image[0])
+    where = replace(features.maps, maps=maps)
+    return replace(features, maps=where, hidden=hidden, row_phrase=rows, image=encoded)
