@@ -126,11 +126,15 @@ def paint_heat(image: Image.Image, values: NDArray[np.floating]) -> Image.Image:
     """Values in [0, 1], (h, w) of any size, over a dimmed gray image: bright where high."""
     cells = Image.fromarray(np.asarray(values, np.float32))
     heat = np.asarray(cells.resize(image.size, Image.Resampling.BICUBIC)).clip(0, 1)
-    stops = np.linspace(0, 1, len(HEAT))
-    colors = np.stack([np.interp(heat, stops, HEAT[:, part]) for part in range(3)], axis=-1)
     gray = np.asarray(image.convert("L"), np.float32)[..., None]
     share = 0.45 + 0.45 * heat[..., None]
-    return Image.fromarray(((1 - share) * gray + share * colors).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((gray + share * (heat_colors(heat) - gray)).clip(0, 255).astype("uint8"))
+
+
+def heat_colors(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Values in [0, 1] -> (..., 3) the colors of `HEAT`, 0 to 255."""
+    steps = np.linspace(0, 1, len(HEAT))
+    return np.stack([np.interp(values, steps, part) for part in HEAT.T], axis=-1)
 
 
 # --- text --------------------------------------------------------------------------------------
@@ -290,7 +294,7 @@ def add_legend(image: Image.Image, entries: Sequence[LegendEntry]) -> Image.Imag
     """A new image: the given one above a legend, numbered from 1, in as many columns as fit."""
     if not entries:
         return image.copy()
-    size = _letters(image.size)
+    size = letters(image.size)
     gap = size // 2
     rows = [_legend_row(number, entry, size) for number, entry in enumerate(entries, start=1)]
     widest = max(row.width for row in rows) + 2 * gap
@@ -322,13 +326,13 @@ def add_numbers(
     if len(marks) <= TOLD_APART:
         return
     for number, (color, x, y) in marks.items():
-        badge = _badge(number, color, _letters(size) - 2)
+        badge = _badge(number, color, letters(size) - 2)
         x = min(x - badge.width // 2, size[0] - badge.width)
         y = min(y - badge.height // 2, size[1] - badge.height)
         sheet.paste(badge, (max(0, x), max(0, y)))
 
 
-def _letters(size: tuple[int, int]) -> int:
+def letters(size: tuple[int, int]) -> int:
     """The size of letters beside an image of (width, height)."""
     return max(13, round(math.sqrt(size[0] * size[1]) / 55))
 

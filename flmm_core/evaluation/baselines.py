@@ -229,8 +229,13 @@ def box_refiner(recipe: Recipe, weights: Path | None = None) -> Refiner:
 
 def best_channels(labeled: Sequence[Labeled], count: int = HEADS) -> tuple[int, ...]:
     """The `count` channels with the highest mean share of their mass on the object, best first."""
-    shares = torch.cat([object_shares(maps, truth) for maps, truth in labeled]).mean(0)  # (C,)
+    shares = channel_shares(labeled)
     return tuple(shares.topk(min(count, len(shares))).indices.tolist())
+
+
+def channel_shares(labeled: Sequence[Labeled]) -> Tensor:
+    """(C,) the mean share of each channel's mass that lies on the object."""
+    return torch.cat([object_shares(maps, truth) for maps, truth in labeled]).mean(0)
 
 
 def object_shares(maps: AttentionMaps, truth: Tensor) -> Tensor:

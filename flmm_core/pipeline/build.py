@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from flmm_core.config import BaseChannels, EnlargeTo, RunConfig
 from flmm_core.errors import Problems
+from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.fingerprint import take_fingerprint
 from flmm_core.pipeline.backbone.loading import check_loading
 from flmm_core.pipeline.backbone.weight_files import check_model_files
@@ -153,6 +154,20 @@ def check_flow(
         refiner.check(options, refiner_weights)
 
 
+def load_backbone(recipe: Recipe, spec: BackboneSpec, **given: Any) -> Backbone:
+    """The frozen VLM of a recipe; `given` are further arguments of `Backbone.load`, raises so."""
+    backbone: Backbone = load_class(spec).load(
+        spec,
+        recipe.model,
+        prompt=recipe.prompt,
+        system=recipe.system,
+        caption_mode=recipe.caption_mode,
+        options=recipe.options,
+        **{**recipe.changes, **given},
+    )
+    return backbone
+
+
 def build_flow(
     recipe: Recipe,
     *,
@@ -194,17 +209,7 @@ def build_flow(
     )
     problems.check()
     with torch.random.fork_rng(devices=[]):  # the head's fresh weights do not depend on the VLM
-        backbone = load_class(spec).load(
-            spec,
-            recipe.model,
-            dtype=dtype,
-            device=device,
-            prompt=recipe.prompt,
-            system=recipe.system,
-            caption_mode=recipe.caption_mode,
-            options=recipe.options,
-            **{**recipe.changes, **pass_through},
-        )
+        backbone = load_backbone(recipe, spec, dtype=dtype, device=device, **pass_through)
     encoder, refiner = load_refiner(recipe, refiner_weights)
     place = backbone.device
     observer = Observer(
@@ -251,6 +256,16 @@ def check_config(config: RunConfig, spec: BackboneSpec, problems: Problems) -> N
         refiner_weights=config.refiner_weights,
         **_placement(config),
     )
+
+
+def backbone_from_config(config: RunConfig, spec: BackboneSpec) -> Backbone:
+    """The VLM of a run alone; raises as `build_flow`."""
+    backbone = load_backbone(
+        recipe_of(config), spec, dtype=config.dtype, device=config.device, **_placement(config)
+    )
+    if config.check:
+        take_fingerprint(backbone)
+    return backbone
 
 
 def build_from_config(config: RunConfig, spec: BackboneSpec) -> tuple[Observer, Head]:

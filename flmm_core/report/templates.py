@@ -11,10 +11,14 @@ from flmm_core.progress import duration
 from flmm_core.report import charts, formats, table
 
 
-def template(name: str) -> jinja2.Template:
-    """A template by its file name; what it is not given is an error."""
+def template(name: str, room: str = "report") -> jinja2.Template:
+    """A template by its file name; what it is not given is an error.
+
+    `room` is the folder of flmm_core that it lies in; what all pages share is in this one.
+    """
+    rooms = [jinja2.PackageLoader("flmm_core", folder) for folder in (room, "report")]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flmm_core", "report"),
+        loader=jinja2.ChoiceLoader(rooms),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

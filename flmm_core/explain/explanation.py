@@ -1,0 +1,336 @@
+"""What `explain` gives: the map of each word, and the words that look at a place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from flmm_core.errors import UsageError, did_you_mean, shortened
+from flmm_core.explain import drawing, files
+from flmm_core.explain.maps import Floats, Maps, scaled
+from flmm_core.explain.regions import cell_weights
+from flmm_core.explain.words import Word
+from flmm_core.pipeline.conversation.phrases.lookup import occurrences
+from flmm_core.pipeline.types import VlmShape
+
+Named = int | str | Sequence[int]
+"""How a word, or several, are named; see `Explanation`."""
+WAYS = {
+    "heads": "the mean of the attention heads that localize best",
+    "mean": "the mean of all attention heads",
+    "learned": "what the trained mask head makes of the word",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How much a word looks at a region.
+
+    Attributes:
+        word: Its index.
+        text: The word.
+        share: How much of its attention to the image falls on the region, 0 to 1.
+        lift: How many times as much that is as the mean of all words and of the prompt.
+    """
+
+    word: int
+    text: str
+    share: float
+    lift: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation:
+    """Where the words of a text look in an image, with all that is needed to ask more.
+
+    A word is named by its index, or by its text ("ring", "a red ring"; the first occurrence, and
+    the mean of its words). A way of looking is one of `WAYS`, or a layer, an attention head in it,
+    a view, or several of these.
+
+    Attributes:
+        image: RGB, upright.
+        text: What was read, or the model's answer.
+        words: Its words and marks (or tokens), in order.
+        prompt: The user's text before it.
+        asked: Whether the model wrote the text.
+        ways: By name, the maps of that way; "learned" only with a trained head.
+        heads: (view, layer, attention head) of the way "heads", best first.
+        vlm: The shape of the VLM.
+        channels: (W + R, K, h, w) float16, single channels of the words and of R prompt's tokens.
+        kept: The numbers of these K channels.
+        facts: Backbone and model, for files.
+    """
+
+    image: Image.Image
+    text: str
+    words: tuple[Word, ...]
+    prompt: str
+    asked: bool
+    ways: Mapping[str, Maps]
+    heads: tuple[tuple[str, int, int], ...]
+    vlm: VlmShape
+    channels: NDArray[np.float16]
+    kept: tuple[int, ...]
+    facts: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        shown = shortened(self.text, 60)
+        return f"Explanation({shown!r}, {len(self.words)} words, {', '.join(self.ways)})"
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens of all words, as the tokenizer writes them."""
+        return tuple(token for word in self.words for token in word.tokens)
+
+    def maps(
+        self,
+        by: str = "heads",
+        *,
+        layer: int | None = None,
+        attention_head: int | None = None,
+        view: str | None = None,
+    ) -> Maps:
+        """The maps of all words in one way.
+
+        Args:
+            by: One of `WAYS`; unused with any of the others.
+            layer: From 0; a negative one counts from the last.
+            attention_head: Of that layer; the mean of its heads by default.
+            view: Of a backbone with several; the mean of all by default.
+
+        Raises:
+            UsageError: There is no such way, layer, head or view, or its maps were not kept.
+        """
+        if layer is None and attention_head is None and view is None:
+            if by not in self.ways:
+                raise _no_way(by, self.ways)
+            return self.ways[by]
+        wanted = chosen_channels(self.vlm, layer, attention_head, view)
+        places = {channel: place for place, channel in enumerate(self.kept)}
+        if missing := [channel for channel in wanted if channel not in places]:
+            number = missing[0] // self.vlm.heads % self.vlm.layers
+            raise UsageError(
+                f"The maps of layer {number} were not kept.",
+                found=f"Of {len(self.words)} words in {self.vlm.attention_channels} channels, only "
+                f"{len(self.kept)} were.",
+                repair="Name the layers when you explain: explain(..., layers=[...]).",
+            )
+        some = self.channels[:, [places[channel] for channel in wanted]]
+        rows = scaled(some.astype(np.float32).mean(1))
+        return Maps(rows[: len(self.words)], rows[len(self.words) :])
+
+    def find(self, word: Named) -> tuple[int, ...]:
+        """The indices of the words that an index, a text or several indices name.
+
+        Raises:
+            UsageError: The text is not among the words, or the index is out of range.
+        """
+        if isinstance(word, str):
+            for start, end in occurrences(self.text, [word])[:1]:
+                return tuple(
+                    number
+                    for number, one in enumerate(self.words)
+                    if one.start < end and start < one.end
+                )
+            known = dict.fromkeys(one.text for one in self.words)
+            near = did_you_mean(word, known)
+            raise UsageError(
+                f"The word '{shortened(word)}' is not in the text. {near}".rstrip(),
+                found=f"Its words are: {shortened(', '.join(known), 500)}.",
+                repair="Give one of them, or several that follow each other.",
+            )
+        if not isinstance(word, int):
+            return tuple(place for one in word for place in self.find(one))
+        if not -len(self.words) <= word < len(self.words):
+            raise UsageError(
+                f"There is no word {word}.",
+                found=f"The text has {len(self.words)} words.",
+                repair=f"Give a number from 0 to {len(self.words) - 1}, or the word itself.",
+            )
+        return (word % len(self.words),)
+
+    def map(
+        self,
+        word: Named,
+        by: str = "heads",
+        *,
+        sinks: bool = True,
+        **where: Any,
+    ) -> Floats:
+        """(h, w) where a word looks: the cells of a grid that covers exactly the image.
+
+        Args:
+            word: See the class.
+            by: See `maps`, which takes `where`, too.
+            sinks: False leaves out attention sinks, see `Maps.sinks`.
+
+        Returns:
+            Shares of the word's attention to the image, which add up to 1; with "learned" the
+            probability that a cell belongs to what is named.
+        """
+        maps = self.maps(by, **where)
+        maps = maps if sinks else maps.without_sinks()
+        return np.asarray(maps.words[list(self.find(word))].mean(0), np.float32)
+
+    def peak(self, word: Named, by: str = "heads", **how: Any) -> tuple[float, float]:
+        """(x, y) in pixels, the center of the cell that a word looks at most; args as of `map`."""
+        values = self.map(word, by, **how)
+        row, column = np.unravel_index(values.argmax(), values.shape)
+        h, w = values.shape
+        return (int(column) + 0.5) * self.image.width / w, (int(row) + 0.5) * self.image.height / h
+
+    def words_at(
+        self, region: object, by: str = "heads", *, marks: bool = False, **where: Any
+    ) -> list[Look]:
+        """The words that look at a region, those first that look there most.
+
+        A word's share is of its own attention without sinks, so that words that look everywhere
+        or at sinks are not first. What lies within a cell of the region counts, too.
+
+        Args:
+            region: A point (x, y), a box (x0, y0, x1, y1) in pixels, or a mask (H, W) of the
+                image's size.
+            by: See `maps`, which takes `where`, too.
+            marks: Rank punctuation, too.
+
+        Raises:
+            UsageError: The region is empty, outside of the image, or of another size.
+        """
+        maps = self.maps(by, **where).without_sinks()
+        weights = cell_weights(region, (self.image.height, self.image.width), maps.grid)
+        shares, mean = maps.shares(weights)
+        looks = [
+            Look(number, word.text, float(share), float(share) / max(mean, 1e-12))
+            for number, (word, share) in enumerate(zip(self.words, shares, strict=True))
+            if marks or word.names
+        ]
+        return sorted(looks, key=lambda look: -look.share)
+
+    def overlay(
+        self, word: Named, by: str = "heads", *, title: bool = True, **how: Any
+    ) -> Image.Image:
+        """The image with a word's map over it, and below it what it shows; args as of `map`."""
+        values = self.map(word, by, **how)
+        where = {key: value for key, value in how.items() if key != "sinks"}
+        probabilities = self.maps(by, **where).probabilities
+        picture = drawing.overlay(self.image, values, 1.0 if probabilities else None)
+        if not title:
+            return picture
+        words = [self.words[number] for number in self.find(word)]
+        said = self.text[words[0].start : words[-1].end]
+        ends = (
+            ("0", "1") if probabilities else ("0", f"{100 * values.max():.2g} % of its attention")
+        )
+        return drawing.titled(picture, said, way_text(by, self.heads, **how), ends)
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Per word: `word`, `start`, `end`, `tokens`, `peak_x`, `peak_y` (pixels, of "heads")."""
+        return [
+            {
+                "word": word.text,
+                "start": word.start,
+                "end": word.end,
+                "tokens": list(word.tokens),
+                **dict(zip(("peak_x", "peak_y"), self.peak(number), strict=True)),
+            }
+            for number, word in enumerate(self.words)
+        ]
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        words: Sequence[Named] = (),
+        by: str = "heads",
+        **how: Any,
+    ) -> list[Path]:
+        """Write explanation.npz, explanation.json, explanation.html and one overlay per word.
+
+        Args:
+            words: Those that get an overlay; all by default.
+
+        Returns:
+            The files.
+        """
+        return files.save(self, Path(folder), words, by, **how)
+
+    def save_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write one HTML page that needs no other file and no network."""
+        return files.save_html(self, Path(path))
+
+
+def way_text(
+    by: str,
+    heads: Sequence[tuple[str, int, int]],
+    *,
+    layer: int | None = None,
+    attention_head: int | None = None,
+    view: str | None = None,
+    sinks: bool = True,
+) -> str:
+    """A way of looking in words."""
+    given = (("view", view), ("layer", layer), ("attention head", attention_head))
+    where = ", ".join(f"{name} {value}" for name, value in given if value is not None)
+    if not where:
+        where = WAYS[by]
+        if by == "heads":
+            where += f" ({', '.join(f'{v} {i}.{n}' for v, i, n in heads)})"
+    return where if sinks else f"{where}, without sinks"
+
+
+def chosen_channels(
+    vlm: VlmShape, layer: int | None, attention_head: int | None, view: str | None
+) -> list[int]:
+    """The channels of a layer, of an attention head in it, of a view; None is all.
+
+    Raises:
+        UsageError: There is no such layer, head or view, or a head is given without its layer.
+    """
+    if view is not None and view not in vlm.views:
+        raise UsageError(
+            f"The backbone has no view '{view}'. {did_you_mean(view, vlm.views)}".rstrip(),
+            found=f"Its views are: {', '.join(vlm.views)}.",
+            repair="Give one of these.",
+        )
+    if attention_head is not None and layer is None:
+        raise UsageError(
+            f"Attention head {attention_head} of which layer?",
+            found=f"Each of the {vlm.layers} layers has heads 0 to {vlm.heads - 1}.",
+            repair="Give the layer, too.",
+        )
+    views = range(len(vlm.views)) if view is None else [vlm.views.index(view)]
+    layers = range(vlm.layers) if layer is None else [_counted(layer, vlm.layers, "layer")]
+    heads = range(vlm.heads)
+    if attention_head is not None:
+        heads = range(first := _counted(attention_head, vlm.heads, "attention head"), first + 1)
+    return [(v * vlm.layers + i) * vlm.heads + n for v in views for i in layers for n in heads]
+
+
+def _counted(number: int, count: int, what: str) -> int:
+    if not -count <= number < count:
+        raise UsageError(
+            f"The model has no {what} {number}.",
+            found=f"It has {count}.",
+            repair=f"Give a number from 0 to {count - 1}; -1 is the last.",
+        )
+    return number % count
+
+
+def _no_way(by: str, ways: Mapping[str, Maps]) -> UsageError:
+    if by == "learned":
+        return UsageError(
+            "There is no learned map.",
+            found="No trained head was given.",
+            repair="Give a head (--head RUN), or take 'heads' or 'mean'.",
+        )
+    return UsageError(
+        f"Unknown way of looking '{by}'. {did_you_mean(by, WAYS)}".rstrip(),
+        found=f"Known: {', '.join(ways)}.",
+        repair="Give one of these, or a layer.",
+    )

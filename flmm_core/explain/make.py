@@ -1,0 +1,177 @@
+"""`explain`: an image and a text, or a question, to an `Explanation`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flmm_core.errors import RunError, UsageError
+from flmm_core.explain.explanation import Explanation, chosen_channels
+from flmm_core.explain.heads import localization_heads
+from flmm_core.explain.maps import Maps, scaled
+from flmm_core.explain.reading import Split, portions, read_ids, read_text
+from flmm_core.images import to_image
+from flmm_core.pipeline.backbone.base import Backbone
+from flmm_core.pipeline.grounder import Grounder
+from flmm_core.pipeline.resample import resample
+from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, VlmShape
+from flmm_core.progress import Progress
+from flmm_core.segment import is_text
+
+TOP_K = 3
+"""Localization heads, as many as in the paper that found them."""
+KEPT = 64 << 20
+"""Most bytes of single channels that are kept if no layers are named."""
+
+
+@torch.no_grad()
+def explain(
+    source: Grounder | Backbone,
+    image: object,
+    *,
+    text: str | None = None,
+    ask: str | None = None,
+    prompt: str | None = None,
+    split: Split = "words",
+    top_k: int = TOP_K,
+    layers: Sequence[int] | None = None,
+    max_new_tokens: int = 64,
+    progress: Progress | None = None,
+    **sampling: Any,
+) -> Explanation:
+    """Where the words of a text look in an image.
+
+    Args:
+        source: A backbone, or a grounder, which adds the learned map of its head.
+        image: As for `Grounder.ground`.
+        text: What the model is taken to have answered. Give it or `ask`.
+        ask: A question; the text is the model's own answer to it.
+        prompt: The user's text before `text`; by default the backbone's own.
+        split: "words", or "tokens" as the tokenizer cuts them.
+        top_k: How many localization heads make the way "heads".
+        layers: The layers whose single maps are kept; by default all, if they take at most 64 MiB.
+        max_new_tokens: Of the answer; so for `sampling`, see `Backbone.generate`.
+        progress: Told of the search for localization heads, the first time a model is explained.
+
+    Raises:
+        UsageError: There is no text, an unknown layer, or no image.
+        DataError: The image cannot be read.
+        RunError: The model answered with nothing, or values are not finite.
+    """
+    backbone = source if isinstance(source, Backbone) else source.backbone
+    image = to_image(image)
+    vlm = shape_of(backbone)
+    _check(text, ask, top_k, vlm)
+    wanted = sorted({c for layer in layers or () for c in chosen_channels(vlm, layer, None, None)})
+    if ask is None:
+        assert text is not None
+        reading = read_text(backbone, image, text, prompt, split)
+    else:
+        ids = backbone.answer_ids(image, ask, max_new_tokens=max_new_tokens, **sampling).tolist()
+        while ids and ids[-1] in backbone.tokenizer.all_special_ids:
+            ids.pop()
+        reading = read_ids(backbone, image, ids, ask, split)
+    if not reading.words:
+        raise RunError(
+            "The model's answer has no words.",
+            found=f"It answered {reading.text!r}.",
+            repair="Ask something else, or explain a given text.",
+        )
+    ranked = localization_heads(backbone, progress=progress).best(top_k)
+    if layers is None:
+        cells = max(view.token_index.numel() for view in reading.inputs.views)
+        every = len(reading.inputs.phrase_rows) * vlm.attention_channels * cells * 2
+        wanted = list(range(vlm.attention_channels)) if every <= KEPT else []
+    head = None if isinstance(source, Backbone) else source
+    kept = [_reduced(maps, ranked, wanted, head) for maps in portions(backbone, reading.inputs)]
+    heads, mean, channels, learned = (
+        np.concatenate([part[place] for part in kept]) for place in range(4)
+    )
+    if not np.isfinite(mean).all():
+        raise RunError(
+            "The attention of the model is not finite.",
+            found=f"It ran in {backbone.vlm.dtype}.",
+            repair="Use another --dtype, such as float32.",
+        )
+    count = len(reading.words)
+    ways = {
+        name: Maps(maps[:count], maps[count:]) for name, maps in (("heads", heads), ("mean", mean))
+    }
+    if head is not None:
+        ways["learned"] = Maps(learned[:count], learned[count:], probabilities=True)
+    return Explanation(
+        image=image,
+        text=reading.text,
+        words=reading.words,
+        prompt=ask or prompt or backbone.prompt,
+        asked=ask is not None,
+        ways=ways,
+        heads=tuple(_place(channel, vlm) for channel in ranked),
+        vlm=vlm,
+        channels=channels,
+        kept=tuple(wanted),
+        facts={"backbone": backbone.spec.name, "model": backbone.model},
+    )
+
+
+def shape_of(backbone: Backbone) -> VlmShape:
+    """L, N, D and the views of a backbone."""
+    return VlmShape(
+        backbone.num_layers, backbone.num_heads, backbone.hidden_size, tuple(backbone.view_names)
+    )
+
+
+def _reduced(
+    maps: AttentionMaps, ranked: Sequence[int], wanted: Sequence[int], head: Grounder | None
+) -> tuple[Any, ...]:
+    """What is kept of some words: heads, mean (P, h, w), channels (P, K, h, w), learned."""
+    every = maps.maps
+    y0, x0, y1, x1 = maps.image_box
+    size = max(1, round(every.shape[2] / (y1 - y0))), max(1, round(every.shape[3] / (x1 - x0)))
+
+    def framed(some: Tensor) -> Any:
+        return resample(some, maps.image_box, WHOLE_IMAGE, size).cpu().numpy()
+
+    heads = framed(every[:, list(ranked)].mean(1, keepdim=True))[:, 0]
+    mean = framed(every.mean(1, keepdim=True))[:, 0]
+    channels = framed(every[:, list(wanted)]).astype(np.float16)
+    learned = np.zeros((len(every), 1, 1), np.float32)
+    if head is not None:
+        chosen = head.observer.channels
+        given = AttentionMaps(every[:, list(chosen)] if chosen else every, maps.image_box)
+        (logits,) = head.head.mask_head([given])
+        learned = logits.sigmoid().cpu().numpy()
+    return scaled(heads), scaled(mean), channels, learned
+
+
+def _place(channel: int, vlm: VlmShape) -> tuple[str, int, int]:
+    row, head = divmod(channel, vlm.heads)
+    view, layer = divmod(row, vlm.layers)
+    return vlm.views[view], layer, head
+
+
+def _check(text: str | None, ask: str | None, top_k: int, vlm: VlmShape) -> None:
+    if (text is None) == (ask is None):
+        raise UsageError(
+            "Give either a text or a question.",
+            found="Found both." if text is not None else "Found neither.",
+            repair="--text explains words that you give, --ask the model's own answer.",
+        )
+    words = text if text is not None else ask
+    if not words or not words.strip() or not is_text(words):
+        raise UsageError(
+            f"The {'text' if ask is None else 'question'} is empty or no Unicode text.",
+            found=f"Found {words!r}.",
+            repair="Give it at least one word.",
+        )
+    if not 1 <= top_k <= vlm.attention_channels:
+        raise UsageError(
+            f"{top_k} attention heads cannot be chosen.",
+            found=f"The model has {vlm.attention_channels}: {len(vlm.views)} x {vlm.layers} layers "
+            f"x {vlm.heads}.",
+            repair=f"Give a number from 1 to {vlm.attention_channels}.",
+        )

@@ -1,0 +1,98 @@
+"""One HTML page of an explanation: words beside the image, their maps over it.
+
+The page holds the maps as 16-bit numbers and computes overlays and rankings itself, as
+`Explanation.map` and `Explanation.words_at` do.
+"""
+
+from __future__ import annotations
+
+import base64
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flmm_core import __version__
+from flmm_core.explain.maps import Floats, Maps
+from flmm_core.explain.regions import REACH
+from flmm_core.painting import heat_colors, scale_to
+from flmm_core.report.gallery import data_uri
+from flmm_core.report.templates import template
+
+if TYPE_CHECKING:
+    from flmm_core.explain.explanation import Explanation
+
+SIDE = 1200
+"""Longest side of the image on the page in pixels."""
+
+
+def render_page(one: Explanation) -> str:
+    """The whole page."""
+    from flmm_core.explain.explanation import WAYS, way_text
+
+    image = one.image
+    small = scale_to(image, SIDE) if max(image.size) > SIDE else image
+    ways = [
+        {"name": name, "title": WAYS[name], "about": way_text(name, one.heads), **_packed(maps)}
+        for name, maps in one.ways.items()
+    ]
+    colors = heat_colors(np.linspace(0, 1, 256)).round().astype(np.uint8)
+    shown = [
+        {"number": number, "word": word, "after": after}
+        for number, (word, after) in enumerate(zip(one.words, _gaps(one), strict=True))
+    ]
+    return template("explanation.html.j2", "explain").render(
+        one=one,
+        version=__version__,
+        lead=one.text[: one.words[0].start],
+        shown=shown,
+        ways=ways,
+        image=data_uri(small),
+        data={
+            "size": [image.width, image.height],
+            "reach": REACH,
+            "colors": _base64(colors),
+            "words": [{"text": word.text, "names": word.names} for word in one.words],
+            "ways": ways,
+        },
+    )
+
+
+def _gaps(one: Explanation) -> list[str]:
+    """What stands behind each word, up to the next."""
+    ends = [(a.end, b.start) for a, b in pairwise(one.words)]
+    return [one.text[end:start] for end, start in ends] + [one.text[one.words[-1].end :]]
+
+
+def _packed(maps: Maps) -> dict[str, Any]:
+    """The maps as the page reads them; `plain` has them without sinks, if there are any."""
+    plain = maps.without_sinks()
+    return {
+        "grid": list(maps.grid),
+        "probabilities": maps.probabilities,
+        "sinks": int(maps.sinks.sum()),
+        **_numbers(maps),
+        "plain": _numbers(plain) if plain is not maps else None,
+    }
+
+
+def _numbers(maps: Maps) -> dict[str, Any]:
+    """`tops`: the highest value of each word; `values`: 16-bit fractions of it."""
+    tops = maps.words.max((1, 2))
+    scaled = maps.words / np.maximum(tops, 1e-12)[:, None, None]
+    return {
+        "tops": [float(f"{top:.5g}") for top in tops],
+        "values": _base64((scaled * 65535).round().astype("<u2")),
+        "prompt": _base64(_mean(maps.prompt, maps.grid).astype("<f4")),
+        "rows": len(maps.prompt),
+    }
+
+
+def _mean(rows: Floats, grid: tuple[int, int]) -> Any:
+    """(h, w) the mean of the prompt's maps, each adding up to 1."""
+    total = np.maximum(rows.sum((1, 2), keepdims=True), 1e-12)
+    return (rows / total).mean(0) if len(rows) else np.zeros(grid)
+
+
+def _base64(values: Any) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()

@@ -1,0 +1,169 @@
+"""The maps of words are what transformers itself attends to."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flmm_core.errors import UsageError
+from flmm_core.explain import reading
+from flmm_core.explain.make import explain
+from flmm_core.pipeline.backbone.batch import to_vlm
+from flmm_core.pipeline.types import WHOLE_IMAGE
+from tests.explain.explanations import known_heads
+from tests.flows import assemble
+from tests.models import FAMILIES, HEADS, LAYERS, build, picture
+
+TEXT = "a red ring, it's left"
+IMAGE = picture(48, 48, 1)
+
+shared = functools.cache(build)
+
+
+def eager(backbone: Any, text: str) -> tuple[Tensor, Any, int]:
+    """Attention (L * N, S, S) of an eager pass of the whole sequence; its views and length."""
+    sample = backbone.prepare(IMAGE, reading.as_segments(text, reading.split_words(text)))
+    vlm = copy.deepcopy(backbone.vlm)
+    vlm.set_attn_implementation("eager")
+    tensors = to_vlm(vlm, backbone.collate([sample]).tensors)
+    with torch.no_grad():
+        attended = vlm.model(**tensors, use_cache=False, output_attentions=True).attentions
+    return torch.stack(attended)[:, 0].flatten(0, 1), sample.views, len(sample)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_word_is_the_mean_of_its_tokens_in_each_head(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = shared(family)
+    known_heads(monkeypatch, 2, 0)
+    found = explain(backbone, IMAGE, text=TEXT, top_k=2)
+    attended, views, length = eager(backbone, TEXT)
+    view = views[0]
+    assert (view.image_box, len(found.words)) == (WHOLE_IMAGE, 6)
+    for number, word in enumerate(found.words):
+        # the toy tokenizer has one token a byte, and the text ends the sequence
+        rows = torch.arange(word.start, word.end) + length - len(TEXT)
+        assert found.text[word.start : word.end] == word.text == "".join(word.tokens)
+        expected = attended[:, rows].mean(1)[:, view.token_index]  # (L * N, h, w)
+        expected = expected / expected.sum((1, 2), keepdim=True)
+        for channel in (0, LAYERS * HEADS - 1):
+            layer, head = divmod(channel, HEADS)
+            ours = found.map(number, layer=layer, attention_head=head, view=view.name)
+            if len(views) == 1:
+                np.testing.assert_allclose(ours, expected[channel], rtol=2e-3, atol=1e-5)
+        if len(views) == 1:
+            np.testing.assert_allclose(found.map(number, "mean"), expected.mean(0), atol=1e-6)
+            top = expected[[2, 0]].mean(0)
+            np.testing.assert_allclose(found.map(number), top, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_has_the_rows_that_it_was_generated_with(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = shared(family)
+    known_heads(monkeypatch, 0)
+    question, count = "what?", 6
+    found = explain(backbone, IMAGE, ask=question, max_new_tokens=count, split="tokens")
+    prefix = backbone._prefix(IMAGE, question, "")
+    vlm = copy.deepcopy(backbone.vlm)
+    vlm.set_attn_implementation("eager")
+    sequence = {key: value[None] for key, value in prefix.tokens.items()}
+    generated = vlm.generate(
+        **to_vlm(vlm, {**prefix.image, **sequence}), do_sample=False, max_new_tokens=count,
+        output_attentions=True, return_dict_in_generate=True, pad_token_id=0,
+    )  # fmt: skip
+    view = backbone.prepare(IMAGE, reading.as_segments("a", reading.split_words("a"))).views[0]
+    ids = generated.sequences[0, len(prefix) :].tolist()
+    assert found.asked
+    # the step after a token was written has its row; bytes of one character are one word
+    single = [word for word in found.words if len(word.tokens) == 1]
+    assert single
+    tokens = backbone.tokenizer.convert_ids_to_tokens(ids)
+    for word in single:
+        place = tokens.index(word.tokens[0])
+        if tokens.count(word.tokens[0]) > 1 or place == len(ids) - 1:
+            continue
+        row = torch.stack(generated.attentions[place + 1])[:, 0, :, 0]  # (L, N, S)
+        expected = row.flatten(0, 1)[:, view.token_index]
+        expected = expected / expected.sum((1, 2), keepdim=True)
+        number = found.words.index(word)
+        if len(backbone.view_names) == 1:
+            np.testing.assert_allclose(found.map(number, "mean"), expected.mean(0), atol=1e-5)
+
+
+def test_a_long_text_is_read_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = shared("llava_next")
+    known_heads(monkeypatch, 1)
+    whole = explain(backbone, IMAGE, text=TEXT)
+    lengths = []
+    trace = type(backbone).trace
+
+    def traced(self: Any, batch: Any, **rest: Any) -> Any:
+        lengths.append((len(batch.samples[0]), len(batch.samples[0].phrase_rows)))
+        return trace(self, batch, **rest)
+
+    monkeypatch.setattr(type(backbone), "trace", traced)
+    monkeypatch.setattr(reading, "PORTION", 1)
+    apart = explain(backbone, IMAGE, text=TEXT)
+    rows = len(whole.words) + len(whole.ways["mean"].prompt)
+    assert [count for _, count in lengths] == [1] * rows
+    assert len({length for length, _ in lengths}) > len(whole.words)  # none is read to the end
+    for way in whole.ways:
+        np.testing.assert_allclose(whole.ways[way].words, apart.ways[way].words, atol=1e-5)
+        np.testing.assert_allclose(whole.ways[way].prompt, apart.ways[way].prompt, atol=1e-5)
+
+
+def test_a_head_adds_what_it_makes_of_each_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    known_heads(monkeypatch, 0)
+    grounder = assemble(shared("qwen"))
+    found = explain(grounder, IMAGE, text="red ring")
+    masks = grounder.ground(IMAGE, ["red ring"], together=True).coarse_logits.sigmoid()
+    ours = found.ways["learned"].words
+    assert ours.shape[1:] == tuple(masks.shape[1:])
+    assert 0 <= ours.min() < ours.max() <= 1
+    assert set(found.ways) == {"heads", "mean", "learned"}
+    # of one word, it is the coarse mask of that word as a phrase
+    alone = explain(grounder, IMAGE, text="ring")
+    mask = grounder.ground(IMAGE, ["ring"]).coarse_logits.sigmoid()
+    np.testing.assert_allclose(alone.ways["learned"].words, mask.numpy(), atol=1e-4)
+
+
+def test_layers_that_are_not_named_may_not_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flmm_core.explain import make
+
+    known_heads(monkeypatch, 0)
+    monkeypatch.setattr(make, "KEPT", 1)
+    backbone = shared("qwen")
+    whole = explain(backbone, IMAGE, text="ring", layers=[1])
+    assert whole.map("ring", layer=1).sum() == pytest.approx(1, abs=1e-3)
+    with pytest.raises(UsageError, match=r"The maps of layer 0 were not kept\.\n.*\n.*layers="):
+        whole.map("ring", layer=0)
+    with pytest.raises(UsageError, match="were not kept"):
+        explain(backbone, IMAGE, text="ring").map("ring", layer=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({}, "Give either a text or a question"),
+        ({"text": "a", "ask": "b"}, "Give either a text or a question"),
+        ({"text": " \n"}, "The text is empty"),
+        ({"text": "a \ud800"}, "The text is empty or no Unicode text"),
+        ({"ask": ""}, "The question is empty"),
+        ({"text": "a", "top_k": 0}, "0 attention heads cannot be chosen"),
+        ({"text": "a", "top_k": 13}, "13 attention heads cannot be chosen"),
+        ({"text": "a", "layers": [3]}, "The model has no layer 3"),
+    ],
+)
+def test_what_cannot_be_explained_is_said(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem) as error:
+        explain(shared("qwen"), IMAGE, **given)
+    assert error.value.repair
