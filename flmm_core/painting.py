@@ -1,4 +1,4 @@
-"""Paints masks, heat, text, legends and grids of panels: all that flmm draws on images."""
+"""Paints masks, text, legends and grids of panels: all that flmm draws on images."""
 
 from __future__ import annotations
 
@@ -35,8 +35,6 @@ PAINTED = 1 << 20
 INK, DIM, PAPER = (25, 28, 32), (105, 112, 120), (255, 255, 255)
 PACKAGED = Path(__file__).parent / "assets" / "fonts" / "DejaVuSans.ttf"
 """Latin, Greek, Cyrillic, Hebrew, Arabic, Armenian, Georgian and symbols."""
-HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
-"""Stops of the "inferno" color map, at even steps from 0 to 1."""
 
 
 def mask_color(number: int) -> Color:
@@ -44,7 +42,7 @@ def mask_color(number: int) -> Color:
     return COLORS[number % len(COLORS)]
 
 
-# --- masks and heat ----------------------------------------------------------------------------
+# --- masks --------------------------------------------------------------------------------------
 
 
 def paint_mask(
@@ -120,21 +118,6 @@ def fade(image: Image.Image) -> Image.Image:
     """The image in pale gray (RGB), a ground on which the colors of masks stand out."""
     pale = [90 + round(0.6 * value) for value in range(256)]
     return image.convert("L").point(pale).convert("RGB")
-
-
-def paint_heat(image: Image.Image, values: NDArray[np.floating]) -> Image.Image:
-    """Values in [0, 1], (h, w) of any size, over a dimmed gray image: bright where high."""
-    cells = Image.fromarray(np.asarray(values, np.float32))
-    heat = np.asarray(cells.resize(image.size, Image.Resampling.BICUBIC)).clip(0, 1)
-    gray = np.asarray(image.convert("L"), np.float32)[..., None]
-    share = 0.45 + 0.45 * heat[..., None]
-    return Image.fromarray((gray + share * (heat_colors(heat) - gray)).clip(0, 255).astype("uint8"))
-
-
-def heat_colors(values: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Values in [0, 1] -> (..., 3) the colors of `HEAT`, 0 to 255."""
-    steps = np.linspace(0, 1, len(HEAT))
-    return np.stack([np.interp(values, steps, part) for part in HEAT.T], axis=-1)
 
 
 # --- text --------------------------------------------------------------------------------------

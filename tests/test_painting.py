@@ -16,6 +16,7 @@ from PIL import Image, ImageFont
 
 from flmm_core import painting
 from flmm_core.data.drawn.scenes import COLORS as DRAWN
+from flmm_core.heat import paint_heat
 from flmm_core.painting import (
     COLORS,
     INK,
@@ -25,7 +26,6 @@ from flmm_core.painting import (
     add_numbers,
     draw_panels,
     mask_color,
-    paint_heat,
     paint_mask,
     paint_onto,
     text_image,
