@@ -127,7 +127,7 @@ def command(
     """Show where words look in an image, and which words look at a place.
 
     \b
-    flmm explain photo.jpg --backbone qwen --ask "Describe the image."
+    flmm explain photo.jpg --backbone NAME --ask "Describe the image."
     flmm explain photo.jpg --head RUN --text "a red ring" --word ring --point 120,80
 
     The maps are the attention of each word to the image. No trained head is needed: the attention
