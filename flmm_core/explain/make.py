@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flmm_core.errors import RunError, UsageError
-from flmm_core.explain.explanation import Explanation, chosen_channels
+from flmm_core.explain.explanation import Explanation
 from flmm_core.explain.heads import localization_heads
 from flmm_core.explain.maps import Maps, scaled
-from flmm_core.explain.reading import Split, portions, read_ids, read_text
+from flmm_core.explain.reading import Reading, Split, read_reply, read_text
+from flmm_core.explain.ways import chosen_channels
 from flmm_core.images import to_image
 from flmm_core.pipeline.backbone.base import Backbone
+from flmm_core.pipeline.backbone.reply import Reply
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.resample import resample
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, VlmShape
@@ -28,20 +31,18 @@ KEPT = 64 << 20
 """Most bytes of single channels that are kept if no layers are named."""
 
 
-@torch.no_grad()
 def explain(
     source: Grounder | Backbone,
     image: object,
     *,
     text: str | None = None,
-    ask: str | None = None,
+    ask: object = None,
     prompt: str | None = None,
     split: Split = "words",
     top_k: int = TOP_K,
     layers: Sequence[int] | None = None,
-    max_new_tokens: int = 64,
     progress: Progress | None = None,
-    **sampling: Any,
+    **generation: Any,
 ) -> Explanation:
     """Where the words of a text look in an image.
 
@@ -49,13 +50,13 @@ def explain(
         source: A backbone, or a grounder, which adds the learned map of its head.
         image: As for `Grounder.ground`.
         text: What the model is taken to have answered. Give it or `ask`.
-        ask: A question; the text is the model's own answer to it.
+        ask: A question, or messages as for `Grounder.chat`; the text is the model's own answer.
         prompt: The user's text before `text`; by default the backbone's own.
         split: "words", or "tokens" as the tokenizer cuts them.
         top_k: How many localization heads make the way "heads".
         layers: The layers whose single maps are kept; by default all, if they take at most 64 MiB.
-        max_new_tokens: Of the answer; so for `sampling`, see `Backbone.generate`.
         progress: Told of the search for localization heads, the first time a model is explained.
+        generation: Of the answer, as for `Grounder.chat`.
 
     Raises:
         UsageError: There is no text, an unknown layer, or no image.
@@ -64,30 +65,69 @@ def explain(
     """
     backbone = source if isinstance(source, Backbone) else source.backbone
     image = to_image(image)
-    vlm = shape_of(backbone)
-    _check(text, ask, top_k, vlm)
-    wanted = sorted({c for layer in layers or () for c in chosen_channels(vlm, layer, None, None)})
-    if ask is None:
-        assert text is not None
-        reading = read_text(backbone, image, text, prompt, split)
-    else:
-        ids = backbone.answer_ids(image, ask, max_new_tokens=max_new_tokens, **sampling).tolist()
-        while ids and ids[-1] in backbone.tokenizer.all_special_ids:
-            ids.pop()
-        reading = read_ids(backbone, image, ids, ask, split)
-    if not reading.words:
-        raise RunError(
-            "The model's answer has no words.",
-            found=f"It answered {reading.text!r}.",
-            repair="Ask something else, or explain a given text.",
+    _check(text, ask, top_k, layers, shape_of(backbone))
+    if ask is not None:
+        reply = backbone.reply(image, ask, **generation)
+        return explain_reply(
+            source, reply, split=split, top_k=top_k, layers=layers, progress=progress
         )
+    assert text is not None
+    found = read_text(backbone, image, text, prompt, split)
+    asked = backbone.prompt if prompt is None else prompt
+    return _explained(source, image, found, asked, False, top_k, layers, progress)
+
+
+def explain_reply(
+    source: Grounder | Backbone,
+    reply: Reply,
+    *,
+    image: int = 0,
+    split: Split = "words",
+    top_k: int = TOP_K,
+    layers: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> Explanation:
+    """Where the words of an answer look, by what was kept while the model wrote it.
+
+    The VLM does not run again.
+
+    Args:
+        reply: From `Backbone.reply` of the same backbone, recorded.
+        image: The number of the image, of a conversation about several.
+
+    Other args and errors as for `explain`.
+    """
+    backbone = source if isinstance(source, Backbone) else source.backbone
+    found = read_reply(backbone, reply, image, split)
+    users = (turn["content"] for turn in reply.messages[::-1] if turn["role"] == "user")
+    asked = next(users)
+    if not isinstance(asked, str):
+        asked = " ".join(part["text"] for part in asked if part["type"] == "text")
+    seen = reply.images[image].image
+    return _explained(source, seen, found, asked, True, top_k, layers, progress)
+
+
+@torch.no_grad()
+def _explained(
+    source: Grounder | Backbone,
+    image: Image.Image,
+    reading: Reading,
+    prompt: str,
+    asked: bool,
+    top_k: int,
+    layers: Sequence[int] | None,
+    progress: Progress | None,
+) -> Explanation:
+    """What is kept of a reading."""
+    head = None if isinstance(source, Backbone) else source
+    backbone = source if isinstance(source, Backbone) else source.backbone
+    vlm = shape_of(backbone)
+    wanted = sorted({c for layer in layers or () for c in chosen_channels(vlm, layer, None, None)})
     ranked = localization_heads(backbone, progress=progress).best(top_k)
     if layers is None:
-        cells = max(view.token_index.numel() for view in reading.inputs.views)
-        every = len(reading.inputs.phrase_rows) * vlm.attention_channels * cells * 2
+        every = reading.rows * vlm.attention_channels * max(reading.cells) * 2
         wanted = list(range(vlm.attention_channels)) if every <= KEPT else []
-    head = None if isinstance(source, Backbone) else source
-    kept = [_reduced(maps, ranked, wanted, head) for maps in portions(backbone, reading.inputs)]
+    kept = [_reduced(maps, ranked, wanted, head) for maps in reading.maps]
     heads, mean, channels, learned = (
         np.concatenate([part[place] for part in kept]) for place in range(4)
     )
@@ -98,17 +138,16 @@ def explain(
             repair="Use another --dtype, such as float32.",
         )
     count = len(reading.words)
-    ways = {
-        name: Maps(maps[:count], maps[count:]) for name, maps in (("heads", heads), ("mean", mean))
-    }
+    rows = {"heads": heads, "mean": mean}
+    ways = {name: Maps(maps[:count], maps[count:]) for name, maps in rows.items()}
     if head is not None:
         ways["learned"] = Maps(learned[:count], learned[count:], probabilities=True)
     return Explanation(
         image=image,
         text=reading.text,
         words=reading.words,
-        prompt=ask or prompt or backbone.prompt,
-        asked=ask is not None,
+        prompt=prompt,
+        asked=asked,
         ways=ways,
         heads=tuple(_place(channel, vlm) for channel in ranked),
         vlm=vlm,
@@ -154,20 +193,22 @@ def _place(channel: int, vlm: VlmShape) -> tuple[str, int, int]:
     return vlm.views[view], layer, head
 
 
-def _check(text: str | None, ask: str | None, top_k: int, vlm: VlmShape) -> None:
+def _check(
+    text: str | None, ask: object, top_k: int, layers: Sequence[int] | None, vlm: VlmShape
+) -> None:
     if (text is None) == (ask is None):
         raise UsageError(
             "Give either a text or a question.",
             found="Found both." if text is not None else "Found neither.",
             repair="--text explains words that you give, --ask the model's own answer.",
         )
-    words = text if text is not None else ask
-    if not words or not words.strip() or not is_text(words):
-        raise UsageError(
-            f"The {'text' if ask is None else 'question'} is empty or no Unicode text.",
-            found=f"Found {words!r}.",
-            repair="Give it at least one word.",
-        )
+    for name, words in (("text", text), ("question", ask)):
+        if isinstance(words, str) and (not words.strip() or not is_text(words)):
+            raise UsageError(
+                f"The {name} is empty or no Unicode text.",
+                found=f"Found {words!r}.",
+                repair="Give it at least one word.",
+            )
     if not 1 <= top_k <= vlm.attention_channels:
         raise UsageError(
             f"{top_k} attention heads cannot be chosen.",
@@ -175,3 +216,5 @@ def _check(text: str | None, ask: str | None, top_k: int, vlm: VlmShape) -> None
             f"x {vlm.heads}.",
             repair=f"Give a number from 1 to {vlm.attention_channels}.",
         )
+    for layer in layers or ():
+        chosen_channels(vlm, layer, None, None)

@@ -15,6 +15,7 @@ import numpy as np
 from flmm_core import __version__
 from flmm_core.explain.maps import Floats, Maps
 from flmm_core.explain.regions import REACH
+from flmm_core.explain.ways import WAYS, way_text
 from flmm_core.heat import heat_colors
 from flmm_core.painting import scale_to
 from flmm_core.report.gallery import data_uri
@@ -29,8 +30,6 @@ SIDE = 1200
 
 def render_page(one: Explanation) -> str:
     """The whole page."""
-    from flmm_core.explain.explanation import WAYS, way_text
-
     image = one.image
     small = scale_to(image, SIDE) if max(image.size) > SIDE else image
     ways = [

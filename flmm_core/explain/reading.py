@@ -1,7 +1,8 @@
 """Reads the attention maps of many words, a portion at a time.
 
-Each portion is one forward that ends behind its last word, so at most `PORTION` bytes of attention
-are in memory however long a text is, and never the attention between all tokens.
+A given text is read anew for each portion, up to the last of its words; of an answer the rows are
+computed from what was kept while the model wrote. So at most `PORTION` bytes of attention are in
+memory however long a text is, and never the attention between all tokens.
 """
 
 from __future__ import annotations
@@ -14,19 +15,12 @@ from typing import Literal
 import torch
 from PIL import Image
 
-from flmm_core.explain.words import (
-    Word,
-    as_segments,
-    decoded,
-    merged_ranges,
-    rows_of,
-    split_words,
-    token_words,
-)
+from flmm_core.errors import RunError
+from flmm_core.explain.words import Word, as_segments, merged_ranges, split_words, token_words
 from flmm_core.pipeline.attention_maps import attention_maps
 from flmm_core.pipeline.backbone.base import Backbone
-from flmm_core.pipeline.types import AttentionMaps, BackboneInputs
-from flmm_core.segment import Segment
+from flmm_core.pipeline.backbone.reply import Reply
+from flmm_core.pipeline.types import AttentionMaps, BackboneInputs, ImageView
 
 Split = Literal["words", "tokens"]
 
@@ -36,74 +30,96 @@ REFERENCES = 16
 """Most tokens of the prompt whose maps are read beside those of the words."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
-    """A text after an image and a prompt.
+    """A text about an image.
 
     Attributes:
         text: As the model reads or wrote it.
         words: In order.
-        inputs: Its `phrase_rows` are those of the words, then each of some tokens of the prompt.
+        rows: How many maps each channel has: one a word, then one each of some tokens of the
+            prompt, where they are known.
+        cells: Of the views of the image, each.
+        maps: The maps of all rows in order, (P, C, h, w) for a portion of P at a time; they are
+            read while it is iterated, once.
     """
 
     text: str
     words: tuple[Word, ...]
-    inputs: BackboneInputs
+    rows: int
+    cells: tuple[int, ...]
+    maps: Iterator[AttentionMaps]
 
 
 def read_text(
     backbone: Backbone, image: Image.Image, text: str, prompt: str | None, split: Split
 ) -> Reading:
     """A given text, read as the model's own answer; raises as `Backbone.prepare`."""
+    preparing = backbone
     if backbone.caption_mode != "whole":  # words in pieces are no text that a model would write
-        backbone = copy.copy(backbone)  # as it goes to a DataLoader worker: it can only prepare
-        backbone.caption_mode = "whole"
-        backbone.rendered_prompt()  # raises
+        preparing = copy.copy(backbone)  # as it goes to a DataLoader worker: it can only prepare
+        preparing.caption_mode = "whole"
+        preparing.rendered_prompt()  # raises
     words = token_words(backbone.tokenizer, text) if split == "tokens" else split_words(text)
-    inputs = backbone.prepare(image, as_segments(text, words), prompt=prompt, name="text")
-    return _reading(backbone, text, words, inputs)
-
-
-def read_ids(
-    backbone: Backbone, image: Image.Image, ids: Sequence[int], prompt: str | None, split: Split
-) -> Reading:
-    """Exactly the tokens that a model wrote after a prompt; raises as `Backbone.prepare`."""
-    text, ranges = decoded(backbone.tokenizer, ids)
-    words = merged_ranges(text, ranges) if split == "tokens" else split_words(text)
-    inputs = backbone.prepare(image, [Segment("a", 0)], prompt=prompt, name="answer")
-    start = len(inputs.prefix)
-    rows = [[start + place for place in places] for places in rows_of(words, ranges)]
-    inputs = replace(
-        inputs,
-        start=start,
-        caption=torch.tensor(ids, dtype=torch.int64),
-        phrase_rows=tuple(torch.tensor(places, dtype=torch.int64) for places in rows),
-    )
-    return _reading(backbone, text, words, inputs)
-
-
-def _reading(
-    backbone: Backbone, text: str, words: Sequence[Word], inputs: BackboneInputs
-) -> Reading:
+    inputs = preparing.prepare(image, as_segments(text, words), prompt=prompt, name="text")
     ids = inputs.tokens["input_ids"]
-    named = []
-    for word, rows in zip(words, inputs.phrase_rows, strict=True):
-        tokens = backbone.tokenizer.convert_ids_to_tokens(ids[rows].tolist())
-        named.append(replace(word, tokens=tuple(map(str, tokens))))
+    named = [
+        _named(backbone, word, ids[rows].tolist())
+        for word, rows in zip(words, inputs.phrase_rows, strict=True)
+    ]
     last = max(int(view.token_index.max()) for view in inputs.views)
     behind = torch.arange(last + 1, inputs.start)  # these tokens have seen the image, not the text
     if len(behind) > REFERENCES:
         behind = behind[torch.linspace(0, len(behind) - 1, REFERENCES).round().long()]
-    every = (*inputs.phrase_rows, *behind[:, None])
-    return Reading(text, tuple(named), replace(inputs, phrase_rows=every))
+    rows = (*inputs.phrase_rows, *behind[:, None])
+    maps = _text_maps(backbone, replace(inputs, phrase_rows=rows))
+    return Reading(text, tuple(named), len(rows), _cells(inputs.views), maps)
+
+
+def read_reply(backbone: Backbone, reply: Reply, image: int, split: Split) -> Reading:
+    """What the model wrote, by the rows that it was written with.
+
+    Raises:
+        RunError: It wrote nothing.
+    """
+    words = split_words(reply.text)
+    if split == "tokens":
+        words = merged_ranges(reply.text, reply.offsets)
+    if not words:
+        raise RunError(
+            "The model's answer has no words.",
+            found=f"It answered {reply.text!r}.",
+            repair="Ask something else, or explain a given text.",
+        )
+    given = len(reply.offsets) - len(reply.token_ids)  # tokens that the answer was begun with
+    named = []
+    for word in words:
+        places = (reply.tokens_of(word.start, word.end) - reply.first - given).tolist()
+        ids = [int(reply.token_ids[place]) for place in places if place >= 0]
+        named.append(_named(backbone, word, ids))
+    maps = _reply_maps(backbone, reply, image, words)
+    views = reply.images[image].views
+    return Reading(reply.text, tuple(named), len(words), _cells(views), maps)
+
+
+def _named(backbone: Backbone, word: Word, ids: Sequence[int]) -> Word:
+    tokens = backbone.tokenizer.convert_ids_to_tokens(ids)
+    return replace(word, tokens=tuple(map(str, tokens)))
+
+
+def _cells(views: Sequence[ImageView]) -> tuple[int, ...]:
+    return tuple(view.token_index.numel() for view in views)
+
+
+def _at_once(backbone: Backbone, views: Sequence[ImageView]) -> int:
+    """How many rows are a portion."""
+    each = backbone.num_layers * backbone.num_heads * sum(_cells(views)) * 4
+    return max(1, PORTION // each)
 
 
 @torch.no_grad()
-def portions(backbone: Backbone, inputs: BackboneInputs) -> Iterator[AttentionMaps]:
-    """The maps of all phrases, in order: (P, C, h, w), for a portion of P at a time."""
-    cells = sum(view.token_index.numel() for view in inputs.views)
-    each = backbone.num_layers * backbone.num_heads * cells * 4
-    count = max(1, PORTION // each)
+def _text_maps(backbone: Backbone, inputs: BackboneInputs) -> Iterator[AttentionMaps]:
+    count = _at_once(backbone, inputs.views)
     even = [1 / backbone.num_layers] * backbone.num_layers  # hidden states are not needed
     for start in range(0, len(inputs.phrase_rows), count):
         rows = inputs.phrase_rows[start : start + count]
@@ -112,3 +128,13 @@ def portions(backbone: Backbone, inputs: BackboneInputs) -> Iterator[AttentionMa
         batch = backbone.collate([replace(cut, phrase_rows=rows)])
         (trace,) = backbone.trace(batch, layer_weights=even)
         yield attention_maps(trace)
+
+
+@torch.no_grad()
+def _reply_maps(
+    backbone: Backbone, reply: Reply, image: int, words: Sequence[Word]
+) -> Iterator[AttentionMaps]:
+    count = _at_once(backbone, reply.images[image].views)
+    for start in range(0, len(words), count):
+        ranges = [(word.start, word.end) for word in words[start : start + count]]
+        yield attention_maps(reply.trace(ranges, image))

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flmm_core.pipeline.backbone.conversation import common_length
 from flmm_core.segment import Segment
 
 JOINERS = "'’-‐‑"
 """What joins two letters to one word: "man's", "black-and-white"."""
 ALONE = ("CJK", "HIRAGANA", "KATAKANA")
 """Begin the Unicode names of letters that are words by themselves: nothing parts their words."""
-
-UNFINISHED = "\ufffd"
-"""What some bytes of a character are decoded to."""
 
 
 @dataclass(frozen=True)
@@ -115,33 +111,3 @@ def merged_ranges(text: str, ranges: Sequence[tuple[int, int]]) -> list[Word]:
             start, end = min(first, start), max(last, end)
         found.append((start, end))
     return [Word(text[start:end], start, end) for start, end in found]
-
-
-def decoded(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-    """The text of token ids, and the characters that each of them covers.
-
-    The tokens that hold bytes of a character cover all of it. One that is left out of the text
-    covers none.
-    """
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    special, place = set(tokenizer.all_special_ids), 0
-    ranges: list[tuple[int, int]] = []
-    for count, last in enumerate(ids, start=1):
-        shown = tokenizer.decode(ids[:count], skip_special_tokens=True)
-        same = common_length(shown, text)
-        begun = last not in special and shown[same:].startswith(UNFINISHED)
-        # one unfinished character may hide those before it: some decoders give up a run of bytes
-        end = max(place, same)
-        ranges.append((place, min(end + begun, len(text))))
-        place = end
-    return text, ranges
-
-
-def rows_of(words: Sequence[Word], ranges: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-    """Per word, the places of the tokens that cover some of its characters."""
-    for word in words:
-        yield [
-            place
-            for place, (start, end) in enumerate(ranges)
-            if start < word.end and word.start < end
-        ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flmm_core.errors import UsageError
 from flmm_core.explain import reading
-from flmm_core.explain.make import explain
+from flmm_core.explain.make import explain, explain_reply
 from flmm_core.pipeline.backbone.batch import to_vlm
 from flmm_core.pipeline.types import WHOLE_IMAGE
 from tests.explain.explanations import known_heads
@@ -45,7 +45,7 @@ def test_a_word_is_the_mean_of_its_tokens_in_each_head(
     known_heads(monkeypatch, 2, 0)
     found = explain(backbone, IMAGE, text=TEXT, top_k=2)
     attended, views, length = eager(backbone, TEXT)
-    view = views[0]
+    view = views[-1]  # the frame of all maps
     assert (view.image_box, len(found.words)) == (WHOLE_IMAGE, 6)
     for number, word in enumerate(found.words):
         # the toy tokenizer has one token a byte, and the text ends the sequence
@@ -56,8 +56,9 @@ def test_a_word_is_the_mean_of_its_tokens_in_each_head(
         for channel in (0, LAYERS * HEADS - 1):
             layer, head = divmod(channel, HEADS)
             ours = found.map(number, layer=layer, attention_head=head, view=view.name)
-            if len(views) == 1:
-                np.testing.assert_allclose(ours, expected[channel], rtol=2e-3, atol=1e-5)
+            np.testing.assert_allclose(ours, expected[channel], rtol=2e-3, atol=1e-5)
+        of_view = found.map(number, view=view.name)
+        np.testing.assert_allclose(of_view, expected.mean(0), atol=1e-4)
         if len(views) == 1:
             np.testing.assert_allclose(found.map(number, "mean"), expected.mean(0), atol=1e-6)
             top = expected[[2, 0]].mean(0)
@@ -70,33 +71,35 @@ def test_an_answer_has_the_rows_that_it_was_generated_with(
 ) -> None:
     backbone = shared(family)
     known_heads(monkeypatch, 0)
-    question, count = "what?", 6
-    found = explain(backbone, IMAGE, ask=question, max_new_tokens=count, split="tokens")
-    prefix = backbone._prefix(IMAGE, question, "")
+    letters = backbone.tokenizer.convert_tokens_to_ids(list("abcdefgh"))
+    others = [token for token in range(len(backbone.tokenizer)) if token not in letters]
+    settings = {"max_new_tokens": 6, "suppress_tokens": others}
+    found = explain(backbone, IMAGE, ask="what?", split="tokens", **settings)
+    assert found.asked
+    prefix = backbone._prefix(IMAGE, "what?", "")
     vlm = copy.deepcopy(backbone.vlm)
     vlm.set_attn_implementation("eager")
     sequence = {key: value[None] for key, value in prefix.tokens.items()}
     generated = vlm.generate(
-        **to_vlm(vlm, {**prefix.image, **sequence}), do_sample=False, max_new_tokens=count,
-        output_attentions=True, return_dict_in_generate=True, pad_token_id=0,
+        **to_vlm(vlm, {**prefix.image, **sequence}), do_sample=False, output_attentions=True,
+        return_dict_in_generate=True, pad_token_id=0, **settings,
     )  # fmt: skip
-    view = backbone.prepare(IMAGE, reading.as_segments("a", reading.split_words("a"))).views[0]
     ids = generated.sequences[0, len(prefix) :].tolist()
-    assert found.asked
-    # the step after a token was written has its row; bytes of one character are one word
-    single = [word for word in found.words if len(word.tokens) == 1]
-    assert single
-    tokens = backbone.tokenizer.convert_ids_to_tokens(ids)
-    for word in single:
-        place = tokens.index(word.tokens[0])
-        if tokens.count(word.tokens[0]) > 1 or place == len(ids) - 1:
-            continue
-        row = torch.stack(generated.attentions[place + 1])[:, 0, :, 0]  # (L, N, S)
-        expected = row.flatten(0, 1)[:, view.token_index]
-        expected = expected / expected.sum((1, 2), keepdim=True)
-        number = found.words.index(word)
-        if len(backbone.view_names) == 1:
-            np.testing.assert_allclose(found.map(number, "mean"), expected.mean(0), atol=1e-5)
+    assert [word.tokens for word in found.words] == [
+        (token,) for token in backbone.tokenizer.convert_ids_to_tokens(ids)
+    ]
+    _, views, _ = eager(backbone, "a")
+    for place in range(len(ids) - 1):  # the step after a token was written has its row
+        rows = torch.stack(generated.attentions[place + 1])[:, 0, :, 0].flatten(0, 1)  # (L * N, S)
+        for view in views:
+            if view.image_box != WHOLE_IMAGE or view is not views[-1]:
+                continue  # other views are brought into the frame of the last
+            expected = rows[:, view.token_index]
+            expected = expected / expected.sum((1, 2), keepdim=True)
+            np.testing.assert_allclose(
+                found.map(place, layer=1, attention_head=2, view=view.name),
+                expected[HEADS + 2], rtol=2e-3, atol=1e-4,
+            )  # fmt: skip
 
 
 def test_a_long_text_is_read_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +137,25 @@ def test_a_head_adds_what_it_makes_of_each_word(monkeypatch: pytest.MonkeyPatch)
     alone = explain(grounder, IMAGE, text="ring")
     mask = grounder.ground(IMAGE, ["ring"]).coarse_logits.sigmoid()
     np.testing.assert_allclose(alone.ways["learned"].words, mask.numpy(), atol=1e-4)
+
+
+def test_an_answer_is_explained_without_running_the_model_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known_heads(monkeypatch, 0)
+    backbone = shared("qwen")
+    reply = backbone.reply(IMAGE, "what?", max_new_tokens=5)
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr(backbone.vlm.get_decoder(), "forward", refused)
+    found = explain_reply(backbone, reply)
+    assert (found.text, found.prompt, found.asked) == (reply.text, "what?", True)
+    monkeypatch.undo()
+    known_heads(monkeypatch, 0)
+    again = explain(backbone, IMAGE, ask="what?", max_new_tokens=5)
+    np.testing.assert_array_equal(found.ways["mean"].words, again.ways["mean"].words)
 
 
 def test_layers_that_are_not_named_may_not_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:

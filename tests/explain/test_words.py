@@ -11,9 +11,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from flmm_core.explain.words import (
     as_segments,
-    decoded,
-    merged_ranges,
-    rows_of,
     split_words,
     token_words,
 )
@@ -81,38 +78,8 @@ def tokenizer(kind: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])
-@pytest.mark.parametrize("text", TEXTS)
-def test_written_tokens_cover_the_characters_that_they_decode_to(kind: str, text: str) -> None:
-    words = tokenizer(kind)
-    ids = words(text, add_special_tokens=False)["input_ids"]
-    shown, ranges = decoded(words, [*ids, words.eos_token_id])
-    assert shown == words.decode(ids)
-    assert ranges[-1] == (len(shown), len(shown))  # the end is no text
-    covered = {place for start, end in ranges for place in range(start, end)}
-    assert covered == set(range(len(shown)))
-    # The tokens of a word, alone, are the word; with one of them missing they are not.
-    found = split_words(shown)
-    for word, places in zip(found, rows_of(found, ranges), strict=True):
-        assert places == list(range(places[0], places[-1] + 1))
-        assert word.text in alone(words, ids, places)
-        for missing in places[1:]:
-            assert word.text not in alone(
-                words, ids, [place for place in places if place != missing]
-            )
-
-
-def alone(words: Any, ids: list[int], places: list[int]) -> str:
-    """Some tokens as text; the first decoder strips one space at the beginning."""
-    return str(words.decode([words.convert_tokens_to_ids("-"), *(ids[place] for place in places)]))
-
-
-@pytest.mark.parametrize("kind", ["bytes", "pieces"])
 def test_tokens_that_share_a_character_are_one(kind: str) -> None:
     words = tokenizer(kind)
     found = token_words(words, "a 🐈 x")
     assert [word.text for word in found] == ["a", "🐈", "x"]
-    ids = words("a 🐈 x", add_special_tokens=False)["input_ids"]
-    assert len(ids) > 3
-    shown, ranges = decoded(words, ids)
-    assert [word.text for word in merged_ranges(shown, ranges)] == ["a", "🐈", "x"]
-    assert len(next(iter(rows_of(merged_ranges(shown, ranges)[1:2], ranges)))) >= 3
+    assert len(words("a 🐈 x", add_special_tokens=False)["input_ids"]) > 5
