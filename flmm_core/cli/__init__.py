@@ -20,7 +20,7 @@ COMMANDS = {
     "benchmark": "Evaluate every backbone on every data set, and write a report.",
     "report": "Show a benchmark or a run as a page, or compare benchmarks.",
     "cache": "Precompute the outputs of the frozen models for training.",
-    "explain": "Show where words look in an image, and which words look at a place.",
+    "explain": "Show where words look in an image, and which look at a place.",
     "ground": "Segment phrases in images.",
     "annotate": "Segment phrases in very many images, with Ray.",
     "serve": "Serve trained heads over HTTP.",

@@ -124,7 +124,7 @@ def command(
     as_json: bool,
     **parameters: Any,
 ) -> None:
-    """Show where words look in an image, and which words look at a place.
+    """Show where words look in an image, and which look at a place.
 
     \b
     flmm explain photo.jpg --backbone NAME --ask "Describe the image."

@@ -69,7 +69,7 @@ def test_words_are_named_by_number_text_and_several() -> None:
     ("ask", "problem", "says"),
     [
         (lambda e: e.map("bal"), "The word 'bal' is not in the text. Did you mean 'ball'?", "dog"),
-        (lambda e: e.map("rin"), "The word 'rin' is not in the text.", "A, dog, and, a, red, ball"),
+        (lambda e: e.map("cow"), "The word 'cow' is not in the text.", "A, dog, and, a, red, ball"),
         (lambda e: e.map(""), "A phrase to look up is empty.", "one word"),
         (lambda e: e.map(99), "There is no word 99.", "12 words"),
         (lambda e: e.map(0, "median"), "Unknown way of looking 'median'. Did you mean 'mean'?", ""),
