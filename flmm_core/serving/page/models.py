@@ -46,6 +46,11 @@ class Loaded:
     grounder: Grounder | None = None
 
     @property
+    def source(self) -> Grounder | Backbone:
+        """The grounder, else the backbone."""
+        return self.grounder or self.backbone
+
+    @property
     def chats(self) -> bool:
         """Whether it answers questions."""
         return CHAT in self.backbone.spec.capabilities

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -22,7 +23,7 @@ from flmm_core.serving.limits import Limits
 from flmm_core.serving.page.examples import examples
 from flmm_core.serving.page.studio import Studio
 from flmm_core.serving.reading import read_form, read_json
-from flmm_core.serving.refusals import RefusalError
+from flmm_core.serving.refusals import RefusalError, refusal_of
 from flmm_core.serving.service import service
 
 STATIC = Path(__file__).parent / "static"
@@ -37,6 +38,8 @@ HEADERS = {
 }
 Value = TypeVar("Value")
 Share = Annotated[float, Query(ge=0, le=1)]
+Way = Literal["heads", "mean", "learned"]
+Text = Annotated[str, Field(min_length=1, max_length=LIMITS.text_letters)]
 
 
 class Asked(BaseModel):
@@ -53,6 +56,27 @@ class Phrases(Asked):
         list[Annotated[str, Field(max_length=LIMITS.phrase_letters)]],
         Field(min_length=1, max_length=LIMITS.phrases),
     ]
+
+
+class Turn(BaseModel):
+    """What one side said."""
+
+    role: Literal["user", "assistant"]
+    text: Text
+
+
+class Conversation(Asked):
+    """A conversation about the image, the last turn of which is a question."""
+
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=200)]
+
+
+class Spot(BaseModel):
+    """A place in fractions of an image's width and height."""
+
+    x: Annotated[float, Field(ge=0, lt=1)]
+    y: Annotated[float, Field(ge=0, lt=1)]
+    by: Way = "heads"
 
 
 def demo_app(studio: Studio, *, only_hosts: list[str] | None = None) -> FastAPI:
@@ -153,6 +177,28 @@ def make_router(studio: Studio) -> APIRouter:
             request, lambda: studio.ground(asked.model, asked.image, asked.phrases)
         )
 
+    @router.post("/chat")
+    async def chat(request: Request) -> Response:
+        asked = await _read(request, Conversation)
+        turns = [(turn.role, turn.text) for turn in asked.messages]
+        events = service(request).worker.iterate(
+            lambda: studio.answer(asked.model, asked.image, turns)
+        )
+        return StreamingResponse(_sent(events), media_type="text/event-stream")
+
+    @router.post("/results/{name}/looks")
+    async def looks(request: Request, name: str) -> dict[str, Any]:
+        spot = await _read(request, Spot)
+        return await with_model(request, lambda: studio.looks_at(name, spot.x, spot.y, spot.by))
+
+    @router.get("/results/{name}/parts/{number}/attention")
+    async def of_part(request: Request, name: str, number: int, by: Way = "heads") -> Any:
+        return await with_model(request, lambda: studio.part_attention(name, number, by))
+
+    @router.get("/results/{name}/words/{number}/attention")
+    async def of_word(request: Request, name: str, number: int, by: Way = "heads") -> Any:
+        return await with_model(request, lambda: studio.word_attention(name, number, by))
+
     @router.get("/results/{name}/overlay.png")
     async def overlay(name: str, threshold: Share = 0, opacity: Share = OPACITY) -> Response:
         data = await asyncio.to_thread(studio.overlay, name, threshold, opacity)
@@ -178,6 +224,19 @@ async def _read(request: Request, model: type[Model]) -> Model:
     own = service(request)
     with own.account() as account:
         return await read_json(request, model, own.limits, account)
+
+
+async def _sent(events: AsyncIterator[tuple[str, dict[str, Any]]]) -> AsyncIterator[str]:
+    """Server-sent events; the last one is an error if there was one."""
+    try:
+        async for name, data in events:
+            yield _event(name, data)
+    except Exception as error:
+        yield _event("error", refusal_of(error).body())
+
+
+def _event(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 def _file(data: bytes, name: str, media_type: str) -> Response:

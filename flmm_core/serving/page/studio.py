@@ -6,16 +6,19 @@ import base64
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from flmm_core.data import rle
 from flmm_core.errors import DataError, UsageError
+from flmm_core.explain.explanation import Explanation
+from flmm_core.explain.make import explain
+from flmm_core.explain.words import split_words
+from flmm_core.pipeline.conversation.phrases.choose import find_phrases, open_finder
 from flmm_core.pipeline.mask_logits import above, portions
 from flmm_core.pipeline.result import Result
 from flmm_core.serving.page.held import (
@@ -28,15 +31,33 @@ from flmm_core.serving.page.held import (
 )
 from flmm_core.serving.page.models import Loaded, Models
 
+Event = tuple[str, dict[str, Any]]
+MOST_LOOKS = 8
 STAMP = (1980, 1, 1, 0, 0, 0)
 """The time of files in a ZIP, so that the same masks are the same file."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Found:
-    """A result that the page may ask about again."""
+    """A result that the page may ask about again.
 
-    result: Result
+    Attributes:
+        image: What it is about.
+        model: The choice that it came from.
+        result: The masks; None without a head.
+        text: The answer; empty if phrases were looked for.
+        question: What it answers.
+        spans: The characters of the text that name each part of the result.
+        explanations: By text, as they were asked for.
+    """
+
+    image: Image.Image
+    model: str
+    result: Result | None = None
+    text: str = ""
+    question: str | None = None
+    spans: Sequence[tuple[int, int]] = ()
+    explanations: dict[str, Explanation] = field(default_factory=dict)
 
 
 @dataclass
@@ -77,19 +98,110 @@ class Studio:
         if grounder is None:
             raise UsageError("Without a trained head there are no masks.")
         result = grounder.ground(held.image, phrases, keep_absent=True)
-        return self._keep(Found(result))
+        return self._keep(Found(held.image, model, result))
+
+    def answer(self, model: str, image: str, turns: Sequence[tuple[str, str]]) -> Iterator[Event]:
+        """What the model says, in pieces, then all of it with masks of what it names.
+
+        Args:
+            turns: (role, text) of the conversation, the last one a question.
+
+        Yields:
+            ("text", {"text": piece}) and at the end ("answer", ...).
+
+        Raises:
+            UsageError: The model does not talk.
+        """
+        held, loaded = self.image(image), self.models.load(model)
+        if not loaded.chats:
+            raise UsageError("This model does not talk.", repair="Name phrases instead.")
+        found = Found(held.image, model, question=turns[-1][1])
+        yield from self._answer(found, loaded)
+        yield "answer", self._keep(found)
+
+    def _answer(self, found: Found, loaded: Loaded) -> Iterator[Event]:
+        assert found.question is not None
+        explained = explain(loaded.source, found.image, ask=found.question)
+        found.text = explained.text
+        yield "text", {"text": found.text}
+        if loaded.grounder is not None:
+            found.spans = find_phrases(found.text, open_finder("rules"))
+            phrases = [found.text[start:end] for start, end in found.spans]
+            found.result = loaded.grounder.ground(found.image, phrases, keep_absent=True)
+        found.explanations[found.text] = explained
 
     def _keep(self, found: Found) -> dict[str, Any]:
-        return {"id": self.results.put(found), "found": _parts(found.result)}
+        return {
+            "id": self.results.put(found),
+            "found": [] if found.result is None else _parts(found.result),
+            "text": found.text,
+            "spans": [
+                {"start": start, "end": end, "part": part}
+                for part, (start, end) in enumerate(found.spans)
+            ],
+            "words": [
+                {"start": word.start, "end": word.end, "word": number}
+                for number, word in enumerate(split_words(found.text))
+                if word.names
+            ],
+        }
 
-    def _result(self, name: str, threshold: float = 0) -> Result:
+    def looks_at(self, name: str, x: float, y: float, by: str) -> dict[str, Any]:
+        """The words of an answer that look at a place, those that do most first.
+
+        Args:
+            x: In fractions of the image's width; so for `y` and its height.
+            by: A way of looking, see `Explanation`.
+        """
+        found = self._found(name)
+        place = x * found.image.width, y * found.image.height
+        explained = self._explained(found, found.text)
+        looks = explained.words_at(place, by)[:MOST_LOOKS]
+        return {
+            "looks": [
+                {"word": look.word, "text": look.text, "share": look.share, "lift": look.lift}
+                for look in looks
+            ]
+        }
+
+    def word_attention(self, name: str, number: int, by: str) -> dict[str, Any]:
+        """Where a word of an answer looks."""
+        found = self._found(name)
+        return _heat(self._explained(found, found.text), [number], by)
+
+    def part_attention(self, name: str, number: int, by: str) -> dict[str, Any]:
+        """Where a phrase looks: the mean of its words."""
+        found = self._found(name)
+        if not found.spans:
+            phrase = self._result(name).phrases[number]
+            explained = self._explained(found, phrase)
+            return _heat(explained, range(len(explained.words)), by)
+        start, end = found.spans[number]
+        explained = self._explained(found, found.text)
+        words = [n for n, word in enumerate(explained.words) if word.start < end > start < word.end]
+        return _heat(explained, words, by)
+
+    def _explained(self, found: Found, text: str) -> Explanation:
+        if text not in found.explanations:
+            source = self.models.load(found.model).source
+            found.explanations[text] = explain(
+                source, found.image, text=text, prompt=found.question
+            )
+        return found.explanations[text]
+
+    def _found(self, name: str) -> Found:
         if (found := self.results.get(name)) is None:
             raise DataError(
                 "The result is no longer in memory.",
                 found="Others came since, or the server was started anew.",
                 repair="Ask again.",
             )
-        result = found.result
+        return found
+
+    def _result(self, name: str, threshold: float = 0) -> Result:
+        result = self._found(name).result
+        if result is None:
+            raise UsageError("Without a trained head there are no masks.")
         return result if result.probabilities.isnan().any() else result.abstain(threshold)
 
     def overlay(self, name: str, threshold: float, opacity: float) -> bytes:
@@ -124,7 +236,7 @@ def _facts(loaded: Loaded) -> dict[str, Any]:
     return {
         "id": loaded.choice.id,
         "head": loaded.grounder is not None,
-        "chat": False,
+        "chat": loaded.chats,
         "prompt": loaded.backbone.prompt,
         "threshold": loaded.threshold,
         "headless": headless,
@@ -146,9 +258,12 @@ def _parts(result: Result) -> list[dict[str, Any]]:
     return records
 
 
-def heat(values: NDArray[np.floating]) -> dict[str, Any]:
-    """(h, w) values in [0, 1] in steps of 1/255, row by row."""
-    steps = (np.asarray(values) * 255).round().clip(0, 255).astype(np.uint8)
+def _heat(explained: Explanation, words: Sequence[int], by: str) -> dict[str, Any]:
+    """A map (h, w) in steps of 1/255, row by row; shares of attention up to the greatest."""
+    values = explained.map(list(words), by, sinks=False)
+    if not explained.maps(by).probabilities:
+        values = values / max(float(values.max()), 1e-12)
+    steps = (values * 255).round().clip(0, 255).astype(np.uint8)
     height, width = steps.shape
     return {
         "height": height,

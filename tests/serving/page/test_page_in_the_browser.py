@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from flmm_core.images import to_image
+from flmm_core.painting import mask_color
 from flmm_core.serving.page.studio import Studio
 from tests.browser import Page
 
@@ -144,6 +145,78 @@ def test_views_threshold_and_removal(page: Page, address: str) -> None:
     assert page.complaints == []
 
 
+def ask(page: Page, question: str, count: int = 1) -> str:
+    """Ask by the keyboard; the answer's text, when it is whole."""
+    page.run("question.focus()")
+    page.type(question)
+    page.press("Enter")
+    page.until(f"document.querySelectorAll('.turn.model[data-result]').length === {count}")
+    page.until(IDLE)
+    return str(
+        page.run("""(answer => {
+          const copy = answer.cloneNode(true);
+          copy.querySelectorAll(".unseen").forEach(note => note.remove());
+          return copy.textContent;
+        })([...document.querySelectorAll(".turn.model")].at(-1))""")
+    )
+
+
+@pytest.mark.browser
+def test_an_answer_is_tied_to_masks_and_words_to_attention(
+    page: Page, address: str, studio: Studio
+) -> None:
+    page.open(address).until(READY)
+    text = ask(page, "Please give me a description of the image.")
+    found = next(reversed(studio.results.kept.values()))
+    assert text == found.text
+    phrases = page.run(
+        "[...document.querySelectorAll('.turn .phrase')].map(e => e.firstChild.data)"
+    )
+    assert phrases == [found.text[start:end] for start, end in found.spans]
+    assert found.result is not None
+    assert list(found.result.phrases) == phrases
+    colors = page.run("""[...document.querySelectorAll('.turn .phrase')]
+      .map(e => e.style.getPropertyValue('--mask'))""")
+    assert colors == ["rgb({} {} {})".format(*mask_color(number)) for number in range(len(phrases))]
+
+    page.run("document.querySelector('.turn .phrase').focus()")
+    page.until("tag.textContent === document.querySelector('.turn .phrase').firstChild.data")
+    page.press("ArrowRight")  # to the word behind the phrase
+    word = page.until("document.activeElement.dataset.word && document.activeElement.textContent")
+    page.until(f"!tag.hidden && tag.textContent === {json.dumps(word)}")
+    page.press("Escape")
+
+    page.click("#canvas", 0.7, 0.3)
+    page.until("!document.getElementById('words').hidden")
+    looks = found.explanations[found.text].words_at(
+        (0.7 * found.image.width, 0.3 * found.image.height), "heads"
+    )
+    shown = page.run("[...document.querySelectorAll('#words button')].map(e => e.textContent)")
+    assert shown == [look.text for look in looks[: len(shown)]]
+    page.press("Escape")
+    assert page.run("document.getElementById('words').hidden")
+
+    ask(page, "And where is it?", 2)
+    page.click("#anew")
+    assert page.run("document.querySelectorAll('.turn').length") == 0
+    assert page.complaints == []
+
+
+@pytest.mark.browser
+def test_without_a_head_the_model_talks_and_explains(page: Page, address: str) -> None:
+    page.open(address).until(READY)
+    choose = "model.value = 'bare-qwen', model.dispatchEvent(new Event('change'))"
+    page.run(choose)
+    page.until(f"document.getElementById('model-note').textContent.includes('train') && {IDLE}")
+    assert page.run("document.getElementById('find').disabled")
+    assert ask(page, "What is there?")
+    page.run("document.querySelector('.turn .word').focus()")
+    page.until("!tag.hidden")
+    page.run(choose.replace("bare-qwen", "head-0"))
+    page.until(f"document.getElementById('model-note').textContent === '' && {IDLE}")
+    assert page.complaints == []
+
+
 @pytest.mark.browser
 def test_errors_stand_beside_what_caused_them(page: Page, address: str, tmp_path: Path) -> None:
     page.open(address).until(READY)
@@ -182,7 +255,7 @@ def test_every_control_is_reached_by_the_keyboard_and_seen(page: Page, address: 
         e => !e.disabled && e.checkVisibility() && e.tabIndex >= 0)
         .map((e, n) => e.dataset.n = n)"""
     )
-    assert len(wanted) > 12
+    assert len(wanted) > 15
     reached = set()
     for _ in range(2 * len(wanted)):
         page.press("Tab")

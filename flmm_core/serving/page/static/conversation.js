@@ -3,12 +3,14 @@
 import { stream } from "./api.js";
 import { answerWords, element, listen, showVerdicts } from "./words.js";
 
-const EMPTY = "Ask about the image. What the answer names is colored: point at it to see its mask, or click the image to see which words look there.";
+const WITH_MASKS = "Ask about the image. What the answer names is colored: point at it to see its mask, or click the image to see which words look there.";
+const WITHOUT = "Ask about the image. Point at a word of the answer to see where it looks, or click the image to see which words look there.";
 
 export class Conversation {
   constructor(page) {
     this.page = page;
     this.messages = [];
+    this.offered = [];
     this.stop = null;
     const { at } = page;
     at("composer").addEventListener("submit", (event) => {
@@ -32,7 +34,8 @@ export class Conversation {
   reset() {
     this.stop?.abort();
     this.messages = [];
-    this.page.at("log").replaceChildren(element("p", { className: "empty" }, EMPTY));
+    this.#suggest();
+    this.page.at("log").replaceChildren(element("p", { className: "empty" }, this.page.model?.head ? WITH_MASKS : WITHOUT));
     this.page.at("anew").hidden = true;
     this.page.settle("ask-error");
   }
@@ -40,14 +43,21 @@ export class Conversation {
   offer(possible, ...questions) {
     const { at, model } = this.page;
     for (const id of ["question", "send"]) at(id).disabled = !possible;
-    const offered = possible ? [...new Set(questions.filter(Boolean))] : [];
-    at("suggestions").replaceChildren(...offered.map((text) => {
+    this.offered = possible ? [...new Set(questions.filter(Boolean))] : [];
+    this.#suggest();
+    at("ask-error").hidden = !model || model.chat;
+    if (model && !model.chat) at("ask-error").textContent = "This model does not talk. Name phrases instead.";
+  }
+
+  // Questions that were not asked yet.
+  #suggest() {
+    const asked = this.messages.map((message) => message.text);
+    const left = this.offered.filter((text) => !asked.includes(text));
+    this.page.at("suggestions").replaceChildren(...left.map((text) => {
       const button = element("button", { type: "button", dir: "auto" }, text);
       button.addEventListener("click", () => this.ask(text));
       return button;
     }));
-    at("ask-error").hidden = !model || model.chat;
-    if (model && !model.chat) at("ask-error").textContent = "This model does not talk. Name phrases instead.";
   }
 
   async ask(text) {
@@ -99,6 +109,7 @@ export class Conversation {
     const { page } = this;
     const result = page.receive(data);
     this.messages = [...messages, { role: "assistant", text: data.text }];
+    this.#suggest();
     answer.dataset.result = result.id;
     answer.replaceChildren(...answerWords(result, result.parts));
     if (!data.text.trim()) answer.append(element("span", { className: "note" }, "The model said nothing."));

@@ -50,10 +50,10 @@ const stage = new Stage(
 );
 const light = new Light(stage, {
   changed: (what) => {
-    for (const node of document.querySelectorAll("[data-part], [data-token]")) {
+    for (const node of document.querySelectorAll("[data-part], [data-word]")) {
       const mine = node.closest("[data-result]")?.dataset.result === light.result?.id;
       const is = (each) => mine && each !== null && (node.dataset.part !== undefined
-        ? each.part === Number(node.dataset.part) : each.token === Number(node.dataset.token));
+        ? each.part === Number(node.dataset.part) : each.word === Number(node.dataset.word));
       node.classList.toggle("on", is(what));
       if (node.tagName === "BUTTON") node.setAttribute("aria-pressed", String(is(light.kept)));
     }
@@ -80,17 +80,18 @@ function clear() {
 async function whatLooksAt([x, y]) {
   settle("image-error");
   const result = light.result;
-  if (!result?.tokens.length) {
+  if (!result?.words.length) {
     const part = light.pointed?.part;
     if (part !== undefined) light.keep({ part });
     return;
   }
   try {
-    const { words } = await busy(() => postJson(`results/${result.id}/words`, { x, y }));
-    const most = Math.max(...words.map((word) => word.score), 1e-9);
-    const buttons = words.map((word) => {
-      const button = element("button", { type: "button", dir: "auto", data: { token: word.token } }, word.text);
-      button.style.setProperty("--share", word.score / most);
+    const { looks } = await busy(() => postJson(`results/${result.id}/looks`, { x, y, by: light.by }));
+    const most = Math.max(...looks.map((look) => look.share), 1e-9);
+    const buttons = looks.map(({ word, text, share, lift }) => {
+      const button = element("button", { type: "button", dir: "auto", data: { word } }, text);
+      button.style.setProperty("--share", share / most);
+      button.title = `${lift.toFixed(1)} times as much as the mean of all words`;
       return element("li", {}, button);
     });
     at("words-list").replaceChildren(...buttons);
@@ -143,19 +144,23 @@ function offer() {
   conversation.offer(chats, model?.prompt, image?.question);
   phrases.offer(grounds, image?.phrases ?? []);
   for (const input of at("views").elements) input.disabled = !model?.head;
+  at("by").querySelector("[value=learned]").disabled = !model?.head;
   if (model && !model.head) at("phrase-error").textContent = model.headless;
   at("phrase-error").hidden = !model || model.head;
 }
 
 // --- the image ---------------------------------------------------------------------------------
 
+let taken = 0; // the latest of several images that are on their way is shown
 async function takeImage(blob, name, more = {}) {
   settle("image-error");
+  const turn = ++taken;
   try {
     await busy(async () => {
       const sent = await sendImage(blob, name);
       const shown = element("img", { src: `page/images/${sent.id}` });
       await shown.decode();
+      if (turn !== taken) return;
       image = { ...sent, name, ...more };
       at("frame").classList.remove("empty");
       stage.setImage(shown, sent.width, sent.height, name);
@@ -164,6 +169,7 @@ async function takeImage(blob, name, more = {}) {
     fail("image-error", error instanceof Failure ? error : new Failure("The image cannot be shown. Use a JPEG, PNG or WebP file."));
     return;
   }
+  if (turn !== taken) return;
   results.clear();
   light.show(null);
   clear();
@@ -179,9 +185,7 @@ async function takeImage(blob, name, more = {}) {
 
 const firstImage = (files) => [...(files ?? [])].find((file) => file.type.startsWith("image/") || /\.(tiff?|bmp)$/i.test(file.name)) ?? files?.[0];
 
-function takeFile(file) {
-  if (file) takeImage(file, file.name || "Pasted image");
-}
+const takeFile = (file) => file && takeImage(file, file.name || "Pasted image");
 
 at("file").addEventListener("change", () => {
   takeFile(firstImage(at("file").files));
@@ -203,7 +207,10 @@ for (const kind of ["dragleave", "drop"]) {
   addEventListener(kind, (event) => {
     event.preventDefault();
     if (kind === "drop" || event.relatedTarget === null) at("frame").classList.remove("over");
-    if (kind === "drop") takeFile(firstImage(event.dataTransfer?.files));
+    if (kind !== "drop") return;
+    const file = firstImage(event.dataTransfer?.files);
+    if (file) takeFile(file);
+    else fail("image-error", new Failure("What was dropped is no file. Save the image first, and choose it."));
   });
 }
 
@@ -247,6 +254,10 @@ at("opacity").addEventListener("input", () => {
   showValues();
   stage.set({ opacity: at("opacity").value / 100 });
 });
+at("by").addEventListener("change", () => {
+  light.by = at("by").value;
+  light.update();
+});
 at("views").addEventListener("change", (event) => {
   stage.mode = event.target.value;
   light.update();
@@ -276,6 +287,7 @@ for (const button of document.querySelectorAll("[data-download]")) {
   });
 }
 for (const menu of document.querySelectorAll(".menu")) {
+  menu.addEventListener("toggle", () => menu.open && menu.querySelector(".sheet").scrollIntoView({ block: "nearest" }));
   addEventListener("click", (event) => !menu.contains(event.target) && (menu.open = false));
   menu.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || !menu.open) return;

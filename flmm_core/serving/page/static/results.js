@@ -5,7 +5,7 @@ import { getJson } from "./api.js";
 // What was found, or an answer: parts with masks, and where in a text they are named.
 export class Result {
   constructor(data, colors) {
-    Object.assign(this, { id: data.id, text: data.text ?? "", spans: data.spans ?? [], tokens: data.tokens ?? [] });
+    Object.assign(this, { id: data.id, text: data.text ?? "", spans: data.spans ?? [], words: data.words ?? [] });
     this.parts = (data.found ?? []).map((found, number) => ({
       name: found.phrase,
       color: colors[number % colors.length],
@@ -25,11 +25,11 @@ export class Result {
     }
   }
 
-  // The attention of a part or of a token: {height, width, values, name}.
-  heat({ part, token }) {
-    const path = token === undefined ? `parts/${part}` : `tokens/${token}`;
+  // The attention of a part or of a word, in one way of looking: {height, width, values}.
+  heat({ part, word }, by) {
+    const path = `${word === undefined ? `parts/${part}` : `words/${word}`}/attention?by=${by}`;
     if (!this.heats.has(path)) {
-      const made = getJson(`results/${this.id}/${path}/attention`).then(({ height, width, values }) => ({
+      const made = getJson(`results/${this.id}/${path}`).then(({ height, width, values }) => ({
         height, width, values: Float32Array.from(atob(values), (letter) => letter.charCodeAt(0) / 255),
       }));
       made.catch(() => this.heats.delete(path));
@@ -44,6 +44,7 @@ export class Light {
   constructor(stage, { changed, failed }) {
     Object.assign(this, { stage, changed, failed, result: null, pointed: null, kept: null });
     this.turn = 0;
+    this.by = "heads";
   }
 
   show(result) {
@@ -76,7 +77,7 @@ export class Light {
     const what = this.pointed ?? this.kept;
     this.changed(what);
     const first = this.result?.parts.findIndex((part) => part.shown) ?? -1;
-    const heated = what?.token !== undefined ? what
+    const heated = what?.word !== undefined ? what
       : this.stage.mode !== "attention" ? null
         : what ?? (first >= 0 ? { part: first } : null);
     if (!heated) {
@@ -84,8 +85,8 @@ export class Light {
       return;
     }
     try {
-      const name = heated.token === undefined ? this.result.parts[heated.part].name : heated.text;
-      const heat = { ...(await this.result.heat(heated)), name };
+      const name = heated.word === undefined ? this.result.parts[heated.part].name : heated.text;
+      const heat = { ...(await this.result.heat(heated, this.by)), name };
       if (turn === this.turn) this.stage.set({ active: null, heat });
     } catch (error) {
       if (turn === this.turn) this.failed(error);

@@ -45,23 +45,19 @@ export function showVerdicts(root, parts) {
 
 // The answer's text: spans become buttons, the words between them focusable by arrow keys.
 // Offsets count characters as Python does, not UTF-16 units as JavaScript does.
-export function answerWords({ text, spans, tokens }, parts) {
+export function answerWords({ text, spans, words }, parts) {
   const letters = Array.from(text);
   const cut = (start, end) => letters.slice(start, end).join("");
   const pieces = [];
   let at = 0;
   const plain = (end) => {
     while (at < end) {
-      const token = tokens.findIndex((each) => each.start <= at && at < each.end);
-      const next = token >= 0 ? tokens[token].end : (tokens.find((each) => each.start > at)?.start ?? end);
-      const until = Math.min(end, Math.max(next, at + 1));
-      const piece = cut(at, until);
-      at = until;
-      if (token < 0 || !piece.trim()) pieces.push(piece);
-      else {
-        const word = element("span", { className: "word", tabIndex: -1, data: { token } }, piece.trim());
-        pieces.push(/^\s*/.exec(piece)[0], word, /\s*$/.exec(piece)[0]);
-      }
+      const word = words.find((each) => each.start <= at && at < each.end);
+      const next = word?.end ?? words.find((each) => each.start > at)?.start ?? end;
+      const piece = cut(at, Math.min(end, next));
+      at += Array.from(piece).length;
+      pieces.push(!word ? piece
+        : element("span", { className: "word", tabIndex: -1, data: { word: word.word } }, piece));
     }
   };
   for (const span of [...spans].sort((one, other) => one.start - other.start)) {
@@ -76,10 +72,10 @@ export function answerWords({ text, spans, tokens }, parts) {
 
 // Hover and focus point at a phrase or word; a click or Enter keeps it; arrows go from word to word.
 export function listen(root, { pointed, kept, cleared }) {
-  const target = (event) => event.target.closest?.("[data-part], [data-token]");
+  const target = (event) => event.target.closest?.("[data-part], [data-word]");
   const what = (node) =>
     node?.dataset.part !== undefined ? { part: Number(node.dataset.part) }
-      : node ? { token: Number(node.dataset.token), text: node.textContent } : null;
+      : node ? { word: Number(node.dataset.word), text: node.textContent } : null;
   root.addEventListener("pointerover", (event) => event.pointerType === "mouse" && pointed(what(target(event)), root));
   root.addEventListener("pointerleave", () => pointed(null, root));
   root.addEventListener("focusin", (event) => target(event) && pointed(what(target(event)), root));
@@ -90,7 +86,7 @@ export function listen(root, { pointed, kept, cleared }) {
     if (event.key === "Enter" && target(event)?.classList.contains("word")) kept(what(target(event)), root);
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step || !target(event)) return;
-    const stops = [...root.querySelectorAll("[data-part], [data-token]")];
+    const stops = [...root.querySelectorAll("[data-part], [data-word]")];
     stops[stops.indexOf(target(event)) + step]?.focus();
     event.preventDefault();
   });
