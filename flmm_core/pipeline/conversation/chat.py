@@ -17,6 +17,7 @@ from flmm_core.pipeline.result import Result, collect, joined
 from flmm_core.pipeline.types import EncodedImage
 
 if TYPE_CHECKING:
+    from flmm_core.pipeline.backbone.base import Backbone
     from flmm_core.pipeline.grounder import Grounder
 
 AT_ONCE = 4
@@ -52,6 +53,20 @@ def stream(
 ) -> Iterator[str | Span | Answer]:
     """See `Grounder.stream`."""
     finder = _opened(grounder, phrases)
+    for piece in replying(grounder.backbone, image, messages, seed=seed, **generation):
+        if isinstance(piece, str):
+            yield piece
+        else:
+            yield from _pointed(grounder, piece, finder, keep_absent)
+
+
+def replying(
+    backbone: Backbone, image: object, messages: object, **how: Any
+) -> Iterator[str | Reply]:
+    """`Backbone.reply` as it comes: pieces of the text, then the reply; args and errors as there.
+
+    A consumer that stops early stops the model.
+    """
     pieces: queue.SimpleQueue[str | Reply | BaseException] = queue.SimpleQueue()
     stopped = threading.Event()
 
@@ -62,8 +77,7 @@ def stream(
 
     def write() -> None:
         try:
-            reply = grounder.backbone.reply(image, messages, seed=seed, on_text=tell, **generation)
-            pieces.put(reply)
+            pieces.put(backbone.reply(image, messages, on_text=tell, **how))
         except BaseException as error:  # it belongs to the consumer
             pieces.put(error)
 
@@ -77,7 +91,7 @@ def stream(
         writer.join()
     if isinstance(piece, BaseException):
         raise piece
-    yield from _pointed(grounder, piece, finder, keep_absent)
+    yield piece
 
 
 class _StoppedError(Exception):

@@ -18,7 +18,9 @@ from flmm_core.errors import DataError, UsageError
 from flmm_core.explain.explanation import Explanation
 from flmm_core.explain.make import explain
 from flmm_core.explain.words import split_words
-from flmm_core.pipeline.conversation.phrases.choose import find_phrases, open_finder
+from flmm_core.pipeline.backbone.reply import Reply
+from flmm_core.pipeline.conversation.answer import Answer
+from flmm_core.pipeline.conversation.chat import replying
 from flmm_core.pipeline.mask_logits import above, portions
 from flmm_core.pipeline.result import Result
 from flmm_core.serving.page.held import (
@@ -116,19 +118,20 @@ class Studio:
         if not loaded.chats:
             raise UsageError("This model does not talk.", repair="Name phrases instead.")
         found = Found(held.image, model, question=turns[-1][1])
-        yield from self._answer(found, loaded)
+        messages = [{"role": role, "content": text} for role, text in turns]
+        if loaded.grounder is None:
+            pieces: Iterator[object] = replying(loaded.backbone, found.image, messages)
+        else:
+            pieces = loaded.grounder.stream(found.image, messages, keep_absent=True)
+        for piece in pieces:
+            if isinstance(piece, str):
+                yield "text", {"text": piece}
+            elif isinstance(piece, Answer):
+                found.text, found.result = piece.text, piece.result
+                found.spans = [(span.start, span.end) for span in piece.spans]
+            elif isinstance(piece, Reply):
+                found.text = piece.text
         yield "answer", self._keep(found)
-
-    def _answer(self, found: Found, loaded: Loaded) -> Iterator[Event]:
-        assert found.question is not None
-        explained = explain(loaded.source, found.image, ask=found.question)
-        found.text = explained.text
-        yield "text", {"text": found.text}
-        if loaded.grounder is not None:
-            found.spans = find_phrases(found.text, open_finder("rules"))
-            phrases = [found.text[start:end] for start, end in found.spans]
-            found.result = loaded.grounder.ground(found.image, phrases, keep_absent=True)
-        found.explanations[found.text] = explained
 
     def _keep(self, found: Found) -> dict[str, Any]:
         return {
