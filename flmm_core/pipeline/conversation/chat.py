@@ -36,7 +36,7 @@ def answer(
     """See `Grounder.chat`."""
     finder = _opened(grounder, phrases)
     reply = grounder.backbone.reply(image, messages, seed=seed, **generation)
-    for found in _pointed(grounder, reply, finder, keep_absent):
+    for found in pointed(grounder, reply, finder, keep_absent):
         last = found
     assert isinstance(last, Answer)
     return last
@@ -57,7 +57,7 @@ def stream(
         if isinstance(piece, str):
             yield piece
         else:
-            yield from _pointed(grounder, piece, finder, keep_absent)
+            yield from pointed(grounder, piece, finder, keep_absent)
 
 
 def replying(
@@ -105,10 +105,10 @@ def _opened(grounder: Grounder, phrases: Phrases) -> PhraseFinder:
 
 
 @torch.no_grad()
-def _pointed(
+def pointed(
     grounder: Grounder, reply: Reply, finder: PhraseFinder, keep_absent: bool
 ) -> Iterator[Span | Answer]:
-    """Each span as soon as it has its masks, then the answer."""
+    """Of a recorded reply each span as soon as it has its masks, then the answer."""
     images = [seen.image for seen in reply.images]
     context = PhraseContext(
         images=images,

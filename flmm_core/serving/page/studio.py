@@ -16,11 +16,11 @@ from PIL import Image
 from flmm_core.data import rle
 from flmm_core.errors import DataError, UsageError
 from flmm_core.explain.explanation import Explanation
-from flmm_core.explain.make import explain
+from flmm_core.explain.make import explain, explain_reply
 from flmm_core.explain.words import split_words
-from flmm_core.pipeline.backbone.reply import Reply
 from flmm_core.pipeline.conversation.answer import Answer
-from flmm_core.pipeline.conversation.chat import replying
+from flmm_core.pipeline.conversation.chat import pointed, replying
+from flmm_core.pipeline.conversation.phrases.choose import open_finder
 from flmm_core.pipeline.mask_logits import above, portions
 from flmm_core.pipeline.result import Result
 from flmm_core.serving.page.held import (
@@ -119,19 +119,21 @@ class Studio:
             raise UsageError("This model does not talk.", repair="Name phrases instead.")
         found = Found(held.image, model, question=turns[-1][1])
         messages = [{"role": role, "content": text} for role, text in turns]
-        if loaded.grounder is None:
-            pieces: Iterator[object] = replying(loaded.backbone, found.image, messages)
-        else:
-            pieces = loaded.grounder.stream(found.image, messages, keep_absent=True)
-        for piece in pieces:
+        for piece in replying(loaded.backbone, found.image, messages):
             if isinstance(piece, str):
                 yield "text", {"text": piece}
-            elif isinstance(piece, Answer):
-                found.text, found.result = piece.text, piece.result
-                found.spans = [(span.start, span.end) for span in piece.spans]
-            elif isinstance(piece, Reply):
-                found.text = piece.text
+            else:
+                reply = piece
+        found.text = reply.text
+        if loaded.grounder is not None:
+            *_, answer = pointed(loaded.grounder, reply, open_finder("rules"), keep_absent=True)
+            assert isinstance(answer, Answer)
+            found.result = answer.result
+            found.spans = [(span.start, span.end) for span in answer]
         yield "answer", self._keep(found)
+        if any(word.names for word in split_words(found.text)):
+            # At once, as a reply holds the KV cache of its conversation.
+            found.explanations[found.text] = explain_reply(loaded.source, reply)
 
     def _keep(self, found: Found) -> dict[str, Any]:
         return {

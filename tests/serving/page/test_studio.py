@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,37 @@ def test_what_cannot_be_done_is_said(
     answer = client.post(f"/page/{path}", json=body)
     assert answer.status_code == 400
     assert said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("model", ["head-0", "bare-qwen"])
+def test_an_answer_comes_in_pieces_and_then_whole(client: TestClient, model: str) -> None:
+    sent = client.post("/page/images", files={"image": ("a.png", png((90, 60)))}).json()
+    turns = [{"role": "user", "text": "What is there?"}]
+    for question in ("And more?", "And else?"):
+        body = {"model": model, "image": sent["id"], "messages": turns}
+        answer = client.post("/page/chat", json=body)
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = [block.split("\ndata: ") for block in answer.text.split("\n\n")[:-1]]
+        names = [name.removeprefix("event: ") for name, _ in events]
+        *pieces, whole = [json.loads(data) for _, data in events]
+        assert names == ["text"] * len(pieces) + ["answer"]
+        assert len(pieces) > 1
+        assert "".join(piece["text"] for piece in pieces) == whole["text"]
+        assert len(whole["found"]) == len(whole["spans"])
+        assert bool(whole["found"]) == (model == "head-0")
+        for span, found in zip(whole["spans"], whole["found"], strict=True):
+            assert whole["text"][span["start"] : span["end"]] == found["phrase"]
+        said = {"role": "assistant", "text": whole["text"]}
+        turns += [said, {"role": "user", "text": question}]
+
+
+def test_a_conversation_that_is_none_is_refused(client: TestClient) -> None:
+    sent = client.post("/page/images", files={"image": ("a.png", png((90, 60)))}).json()
+    turns = [{"role": "assistant", "text": "Hello."}]
+    body = {"model": "head-0", "image": sent["id"], "messages": turns}
+    answer = client.post("/page/chat", json=body)
+    assert "event: error" in answer.text
+    assert "no user's message" in answer.text
 
 
 def test_a_model_is_loaded_when_it_is_chosen_and_one_is_kept(studio: Studio) -> None:

@@ -89,7 +89,7 @@ export class Conversation {
         asked.remove();
         answer.remove();
         page.at("question").value = question;
-      } else answer.append(element("span", { className: "note" }, "Stopped."));
+      } else if (error.name === "AbortError") answer.append(element("span", { className: "note" }, "Stopped."));
       page.fail("ask-error", error);
     } finally {
       answer.classList.remove("waiting");
