@@ -11,6 +11,10 @@ import click
 from flmm_core.cli.options import PLACEMENT, config_options, given_behind
 
 
+LOCAL = "localhost", "127.0.0.1", "[::1]", "["
+"""Names of this machine; the last is what earlier versions of Starlette make of `[::1]:8088`."""
+
+
 @click.command("demo")
 @click.option(
     "--head",
@@ -59,7 +63,7 @@ def command(
             )
         if not is_local(listening):
             click.echo(f"Everybody who can reach {host} can use this page.", err=True)
-        names = ["localhost", "127.0.0.1", "[", host] if is_local(listening) else None
+        names = [*LOCAL, host] if is_local(listening) else None
 
         def started() -> None:
             click.echo(f"The page: {address}  (Ctrl-C ends it)")
