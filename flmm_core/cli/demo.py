@@ -10,7 +10,6 @@ import click
 
 from flmm_core.cli.options import PLACEMENT, config_options, given_behind
 
-
 LOCAL = "localhost", "127.0.0.1", "[::1]", "["
 """Names of this machine; the last is what earlier versions of Starlette make of `[::1]:8088`."""
 
