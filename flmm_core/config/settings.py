@@ -338,13 +338,6 @@ class RunConfig(Section):
         gt=0,
         description="Peak learning rate of the refiner. Default: the same as --learning-rate.",
     )
-    refine_from: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Fraction of all steps that train the mask head alone, in less time; then the"
-        " refiner is trained with it.",
-    )
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
     clip_norm: float = Field(1.0, gt=0, description="Maximum gradient norm.")
     ema: float = Field(

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from flmm_core.pipeline.fit import check_weights
 from flmm_core.pipeline.mask_head import MaskHead
-from flmm_core.pipeline.mask_logits import MaskLogits
 from flmm_core.pipeline.presence import Presence
 from flmm_core.pipeline.refiners.base import Refiner
 from flmm_core.pipeline.text_prompts import TextPrompts
@@ -38,18 +37,12 @@ class Head(nn.Module):
         self.presence = presence
 
     def forward(
-        self,
-        features: Sequence[Features],
-        which: Sequence[Tensor] | None = None,
-        *,
-        refine: bool = True,
+        self, features: Sequence[Features], which: Sequence[Tensor] | None = None
     ) -> tuple[Grounding, ...]:
         """One `Grounding` per sample.
 
-        Args:
-            which: (P,) bool per sample, makes masks of some phrases only; `there_logits` are
-                always those of all.
-            refine: Otherwise the refined masks are the coarse ones.
+        `which`, (P,) bool per sample, makes masks of some phrases only; `there_logits` are always
+        those of all.
         """
         there: Sequence[Tensor | None] = (None,) * len(features)
         if self.presence is not None:
@@ -58,12 +51,9 @@ class Head(nn.Module):
             features = [each.of_phrases(w) for each, w in zip(features, which, strict=True)]
         maps = [sample.maps for sample in features]
         coarse = self.mask_head(maps)
-        sizes = [sample.image_hw for sample in features]
-        if refine:
-            prompts = () if self.text_prompts is None else self.text_prompts(features)
-            refined = self.refiner([sample.image for sample in features], coarse, prompts, sizes)
-        else:
-            refined = tuple(map(MaskLogits, coarse, sizes))
+        prompts = () if self.text_prompts is None else self.text_prompts(features)
+        images = [sample.image for sample in features]
+        refined = self.refiner(images, coarse, prompts, [sample.image_hw for sample in features])
         return tuple(map(Grounding, coarse, refined, maps, there))
 
     @property

@@ -82,7 +82,7 @@ def _try(loop: TrainingLoop, count: int) -> None:
     for indices in _largest(loop, count):
         batch, _ = dataset.collate([dataset[index] for index in indices])
         if batch is not None:
-            loop.backward(loop.refined_from, batch, Counts.of(head, batch.samples))
+            loop.backward(0, batch, Counts.of(head, batch.samples))
     del averages
 
 

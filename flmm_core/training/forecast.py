@@ -161,8 +161,6 @@ def forecast(
     pictures = config.pictures if held_out and observes else 0
     known = known_samples(loop, len(steps), size, cost.bytes_each)
     step_seconds = cost.first + known.share * (cost.again - cost.first)
-    coarse = sum(step < loop.refined_from for step in steps) / max(1, len(steps))
-    step_seconds += coarse * (cost.coarse - cost.again)
     found = Forecast(
         step_seconds=step_seconds,
         training=len(steps) * step_seconds,

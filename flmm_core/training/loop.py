@@ -116,9 +116,6 @@ class TrainingLoop:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        stages = self.head.mask_head, self.head.refiner
-        both = (any(weight.requires_grad for weight in part.parameters()) for part in stages)
-        self.refined_from = round(config.refine_from * config.steps) if all(both) else 0
         self.average = WeightAverage(self.head, config.ema)
         self.stopped_after: int | None = None
 
@@ -273,7 +270,7 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * rate(step, self.config)
         self.optimizer.zero_grad()
-        own, values = self._no_loss(step), None
+        own, values = GroundingLoss.nothing(self.head), None
         with self.world.agreed():
             for batch in parts:
                 values = self.backward(step, batch, counts)
@@ -289,15 +286,11 @@ class TrainingLoop:
                 insist_finite(self.norm, "gradient norm", values, self.head, self.folder)
         self.optimizer.step()
         self.average.update()
-        return self._no_loss(step).plus(figures)
-
-    def _no_loss(self, step: int) -> GroundingLoss:
-        return GroundingLoss.nothing(self.head, refine=step >= self.refined_from)
+        return GroundingLoss.nothing(self.head).plus(figures)
 
     def backward(self, step: int, batch: ExampleBatch, counts: Counts) -> StepValues:
         """Add the gradient of a part of a step."""
-        refine = step >= self.refined_from
-        features, groundings, loss = self.loss_of(batch, counts, refine=refine)
+        features, groundings, loss = self.loss_of(batch, counts)
         values = StepValues(step + 1, self.world.rank, batch, features, groundings, loss)
         insist_finite(loss.total, "loss", values, self.head, self.folder)
         if loss.total.requires_grad:  # else the parts that are trained have no share in it
@@ -305,9 +298,9 @@ class TrainingLoop:
         return values
 
     def loss_of(
-        self, batch: ExampleBatch, counts: Counts | None = None, *, refine: bool = True
+        self, batch: ExampleBatch, counts: Counts | None = None
     ) -> tuple[Sequence[Features], Sequence[Grounding], GroundingLoss]:
-        """What the models make of a batch, and its loss; `counts`, `refine`: see `head_loss`."""
+        """What the models make of a batch, and its loss; `counts`: see `head_loss`."""
         features = self.trained_on.features(batch.inputs)
         nearest = self.config.head.paper_rounding
         truths = batch.truths
@@ -317,9 +310,8 @@ class TrainingLoop:
             truths = tuple(processed_truth(t, f.maps.image_box, square) for t, f in pairs)
         with self.autocast():
             groundings, loss = head_loss(
-                self.head, features, truths, there=there, nearest=nearest, refine=refine,
-                counts=counts,
-            )  # fmt: skip
+                self.head, features, truths, there=there, nearest=nearest, counts=counts
+            )
         return features, groundings, loss
 
     def autocast(self) -> torch.autocast:

@@ -38,23 +38,21 @@ class Counts:
 class GroundingLoss:
     """Means over all masks of a batch, each a scalar tensor; 0 for a batch without masks.
 
-    `presence` is a mean over all phrases, None if the head does not tell presence; those of
-    refined masks are None while these are not trained. Of a part of a step, the means are over the
-    whole step's phrases (`Counts`), so that parts add up.
+    `presence` is a mean over all phrases, None if the head does not tell presence. Of a part of a
+    step, the means are over the whole step's phrases (`Counts`), so that parts add up.
     """
 
     coarse_dice: Tensor
     coarse_cross_entropy: Tensor
-    refined_dice: Tensor | None = None
-    refined_cross_entropy: Tensor | None = None
+    refined_dice: Tensor
+    refined_cross_entropy: Tensor
     presence: Tensor | None = None
 
     @classmethod
-    def nothing(cls, head: Head, *, refine: bool = True) -> GroundingLoss:
+    def nothing(cls, head: Head) -> GroundingLoss:
         """That of no phrases."""
-        zero = torch.zeros((), device=head.device)
-        refined = zero if refine else None
-        return cls(zero, zero, refined, refined, None if head.presence is None else zero)
+        zeros = torch.zeros(4 if head.presence is None else 5, device=head.device)
+        return cls(*zeros.unbind())
 
     def plus(self, figures: Tensor) -> GroundingLoss:
         """The same with a number added to each of its parts, without their graph."""
@@ -79,7 +77,6 @@ def head_loss(
     *,
     there: Sequence[Tensor] | None = None,
     nearest: bool = False,
-    refine: bool = True,
     counts: Counts | None = None,
 ) -> tuple[Sequence[Grounding], GroundingLoss]:
     """What a head makes of a batch, and its loss; arguments as in `grounding_loss`.
@@ -90,21 +87,19 @@ def head_loss(
     Args:
         there: Per sample, (P,) bool, whether a phrase has a target; by default those whose truth
             is not empty.
-        refine: Otherwise the refiner is left out.
         counts: Of the step that the batch is a part of; by default the batch is all of it.
     """
     masks = None if counts is None else counts.masks
     if head.presence is None:
-        groundings = head(features, refine=refine)
-        loss = grounding_loss(groundings, truths, nearest=nearest, refine=refine, masks=masks)
-        return groundings, loss
+        groundings = head(features)
+        return groundings, grounding_loss(groundings, truths, nearest=nearest, masks=masks)
     there = there or [truth.flatten(1).any(1) for truth in truths]
-    groundings = head(features, there, refine=refine)
+    groundings = head(features, there)
     found = [truth[which] for truth, which in zip(truths, there, strict=True)]
     told = torch.cat([each.there_logits for each in groundings if each.there_logits is not None])
     right = torch.cat(list(there)).to(told)
     presence = F.binary_cross_entropy_with_logits(told, right, reduction="sum")
-    loss = grounding_loss(groundings, found, nearest=nearest, refine=refine, masks=masks)
+    loss = grounding_loss(groundings, found, nearest=nearest, masks=masks)
     phrases = len(told) if counts is None else counts.phrases
     return groundings, replace(loss, presence=presence / max(1, phrases))
 
@@ -147,7 +142,6 @@ def grounding_loss(
     truths: Sequence[Tensor],
     *,
     nearest: bool = False,
-    refine: bool = True,
     masks: int | None = None,
 ) -> GroundingLoss:
     """Loss of a batch; every mask has the same weight.
@@ -155,14 +149,12 @@ def grounding_loss(
     Args:
         truths: Per sample, (P, H, W) bool or 0/1 at the image's size.
         nearest: See `resize_truth`.
-        refine: Whether the refined masks have a loss.
         masks: The number of masks that the means are over; by default the batch's own.
     """
-    parts: list[list[Tensor]] = [[], [], [], []] if refine else [[], []]
+    parts: list[list[Tensor]] = [[], [], [], []]
     for grounding, truth in zip(groundings, truths, strict=True):
         at_device = truth.to(grounding.logits.device)
-        for offset in range(0, len(parts), 2):
-            logits = grounding.logits if offset else grounding.coarse_logits
+        for offset, logits in ((0, grounding.coarse_logits), (2, grounding.logits)):
             size = (logits.shape[-2], logits.shape[-1])
             resized = resize_truth(at_device, size, nearest=nearest)
             parts[offset].append(dice_loss(logits, resized))

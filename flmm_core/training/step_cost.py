@@ -1,4 +1,4 @@
-"""What a step costs: of samples that are new, known, or trained without the refiner."""
+"""What a step costs: of samples that are new, or known."""
 
 from __future__ import annotations
 
@@ -28,13 +28,11 @@ LONGEST, MOST_STEPS = 3.0, 6
 class StepCost:
     """Seconds of a step of samples that are new, and of known ones, whose features are kept.
 
-    `coarse` is one of known samples without the refiner; `bytes_each` are those of the features of
-    a sample, 0 if none are kept.
+    `bytes_each` are those of the features of a sample, 0 if none are kept.
     """
 
     first: float
     again: float
-    coarse: float
     bytes_each: float = 0.0
 
 
@@ -50,7 +48,7 @@ def time_steps(loop: TrainingLoop, clock: Callable[[], float], processes: int) -
     """A typical step of one process; the first one warms up and is not counted."""
     config, memory = loop.config, _remembered(loop)
     share = math.ceil(config.samples_per_step / processes)
-    every, taken = by_length(loop.samples), list[tuple[float, float, float]]()
+    every, taken = by_length(loop.samples), list[tuple[float, float]]()
     begun, bytes_each = clock(), 0.0
     loop.head.train()
     for number in range(1 + MOST_STEPS):
@@ -62,26 +60,17 @@ def time_steps(loop: TrainingLoop, clock: Callable[[], float], processes: int) -
         if memory is not None:
             bytes_each = memory.bytes / max(1, memory.count)
             again = _time_step(loop, indices, clock)
-        coarse = again
-        if loop.refined_from:
-            coarse = _time_step(loop, indices, clock, refine=False)
-        taken.append((first, again, coarse))
+        taken.append((first, again))
         if len(taken) > 2 and clock() - begun > LONGEST:
             break
     if memory is not None:
         memory.forget()
     loop.optimizer.zero_grad()
-    first, again, coarse = map(fmean, zip(*taken[1:], strict=True))
-    return StepCost(first, again, coarse, bytes_each)
+    first, again = map(fmean, zip(*taken[1:], strict=True))
+    return StepCost(first, again, bytes_each)
 
 
-def _time_step(
-    loop: TrainingLoop,
-    indices: Sequence[int],
-    clock: Callable[[], float],
-    *,
-    refine: bool = True,
-) -> float:
+def _time_step(loop: TrainingLoop, indices: Sequence[int], clock: Callable[[], float]) -> float:
     """Seconds of a step on some samples."""
     config, head = loop.config, loop.head
     dataset = ExampleDataset(loop.samples, loop.trained_on, fill=True)
@@ -94,7 +83,7 @@ def _time_step(
         batch = dataset.collate(some)[0] if some else None
         reading += clock() - before
         if batch is not None:
-            loss = loop.loss_of(batch, refine=refine)[2].total
+            loss = loop.loss_of(batch)[2].total
             if loss.requires_grad:
                 loss.backward()
     torch.nn.utils.clip_grad_norm_(loop.weights, config.clip_norm)

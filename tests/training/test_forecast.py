@@ -92,7 +92,7 @@ def test_a_forecast_leaves_weights_optimizer_and_chance_alone(settings: Settings
 
 
 def test_a_forecast_counts_every_step_and_sample(settings: Settings, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(forecasting, "time_steps", lambda *_: StepCost(10.0, 10.0, 10.0))
+    monkeypatch.setattr(forecasting, "time_steps", lambda *_: StepCost(10.0, 10.0))
     monkeypatch.setattr(forecasting, "_time_evaluation", lambda *_: 1.0)
     source = settings()[0].data
     loop, data = prepared(*settings(steps=5, save_every=2, val_data=source, eval_data=source))
