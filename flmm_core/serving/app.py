@@ -15,15 +15,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flmm_core import __version__
 from flmm_core.pipeline.grounder import Grounder
-from flmm_core.serving import ground, reference, refusals, status
+from flmm_core.serving import chat, ground, reference, refusals, status
 from flmm_core.serving.budget import Budget
+from flmm_core.serving.chat_request import ChatRequest
 from flmm_core.serving.limits import Limits
 from flmm_core.serving.service import Service, authorized
 from flmm_core.serving.status import Metrics
 from flmm_core.serving.worker import Worker
 
 DESCRIPTION = "Masks and conversation from frozen vision-language models."
-SCHEMAS = (ground.GroundRequest,)
+SCHEMAS = (ground.GroundRequest, ChatRequest)
 
 
 def create_app(
@@ -73,7 +74,7 @@ def create_app(
     app.state.cut_off = False
     app.add_exception_handler(HTTPException, refusals.of_framework)
     guarded = [Depends(authorized)]
-    for router in (ground.router, status.metrics, *routers):
+    for router in (ground.router, chat.router, status.metrics, *routers):
         app.include_router(router, dependencies=guarded)
     for router in (status.health, reference.router, *open_routers):
         app.include_router(router)

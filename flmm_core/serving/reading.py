@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from flmm_core.errors import first_problem, shortened
+from flmm_core.errors import shortened
 from flmm_core.serving.budget import Account
 from flmm_core.serving.limits import Limits
 from flmm_core.serving.refusals import RefusalError
@@ -58,13 +58,15 @@ def parse(model: type[Model], body: bytes) -> Model:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
+        problems = error.errors(include_url=False, include_input=False)
+        # Where several forms are possible, the problem of the one that fits best.
+        problem = max(problems, key=lambda each: len(each["loc"]))
         if problem["type"] == "json_invalid":
             raise RefusalError(400, f"The body is not JSON: {problem['msg']}.") from None
-        place = ".".join(str(part) for part in problem["loc"])
-        raise RefusalError(
-            400, f"{shortened(first_problem(error), 500)}.", param=shortened(place) or None
-        ) from None
+        parts = [str(part) for part in problem["loc"]]
+        place = shortened(".".join(each for each in parts if each != "str" and "[" not in each))
+        message = f"{place}: {problem['msg']}" if place else problem["msg"]
+        raise RefusalError(400, f"{shortened(message, 500)}.", param=place or None) from None
 
 
 async def read_form(request: Request, limits: Limits, account: Account) -> FormData:

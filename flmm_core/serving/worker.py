@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -117,7 +117,7 @@ class Worker:
         value: Value = await self.outcome(self._enqueue(Job(function)))
         return value
 
-    async def iterate(self, make: Callable[[], Iterable[Value]]) -> AsyncIterator[Value]:
+    async def iterate(self, make: Callable[[], Iterable[Value]]) -> AsyncGenerator[Value, None]:
         """What an iterable that needs a model gives, as it comes; raises as `call`.
 
         Leaving the loop stops it after the item that it is at.

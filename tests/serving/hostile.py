@@ -296,6 +296,44 @@ def forms(rng: random.Random) -> Iterator[tuple[str, bytes]]:
         yield f"a body of {kind[:50]}", post(body, kind)
 
 
+def chats(rng: random.Random) -> Iterator[tuple[str, bytes]]:
+    """Conversations that cannot be had."""
+    shown = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{GOOD_TEXT}"}}
+
+    def talk(content: Any = "Hello?", **fields: Any) -> bytes:
+        messages = [{"role": "user", "content": content}]
+        return json.dumps({"messages": messages, **fields}).encode()
+
+    yield "no image", talk()
+    for content in (None, 1, [], {}, [1], [[]], [{}], [{"type": "text"}], [{"type": "a"}]):
+        yield f"content {content!r}", talk(content)
+    for messages in (None, [], [None], "a", [{"role": "root", "content": "a"}], [{}] * 5000):
+        yield f"messages {str(messages)[:9]!r}", talk(messages=messages)
+    yield "only an assistant", talk(messages=[{"role": "assistant", "content": "a"}])
+    yield "long", talk([shown, {"type": "text", "text": "a" * rng.randrange(21_000, 400_000)}])
+    yield "longer than the model reads", talk([shown, {"type": "text", "text": "a " * 5000}])
+    yield "many images", talk([shown] * rng.randrange(9, 500))
+    yield "half a surrogate pair", talk([shown]).replace(b'"user"', b'"user\\ud800"')
+    yield "deep", talk()[:-1] + b',"metadata":' + b"[" * 9000 + b"]" * 9000 + b"}"
+    for name, value in (
+        ("n", 5), ("max_tokens", -1), ("max_tokens", 10**12), ("max_tokens", "a"), ("tools", [{}]),
+        ("temperature", 1e99), ("temperature", float("nan")), ("top_p", 0), ("seed", -1),
+        ("seed", 10**30), ("stream", "perhaps"), ("model", "none"), ("stop", ["a"] * 999),
+        ("flmm", {"phrases": "spacy:model=/etc/passwd"}), ("flmm", {"phrases": "../a"}),
+        ("flmm", {"phrases": ["a"] * 999}), ("flmm", []), ("a" * 9999, 1), ("__class__", {}),
+    ):  # fmt: skip
+        yield f"{name[:20]} {str(value)[:20]}", talk([shown], **{name: value})
+        yield (
+            f"{name[:20]} {str(value)[:20]}, streamed",
+            talk([shown], **{"stream": True, name: value}),
+        )
+    for text in ("http://127.0.0.1/", "file:///etc/passwd", "data:,", "a", "", "ftp://a/b"):
+        yield f"source {text}", talk([{"type": "image_url", "image_url": {"url": text}}])
+    large = base64.b64encode(png(20_000, 20_000, b"\0" * 99_999)).decode()
+    for part in ({"url": large}, {"url": "data:image/png;base64," + large}, large, {}, None):
+        yield f"image {str(part)[:20]}", talk([{"type": "image_url", "image_url": part}])
+
+
 def slow(rng: random.Random) -> Iterator[tuple[str, tuple[bytes, ...]]]:
     """What comes a few bytes at a time and never ends."""
     whole = post(body_of())
@@ -327,6 +365,8 @@ def attacks(rng: random.Random) -> Iterator[Attack]:
         yield Attack(f"junk, half closed: {name}", (request,), then="half")
     for name, request in forms(rng):
         yield Attack(f"form: {name}", (request,))
+    for name, body in chats(rng):
+        yield Attack(f"chat: {name}", (post(body, path="/v1/chat/completions"),))
     for name, pieces in slow(rng):
         yield Attack(f"slow: {name}", pieces, pause=0.05)
         yield Attack(f"half closed: {name}", pieces[:3], then="half")

@@ -81,15 +81,15 @@ def test_pages_of_other_origins_may_not_use_it(client: httpx.Client) -> None:
 
 
 def test_several_heads_are_served_by_name(grounder: Grounder) -> None:
-    with running({"first": grounder, "second": grounder}) as client:
-        for model, named in ((None, "first"), ("second", "second")):
+    with running({"rings": grounder, "stars": grounder}) as client:
+        for model, named in ((None, "rings"), ("stars", "stars")):
             answer = client.post("/v1/ground", json=BODY | {"model": model}).json()
             assert answer["model"] == named
-        answer = client.post("/v1/ground", json=BODY | {"model": "secnd"})
+        answer = client.post("/v1/ground", json=BODY | {"model": "star"})
         assert answer.status_code == 404
         error = answer.json()["error"]
         assert (error["code"], error["param"]) == ("model_not_found", "model")
-        assert "Did you mean 'second'?" in error["message"]
+        assert "Did you mean 'stars'?" in error["message"]
 
 
 def test_metrics_are_read_by_prometheus(client: httpx.Client) -> None:

@@ -38,6 +38,7 @@ class Reply:
         offsets: Per token of the answer, its characters of `text`; for tokens that show none,
             start = end.
         first: The position in the sequence of the answer's first token.
+        prompt_tokens: How many tokens the model read before it wrote.
         rows: What attention is computed from; None if nothing was recorded.
     """
 
@@ -47,6 +48,7 @@ class Reply:
     images: tuple[SeenImage, ...]
     offsets: tuple[Range, ...]
     first: int
+    prompt_tokens: int
     rows: Following | None
 
     def trace(self, phrases: Sequence[Range], image: int = 0, pool: Pool = "mean") -> Trace:

@@ -104,6 +104,7 @@ class Talk:
             images=encoded.images,
             offsets=tuple(told.offsets()),
             first=encoded.first,
+            prompt_tokens=len(encoded.ids),
             rows=rows,
         )
 

@@ -90,6 +90,7 @@ class Answer(Sequence[Span]):
         spans: In the order of the text, without overlaps.
         results: Per image, the masks of all spans' phrases in it.
         messages: The conversation with the answer, in transformers' chat format, to go on with.
+        prompt_tokens: How many tokens the model read before it wrote.
     """
 
     text: str
@@ -97,6 +98,7 @@ class Answer(Sequence[Span]):
     spans: tuple[Span, ...]
     results: tuple[Result, ...]
     messages: list[dict[str, Any]]
+    prompt_tokens: int
 
     @property
     def result(self) -> Result:

@@ -141,7 +141,9 @@ def pointed(
         _span(reply.text, span_range, best, whole[best], start + number)
         for span_range, (best, start, number) in zip(ranges, places, strict=True)
     )
-    yield Answer(reply.text, reply.token_ids, spans, tuple(whole), reply.messages)
+    yield Answer(
+        reply.text, reply.token_ids, spans, tuple(whole), reply.messages, reply.prompt_tokens
+    )
 
 
 def _grounded(
