@@ -21,7 +21,7 @@ def take_picture(address: str, output: Path, width: int, height: int) -> None:
     """Ask, point at the second phrase of the answer, and write the window as PNG."""
     with opened() as page:
         page.open(address, width, height, prefers_color_scheme="light")
-        page.until("document.body?.dataset.ready === ''")
+        page.until("document.body?.dataset.ready === ''", 300)
         page.click("#suggestions button")
         page.until("document.querySelectorAll('.turn.model[data-result]').length === 1")
         page.move(".turn.model .phrase:nth-of-type(2)")

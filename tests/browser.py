@@ -109,9 +109,9 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def until(self, script: str) -> Any:
+    def until(self, script: str, seconds: float = PATIENCE) -> Any:
         """Wait until an expression is true, and return its value."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + seconds
         while not (value := self.run(script)):
             assert time.monotonic() < end, f"never true: {script}\n{self.complaints}"
             time.sleep(0.02)
