@@ -108,7 +108,14 @@ class Explanation:
             if by not in self.ways:
                 raise no_way(by, self.ways)
             return self.ways[by]
-        wanted = chosen_channels(self.vlm, layer, attention_head, view)
+        return self.of_channels(chosen_channels(self.vlm, layer, attention_head, view))
+
+    def of_channels(self, wanted: Sequence[int]) -> Maps:
+        """The mean of some channels: view-major, then layer, then head.
+
+        Raises:
+            UsageError: The maps of one were not kept.
+        """
         places = {channel: place for place, channel in enumerate(self.kept)}
         if missing := [channel for channel in wanted if channel not in places]:
             number = missing[0] // self.vlm.heads % self.vlm.layers

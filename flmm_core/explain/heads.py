@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -32,6 +33,7 @@ SEED = 7_150
 """Of the scenes; no other data set is drawn from it."""
 CELLS = 6
 """Scenes are enlarged, at most four times, until the longer side of a grid has so many cells."""
+_FOUND: WeakKeyDictionary[Backbone, LocalizationHeads] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,18 @@ def localization_heads(
     backbone: Backbone, *, scenes: int = SCENES, progress: Progress | None = None
 ) -> LocalizationHeads:
     """The heads of a model, from the cache folder if they have been found before."""
+    if (known := _FOUND.get(backbone)) is not None and scenes == SCENES:
+        return known
     path = cache_folder() / "localization-heads" / f"{_key(backbone, scenes)}.json"
     try:
-        known = TypeAdapter(LocalizationHeads).validate_json(path.read_bytes())
-        if len(known.shares) == backbone.attention_channels:
-            return known
+        found = TypeAdapter(LocalizationHeads).validate_json(path.read_bytes())
     except (OSError, ValidationError):
-        pass
-    found = find_heads(backbone, scenes=scenes, progress=progress)
-    write_json(path, asdict(found), compact=True)
+        found = None
+    if found is None or len(found.shares) != backbone.attention_channels:
+        found = find_heads(backbone, scenes=scenes, progress=progress)
+        write_json(path, asdict(found), compact=True)
+    if scenes == SCENES:
+        _FOUND[backbone] = found
     return found
 
 
