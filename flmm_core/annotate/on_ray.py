@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,16 @@ from flmm_core.annotate.plan import Block, make_plan
 from flmm_core.annotate.shards import ENDINGS, LEFT_OUT
 from flmm_core.annotate.store import Store
 from flmm_core.annotate.worker import STARTED, Annotator, Job, Outcome
-from flmm_core.errors import DataError, FlmmError, MissingExtraError, Problems, RunError, shortened
+from flmm_core.errors import (
+    DataError,
+    FlmmError,
+    MissingExtraError,
+    Problems,
+    RunError,
+    UsageError,
+    WeightsError,
+    shortened,
+)
 from flmm_core.files import hold, sweep
 from flmm_core.pipeline.check_head import check_head
 from flmm_core.pipeline.head_folder import digest_of_head
@@ -84,8 +94,9 @@ def annotate(
         with progress.stage("Annotating", total, total - todo) as stage:
             if missing:
                 with _cluster(address, workers):
-                    outcomes = _run(missing, job, workers, gpus_per_worker)
-                    for outcome in outcomes:
+                    for outcome in _run(missing, job, workers, gpus_per_worker):
+                        if outcome.error:
+                            raise _error(*outcome.error)
                         if outcome.given_up:
                             given_up.append(outcome)
                         stage.advance(outcome.images + outcome.left_out)
@@ -156,7 +167,7 @@ def _run(
     import ray
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     gpus = ray.cluster_resources().get("GPU", 0)
@@ -175,26 +186,20 @@ def _run(
     )
     try:
         for row in done.iter_rows():
-            yield Outcome(**row)
+            yield Outcome(**json.loads(row["outcome"]))
     except ray.exceptions.RayError as error:
-        raise _translated(error) from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise RunError(
+            "Ray stopped before all images were annotated.",
+            found=shortened(lines[-1] if lines else type(error).__name__, 300),
+            repair="What is annotated is kept: the same command goes on. FLMM_DEBUG=1 shows all.",
+        ) from error
 
 
-def _translated(error: BaseException) -> FlmmError:
-    """What a worker raised, if it is an error that a user can fix."""
-    seen: BaseException | None = error
-    while seen is not None:
-        cause = getattr(seen, "cause", None)
-        for one in (seen, cause):
-            if isinstance(one, FlmmError):
-                return RunError(one.asked, found=one.found, repair=one.repair)
-        seen = seen.__cause__ or (cause if isinstance(cause, BaseException) else None)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return RunError(
-        "Ray stopped before all images were annotated.",
-        found=shortened(lines[-1] if lines else type(error).__name__, 300),
-        repair="What is annotated is kept: the same command goes on. FLMM_DEBUG=1 shows all.",
-    )
+def _error(asked: str, found: str, repair: str, exit_code: int) -> FlmmError:
+    """What a worker met, of the kind that has its exit code."""
+    kinds: dict[int, type[FlmmError]] = {2: UsageError, 3: WeightsError}
+    return kinds.get(exit_code, RunError)(asked, found=found, repair=repair)
 
 
 def _finish(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from flmm_core.annotate.each import Asked, ground_each
@@ -22,9 +23,10 @@ from flmm_core.annotate.shards import (
 )
 from flmm_core.annotate.store import Store
 from flmm_core.data.findings import Skipped
-from flmm_core.errors import DataError, FlmmError
+from flmm_core.errors import DataError, FlmmError, machine_error
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.result import Result
+from flmm_core.segment import is_text
 
 logger = logging.getLogger(__name__)
 
@@ -65,24 +67,41 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a block: numbers of images, or why it was given up."""
+    """What became of a block: numbers of images, or why it was given up.
+
+    `error` is why no block can be done, as `asked`, `found` and `repair` of an `FlmmError` and its
+    exit code. Ray shows an error that is raised as pages of traceback, and calls it its own.
+    """
 
     block: int
     images: int = 0
     left_out: int = 0
     given_up: str = ""
+    error: tuple[str, str, str, int] | None = None
 
 
 class Annotator:
-    """Makes the shard of a block, unless it is there; the model is loaded once."""
+    """Makes the shard of a block, unless it is there; the model is loaded once, for the first."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.store = job, Store(job.output)
-        self.grounder = Grounder.from_pretrained(job.head, **job.given)
+
+    @cached_property
+    def grounder(self) -> Grounder:
+        return Grounder.from_pretrained(self.job.head, **self.job.given)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row with a block in JSON -> a row with its outcome, for Ray Data."""
-        return asdict(self.annotate(Block.from_json(row["block"])))
+        """A row with a block in JSON -> a row with its outcome in JSON, for Ray Data."""
+        block = Block.from_json(row["block"])
+        try:
+            outcome = self.annotate(block)
+        except (FlmmError, OSError, MemoryError, RuntimeError) as error:
+            known = error if isinstance(error, FlmmError) else machine_error(error)
+            if known is None:
+                raise
+            told = known.asked, known.found, known.repair, known.exit_code
+            outcome = Outcome(block.number, error=told)
+        return {"outcome": json.dumps(asdict(outcome))}
 
     def annotate(self, block: Block) -> Outcome:
         """Make the shard of a block, whole or not at all."""
@@ -139,6 +158,10 @@ class Annotator:
 
 
 def _read(image: str, columns: Columns) -> object:
+    if not is_text(image):
+        raise DataError(
+            f"The name of the image {image!r} is not UTF-8 text.", repair="Rename the file."
+        )
     try:
         return read_item(image, columns)
     except FlmmError as error:

@@ -28,10 +28,11 @@ from flmm_core.files import check_writable
     default="parquet",
     help="Of the shards.",
 )
-@click.option("--image-column", default="", help="Of parquet sources.  [default: image, ...]")
 @click.option(
-    "--phrases-column", default="", help="Of parquet sources.  [default: phrases, if it is there]"
+    "--image-column",
+    help="Of parquet sources.  [default: image, file_name, image_path, path or url]",
 )
+@click.option("--phrases-column", help="Of parquet sources.  [default: phrases, if it is there]")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -70,8 +71,8 @@ def command(
     head: str,
     output: str,
     form: str,
-    image_column: str,
-    phrases_column: str,
+    image_column: str | None,
+    phrases_column: str | None,
     workers: int | None,
     gpus_per_worker: float | None,
     ray_address: str | None,
@@ -112,7 +113,7 @@ def command(
         given=given,
         phrases=tuple(dict.fromkeys(phrase.strip() for phrase in phrases)),
         manner=Manner(together, keep_absent),
-        columns=Columns(image_column, phrases_column),
+        columns=Columns(image_column or "", phrases_column or ""),
         form="coco" if form == "coco" else "parquet",
         block_size=block_size,
         batch_size=batch_size,

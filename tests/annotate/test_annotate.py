@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -16,7 +18,7 @@ from flmm_core.annotate import on_ray
 from flmm_core.annotate.plan import Block
 from flmm_core.annotate.worker import Annotator, Job, Outcome
 from flmm_core.cli import main
-from flmm_core.errors import RunError
+from flmm_core.errors import RunError, WeightsError
 from flmm_core.files import LOCK
 from flmm_core.pipeline.grounder import Grounder
 
@@ -42,7 +44,7 @@ def ran(grounder: Grounder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         worker = Annotator(job)
         for block in blocks:
             made.append(block.number)
-            yield worker.annotate(block)
+            yield Outcome(**json.loads(worker({"block": block.to_json()})["outcome"]))
 
     monkeypatch.setattr(Grounder, "from_pretrained", lambda *_, **__: grounder)
     monkeypatch.setattr(on_ray, "_run", run)
@@ -108,6 +110,43 @@ def test_blocks_that_were_given_up_are_an_error_and_tried_again(
     monkeypatch.setattr(Annotator, "annotate", real)
     assert command(head, tmp_path / "out", photos, "-p", "ring") == 0
     assert ran == [0, 1, 2, 1]
+
+
+def test_what_a_worker_meets_is_told_as_it_is(
+    ran: list[int],
+    photos: Path,
+    head: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    for error, code, said in (
+        (WeightsError("The head was trained behind another model."), 3, "behind another model."),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "No space left on device."),
+    ):
+
+        def fail(*_: Any, raised: Exception = error, **__: Any) -> None:
+            raise raised
+
+        monkeypatch.setattr(Grounder, "from_pretrained", fail)
+        assert command(head, tmp_path / "out", photos, "-p", "ring") == code
+        assert said in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("part-*.parquet"))
+
+
+def test_a_name_that_is_no_text_costs_only_its_image(
+    ran: list[int], scenes: list[Path], head: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "names"
+    folder.mkdir()
+    shutil.copy(scenes[0], folder / "good.png")
+    try:
+        shutil.copy(scenes[1], os.fsencode(folder) + b"/b\xe9.png")
+    except OSError:
+        pytest.skip("file names of this system are text")
+    assert command(head, tmp_path / "out", folder, "-p", "ring") == 0
+    assert images(tmp_path / "out") == ["good.png"]
+    assert "UTF-8" in (tmp_path / "out" / "left-out.jsonl").read_text()
 
 
 def test_what_is_wrong_is_told_before_ray_starts(
