@@ -27,9 +27,13 @@ from flmm_core.errors import (
 )
 from flmm_core.files import hold, sweep
 from flmm_core.pipeline.check_head import check_head
+from flmm_core.pipeline.conversation.phrases.choose import open_finder
 from flmm_core.pipeline.head_folder import digest_of_head
+from flmm_core.plugins import load_backbones
 from flmm_core.progress import Progress
 
+CHAT = "chat"
+"""The capability of a backbone that answers questions."""
 ALL_LEFT_OUT = "left-out.jsonl"
 
 
@@ -73,7 +77,10 @@ def annotate(
     """
     _check_ray()
     problems = Problems()
-    check_head(job.head, problems, **job.given)
+    info = check_head(job.head, problems, **job.given)
+    if info is not None and job.ask:
+        with problems.part():
+            _check_chat(info.recipe.backbone, job.finder)
     problems.check()
     job = _absolute(job)  # workers run in folders of their own
     store, progress = Store(job.output), progress or Progress()
@@ -118,6 +125,17 @@ def _check_ray() -> None:
         ) from error
 
 
+def _check_chat(backbone: str, finder: str) -> None:
+    """`UsageError` if the backbone answers no questions, or the phrase finder is unknown."""
+    open_finder(finder)
+    if CHAT not in load_backbones().get(backbone).capabilities:
+        raise UsageError(
+            f"The backbone '{backbone}' answers no questions.",
+            found=f"It has not the capability '{CHAT}'.",
+            repair="Give phrases with -p instead of --ask.",
+        )
+
+
 def _absolute(job: Job) -> Job:
     head = os.path.abspath(job.head) if os.path.exists(job.head) else job.head  # noqa: PTH100, PTH110
     local = Store(job.output).local
@@ -126,7 +144,7 @@ def _absolute(job: Job) -> Job:
 
 def _with_phrases(items: Iterable[Item], job: Job) -> Iterator[Item]:
     for item in items:
-        if not item.phrases and not job.phrases:
+        if not item.phrases and not job.phrases and not job.ask:
             raise DataError(
                 f"There is no phrase for the image {item.image}.",
                 repair="Give phrases with -p, or in a column or list beside the images.",

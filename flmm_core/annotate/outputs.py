@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,15 +14,18 @@ from flmm_core.files import whole_folder, write_json
 if TYPE_CHECKING:
     from flmm_core.pipeline.result import Result
 
-Kind = Literal["overlay", "masks", "coco", "labelme"]
+Kind = Literal["overlay", "masks", "attention", "coco", "labelme"]
 KINDS: dict[Kind, str] = {
     "overlay": "overlay.png, the image with all masks",
     "masks": "mask-1.png, ... (0 and 255), one per phrase",
+    "attention": "attention-1.png, ... and attention.npz, where each phrase's words look",
     "coco": "instances.json, COCO annotations of all images",
     "labelme": "labelme/NAME.json, one LabelMe file per image",
 }
 USUAL: tuple[Kind, ...] = ("overlay", "masks")
 RESULT = "result.json"
+OWN = r"(mask|attention)-\d+\.png|overlay\.png|attention\.npz"
+"""What is written of one image besides."""
 COCO = "instances.json"
 LABELME = "labelme"
 
@@ -31,29 +35,49 @@ def write_result(
 ) -> dict[str, Any]:
     """Write result.json, and what else is wanted of one image; returns the content of result.json.
 
-    Masks that an earlier result left in the folder are removed.
+    What an earlier result left in the folder is removed.
     """
     import numpy as np
     from PIL import Image
 
     earlier = (folder / RESULT).exists()
-    names = [f"mask-{number}.png" for number in range(1, len(result) + 1)]
-    names = names if "masks" in kinds else []
     records = result.to_coco()
     with whole_folder(folder) as aside:
-        for number, name in enumerate(names):
-            Image.fromarray(result.mask(number).numpy() * np.uint8(255)).save(aside / name)
-            records[number] = {"mask": name, **records[number]}
+        for number, record in enumerate(records):
+            if "masks" in kinds:
+                name = f"mask-{number + 1}.png"
+                Image.fromarray(result.mask(number).numpy() * np.uint8(255)).save(aside / name)
+                records[number] = {"mask": name, **record}
         if "overlay" in kinds:
             result.overlay().save(aside / "overlay.png")
+        if "attention" in kinds:
+            _write_attention(result, aside)
         size = {"height": result.image.height, "width": result.image.width}
         content = {**facts, **size, "found": records}
         write_json(aside / RESULT, content)
-    if earlier:
-        for path in folder.glob("mask-*.png"):
-            if path.name not in names and path.stem.removeprefix("mask-").isdecimal():
-                path.unlink()
+        written = {path.name for path in aside.iterdir()}
+    for path in folder.iterdir() if earlier else ():
+        if path.name not in written and re.fullmatch(OWN, path.name) and path.is_file():
+            path.unlink()
     return content
+
+
+def _write_attention(result: Result, folder: Path) -> None:
+    """attention.npz, as the model gives it, and attention-N.png, over the image."""
+    import numpy as np
+
+    from flmm_core.heat import paint_heat
+
+    np.savez_compressed(
+        folder / "attention.npz",
+        attention=result.heat.maps[:, 0].numpy(),  # (P, h, w)
+        image_box=np.array(result.heat.image_box),
+        phrases=np.array(result.phrases, dtype=np.str_),
+    )
+    for number in range(len(result)):
+        looked = result.attention(number)  # (H, W)
+        shown = looked / looked.max().clamp(min=1e-12)
+        paint_heat(result.image, shown.numpy()).save(folder / f"attention-{number + 1}.png")
 
 
 def write_coco(folder: Path, images: Iterable[tuple[Path, Mapping[str, Any]]]) -> Path:

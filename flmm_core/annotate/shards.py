@@ -32,7 +32,7 @@ def encode_left_out(left_out: Sequence[tuple[str, str]]) -> bytes:
 
 
 def _parquet(rows: Sequence[Row]) -> bytes:
-    """One row per image: its address as `image_path`, its size, and `objects`, one per phrase."""
+    """One row per image: its address, size, objects, and the model's answer if it was asked."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -58,6 +58,7 @@ def _parquet(rows: Sequence[Row]) -> bytes:
             ("image_path", pa.string()),
             ("height", pa.int32()),
             ("width", pa.int32()),
+            ("answer", pa.string()),
             ("objects", pa.list_(thing)),
         ]
     )
@@ -66,6 +67,7 @@ def _parquet(rows: Sequence[Row]) -> bytes:
             "image_path": image,
             "height": content["height"],
             "width": content["width"],
+            "answer": content.get("answer"),
             "objects": content["found"],
         }
         for image, content in rows
@@ -80,8 +82,10 @@ def _coco(rows: Sequence[Row], first_id: int) -> bytes:
     from flmm_core.annotate.outputs import coco_content
 
     content = coco_content(rows)
-    for image in content["images"]:
+    for image, (_, found) in zip(content["images"], rows, strict=True):
         image["id"] += first_id - 1
+        if found.get("answer") is not None:
+            image["answer"] = found["answer"]
     count: dict[int, int] = {}
     for annotation in content["annotations"]:
         image_id = annotation["image_id"] + first_id - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -24,6 +24,8 @@ from flmm_core.annotate.shards import (
 from flmm_core.annotate.store import Store
 from flmm_core.data.findings import Skipped
 from flmm_core.errors import DataError, FlmmError, machine_error
+from flmm_core.pipeline.conversation.phrases.base import PhraseContext
+from flmm_core.pipeline.conversation.phrases.choose import open_finder
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.result import Result
 from flmm_core.segment import is_text
@@ -43,6 +45,8 @@ class Job:
     Attributes:
         head: For `Grounder.from_pretrained`; so are `given`.
         phrases: For images that bring none.
+        ask: Instead of phrases: the model is asked this of every image, and what the `finder`
+            finds in its answer of at most `max_new_tokens` tokens is grounded.
         manner: "Not there" or not, and in one caption or not.
         block_size: Of the plan: ids of images in COCO follow from it.
     """
@@ -53,6 +57,9 @@ class Job:
     phrases: tuple[str, ...]
     manner: Manner
     columns: Columns
+    ask: str = ""
+    finder: str = "rules"
+    max_new_tokens: int = 64
     form: ShardFormat = "parquet"
     block_size: int = 256
     batch_size: int = 8
@@ -88,7 +95,11 @@ class Annotator:
 
     @cached_property
     def grounder(self) -> Grounder:
-        return Grounder.from_pretrained(self.job.head, **self.job.given)
+        grounder = Grounder.from_pretrained(self.job.head, **self.job.given)
+        if self.job.ask:  # what is wrong with a finder is wrong for all images
+            context = PhraseContext(backbone=grounder.backbone, head=grounder.head)
+            open_finder(self.job.finder).check(context)
+        return grounder
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row with a block in JSON -> a row with its outcome in JSON, for Ray Data."""
@@ -129,32 +140,49 @@ class Annotator:
     def _ground(self, block: Block) -> tuple[list[Row], list[tuple[str, str]]]:
         rows: list[Row] = []
         left_out: list[tuple[str, str]] = []
-        confidence = self.grounder.confidence
-        threshold = confidence.threshold if confidence else None
-        asked = (
-            Asked(
-                item.image,
-                partial(_read, item.image, self.job.columns),
-                item.phrases or self.job.phrases,
-            )
-            for item in block.items
-        )
-        each = ground_each(
-            self.grounder,
-            asked,
-            batch_size=self.job.batch_size,
-            together=self.job.manner.together,
-        )
-        for image, outcome in each:
+        for image, outcome, said in self._asked(block) if self.job.ask else self._named(block):
             if isinstance(outcome, Result):
-                result = self.job.manner.decide(outcome, threshold)
-                size = {"height": result.image.height, "width": result.image.width}
-                rows.append((image, {**size, "found": result.to_coco()}))
+                size = {"height": outcome.image.height, "width": outcome.image.width}
+                rows.append((image, {**size, "answer": said, "found": outcome.to_coco()}))
             else:
                 reason = Skipped.because(image, outcome).reason
                 logger.warning("left out: %s: %s", image, reason)
                 left_out.append((image, reason))
         return rows, left_out
+
+    def _named(self, block: Block) -> Iterator[_Found]:
+        """What is found of each image's phrases."""
+        job, confidence = self.job, self.grounder.confidence
+        threshold = confidence.threshold if confidence else None
+        asked = (
+            Asked(item.image, partial(_read, item.image, job.columns), item.phrases or job.phrases)
+            for item in block.items
+        )
+        how: dict[str, Any] = {"batch_size": job.batch_size, "together": job.manner.together}
+        for image, outcome in ground_each(self.grounder, asked, **how):
+            if isinstance(outcome, Result):
+                outcome = job.manner.decide(outcome, threshold)
+            yield image, outcome, None
+
+    def _asked(self, block: Block) -> Iterator[_Found]:
+        """What is found of the phrases of the model's own answers."""
+        job = self.job
+        for item in block.items:
+            try:
+                answer = self.grounder.chat(
+                    _read(item.image, job.columns),
+                    job.ask,
+                    phrases=job.finder,
+                    keep_absent=job.manner.keep_absent,
+                    max_new_tokens=job.max_new_tokens,
+                )
+                yield item.image, answer.result, answer.text
+            except FlmmError as error:
+                yield item.image, error, None
+
+
+_Found = tuple[str, Result | FlmmError, str | None]
+"""An image's address, its result or why there is none, and the answer, if the model was asked."""
 
 
 def _read(image: str, columns: Columns) -> object:

@@ -16,6 +16,15 @@ from flmm_core.files import check_writable
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("-p", "--phrase", "phrases", multiple=True, help="What to segment; repeatable.")
 @click.option(
+    "--ask",
+    default=None,
+    help="Instead of phrases: ask the model this of each image, and segment what it names.",
+)
+@click.option("--finder", default="rules", help="Of phrases in answers; `flmm finders` lists them.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=64, help="Longest answer, in tokens."
+)
+@click.option(
     "--head",
     required=True,
     help="Trained head: a run folder, a head folder or a hub id (NAME@REVISION).",
@@ -68,6 +77,9 @@ from flmm_core.files import check_writable
 def command(
     sources: tuple[str, ...],
     phrases: tuple[str, ...],
+    ask: str | None,
+    finder: str,
+    max_new_tokens: int,
     head: str,
     output: str,
     form: str,
@@ -96,6 +108,12 @@ def command(
     for number, phrase in enumerate(phrases, start=1):
         if not phrase.strip():
             raise UsageError(f"Phrase {number} is empty.", repair="Give it at least one word.")
+    if ask is not None and (phrases or not ask.strip()):
+        raise UsageError(
+            "--ask and -p contradict each other." if phrases else "The question is empty.",
+            found=f"--ask {ask!r} segments what the model's answers name.",
+            repair="Give phrases or a question.",
+        )
     if "://" not in output:
         from pathlib import Path
 
@@ -114,6 +132,9 @@ def command(
         phrases=tuple(dict.fromkeys(phrase.strip() for phrase in phrases)),
         manner=Manner(together, keep_absent),
         columns=Columns(image_column or "", phrases_column or ""),
+        ask=(ask or "").strip(),
+        finder=finder,
+        max_new_tokens=max_new_tokens,
         form="coco" if form == "coco" else "parquet",
         block_size=block_size,
         batch_size=batch_size,

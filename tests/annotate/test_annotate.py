@@ -149,6 +149,30 @@ def test_a_name_that_is_no_text_costs_only_its_image(
     assert "UTF-8" in (tmp_path / "out" / "left-out.jsonl").read_text()
 
 
+def test_what_the_model_says_itself_is_annotated(
+    ran: list[int], photos: Path, head: Path, grounder: Grounder, tmp_path: Path, capsys: Capture
+) -> None:
+    out, question = tmp_path / "out", "What is there?"
+    words = ("--ask", question, "--finder", "keyword", "--max-new-tokens", "6")
+    assert command(head, out, photos, *words) == 2
+    assert "keyword" in capsys.readouterr().err
+    words = ("--ask", question, "--max-new-tokens", "6")
+    assert command(head, out, photos, *words) == 0
+    shards = sorted(out.glob("part-*.parquet"))
+    rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+    assert len(rows) == 4
+    for row in rows:
+        answer = grounder.chat(row["image_path"], question, max_new_tokens=6)
+        assert row["answer"] == answer.text
+        assert [thing["phrase"] for thing in row["objects"]] == [span.phrase for span in answer]
+    assert command(head, out, photos, *words, "-p", "ring") == 2
+    assert "--ask and -p contradict each other." in capsys.readouterr().err
+    assert command(head, tmp_path / "coco", photos, *words, "--format", "coco") == 0
+    images = json.loads((tmp_path / "coco" / "part-000001.json").read_text())["images"]
+    told = {row["image_path"]: row["answer"] for row in rows}
+    assert all(image["answer"] == told[image["file_name"]] for image in images)
+
+
 def test_what_is_wrong_is_told_before_ray_starts(
     photos: Path, head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -72,7 +72,11 @@ def test_images_are_written_apart_and_a_broken_one_is_told_at_the_end(
     for name, path in good.items():
         alone = grounder.ground(path, PHRASES)
         names = {file.name for file in (out / name).iterdir()}
-        assert names == {"result.json", "overlay.png", "mask-1.png", "mask-2.png"}
+        assert names == {
+            *("result.json", "overlay.png", "mask-1.png", "mask-2.png"),
+            *("attention.npz", "attention-1.png", "attention-2.png"),
+        }
+        check_attention(out / name, alone)
         for number in range(2):
             with Image.open(out / name / f"mask-{number + 1}.png") as stored:
                 values = np.asarray(stored)
@@ -115,6 +119,19 @@ def test_images_are_written_apart_and_a_broken_one_is_told_at_the_end(
         assert any(m.shape[0] == height and np.array_equal(m, mask) for m in matching)
 
 
+def check_attention(folder: Path, alone: Result) -> None:
+    with np.load(folder / "attention.npz") as stored:
+        assert list(stored["phrases"]) == list(PHRASES)
+        assert stored["image_box"].shape == (4,)
+        assert np.allclose(stored["attention"], alone.heat.maps[:, 0].numpy(), atol=1e-5)
+    with Image.open(folder / "attention-1.png") as painted:
+        assert painted.size == alone.image.size
+        bright = np.asarray(painted.convert("L")).astype(float)
+    looked = alone.attention(0).numpy()
+    most, least = looked >= np.quantile(looked, 0.95), looked <= np.quantile(looked, 0.3)
+    assert bright[most].mean() > bright[least].mean()
+
+
 def differing(one: np.ndarray, other: np.ndarray) -> float:
     """Share of pixels; the last bits of sums depend on what else is in a batch."""
     return float((one != other).mean())
@@ -146,6 +163,7 @@ def test_a_second_run_grounds_only_what_is_missing_or_changed(
     assert sum(loads) == 4
     assert ground(head, out, *paths, "--save", "masks") == 0
     assert sum(loads) == 6
+    assert not (out / "a.png" / "overlay.png").exists()  # of an earlier run
     assert ground(head, out, *paths, "--save", "masks", "--overwrite") == 0
     assert sum(loads) == 8
 
