@@ -76,7 +76,7 @@ def _write_attention(result: Result, folder: Path) -> None:
     )
     for number in range(len(result)):
         looked = result.attention(number)  # (H, W)
-        shown = looked / looked.max().clamp(min=1e-12)
+        shown = (looked - looked.min()) / (looked.max() - looked.min()).clamp(min=1e-12)
         paint_heat(result.image, shown.numpy()).save(folder / f"attention-{number + 1}.png")
 
 
