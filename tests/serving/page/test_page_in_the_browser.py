@@ -98,6 +98,15 @@ def test_an_upload_is_upright_and_its_phrases_have_masks_and_files(
         for number in range(len(result)):
             mask = Image.open(io.BytesIO(archive.read(f"mask-{number + 1}.png")))
             np.testing.assert_array_equal(np.asarray(mask) > 0, expected.mask(number))
+
+    # Of the masks under the pointer the smallest is meant.
+    masks = expected.masks.numpy()
+    y, x = np.argwhere(masks[int(masks.sum((1, 2)).argmin())])[0]
+    under = [number for number in range(len(masks)) if masks[number, y, x]]
+    smallest = min(under, key=lambda number: masks[number].sum())
+    page.press("Escape")
+    page.move("#canvas", (x + 0.5) / 90, (y + 0.5) / 120)
+    assert page.until("!tag.hidden && tag.textContent") == NAMES[smallest]
     assert page.complaints == []
 
 

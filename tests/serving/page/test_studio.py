@@ -122,6 +122,18 @@ def test_what_cannot_be_done_is_said(
     assert said in answer.json()["error"]["message"]
 
 
+def test_a_head_that_is_damaged_is_said_when_it_is_chosen(trained: Path, tmp_path: Path) -> None:
+    run = copytree(trained, tmp_path / "run")
+    with (run / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+    app = demo_app(Studio(Models((), tmp_path)))
+    with TestClient(app) as client:
+        assert client.get("/page/state").json()["selected"] == "head-0"
+        answer = client.post("/page/models/head-0")
+    assert answer.status_code == 500
+    assert "They changed since they were written" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("model", ["head-0", "bare-qwen"])
 def test_an_answer_comes_in_pieces_and_then_whole(client: TestClient, model: str) -> None:
     sent = client.post("/page/images", files={"image": ("a.png", png((90, 60)))}).json()
