@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flmm_core.data.drawn.narrations import narration
 from flmm_core.data.drawn.scenes import COLORS, SHAPES, make_scene, paint
 from flmm_core.pipeline.attention_maps import attention_maps
 from flmm_core.pipeline.backbone.base import Backbone
@@ -22,7 +23,6 @@ from flmm_core.pipeline.resample import resample
 from flmm_core.pipeline.types import WHOLE_IMAGE
 from flmm_core.plugins import load_backbones, load_class
 from flmm_core.segment import Segment
-from recipes.narrations import narration
 
 SEED = 90
 NAMED = re.compile(rf"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flmm_core.data.drawn.narrations import place_words
 from flmm_core.data.drawn.scenes import (
     COLORS,
     HARD_KINDS,
@@ -32,7 +33,6 @@ from flmm_core.data.drawn.scenes import (
     make_scene,
     paint,
 )
-from recipes.narrations import place_words
 from recipes.twins import PARTS, PROMPT, random_twin
 
 

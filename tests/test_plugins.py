@@ -20,7 +20,7 @@ from flmm_core.plugins import (
 from flmm_core.spec import BackboneSpec, ModelInfo, RefinerSpec
 
 BUILT_IN = ["deepseek_vl", "llava_next", "qwen"]
-FINDERS = ["rules"]
+FINDERS = ["keywords", "rules", "spacy", "vlm"]
 Install = Callable[..., None]
 
 GOOD = """

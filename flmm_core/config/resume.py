@@ -28,7 +28,13 @@ MAY_CHANGE = NOT_OF_A_RUN | frozenset(
 )  # fmt: skip
 """Settings that a resumed run takes from its new command; any other may not differ."""
 
-EARLIER = {"caption_mode": "pieces", "head.presence": False, "ema": 0.0, "cache_memory": 0.0}
+EARLIER = {
+    "caption_mode": "pieces",
+    "head.presence": False,
+    "head.keywords": False,
+    "ema": 0.0,
+    "cache_memory": 0.0,
+}
 """What a run meant by settings that its `config.yaml` does not have, from before they existed."""
 
 

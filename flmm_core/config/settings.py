@@ -107,7 +107,7 @@ Parts = Annotated[list[str], BeforeValidator(_split)]
 
 def _parts(given: list[str] | None, info: ValidationInfo) -> list[str] | None:
     refiner = str(info.data.get("refiner", "none"))
-    known = ["head", "presence", "text", *([] if refiner == "none" else [refiner])]
+    known = ["head", "presence", "keywords", "text", *([] if refiner == "none" else [refiner])]
     wrong = [name for name in given or () if name not in known]
     if wrong or given == []:
         named = f"'{wrong[0]}'" if wrong else "nothing"
@@ -151,6 +151,10 @@ class HeadConfig(Section):
         default_factory=lambda known: not known.get("paper_rounding"),
         description="Learn to tell whether a phrase names anything in the image. Default: on,"
         " unless --head-paper-rounding.",
+    )
+    keywords: bool = Field(
+        False,
+        description="Learn from narrations which words of a text to ground (--phrases keywords).",
     )
 
 
@@ -268,8 +272,9 @@ class RunConfig(Section):
     )
     train: Annotated[Parts | None, AfterValidator(_parts)] = Field(
         None,
-        description="Train these parts only: head (the mask head and presence), presence, text (the"
-        " text prompts), or the refiner by its name; separated by commas. Default: all.",
+        description="Train these parts only: head (the mask head, presence and keywords), presence,"
+        " keywords, text (the text prompts), or the refiner by its name; separated by commas."
+        " Default: all.",
     )
 
     output: UserPath = Field(

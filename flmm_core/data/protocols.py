@@ -168,6 +168,7 @@ class ImageSamples(LazySamples):
             tuple(segments),
             tuple(phrases),
             as_stored=image.as_stored,
+            narrated=bool(image.caption),
         )
 
     def extent(self, index: int) -> tuple[int, int, int]:

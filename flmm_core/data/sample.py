@@ -75,6 +75,7 @@ class Sample:
         segments: The caption in pieces, which refer to `phrases` by index.
         phrases: The phrases to ground, P >= 1.
         as_stored: For `read_image`: the image is not turned as its EXIF data say.
+        narrated: The caption is the data's own and names what it names, beside other words.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Sample:
     segments: tuple[Segment, ...]
     phrases: tuple[Phrase, ...]
     as_stored: bool = False
+    narrated: bool = False
 
     def __post_init__(self) -> None:
         named = {segment.phrase for segment in self.segments} - {None}

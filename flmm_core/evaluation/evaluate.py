@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_source, open_sources
 from flmm_core.errors import FlmmError, Problems, UsageError
 from flmm_core.evaluation.baselines import MaskMethod, check_method, head_method, make_baseline
+from flmm_core.evaluation.keywords import KeywordScores
 from flmm_core.evaluation.phrase_rows import PhraseRow
 from flmm_core.evaluation.rows_from_masks import rows_from_masks
 from flmm_core.evaluation.running_scores import Evaluation
@@ -34,11 +36,12 @@ Watch = Callable[[Grounding, Sequence[PhraseRow]], None]
 
 @dataclass(frozen=True)
 class MeasuredSample:
-    """One sample: its rows, or the error that it raised."""
+    """One sample: its rows and, of a narration, its keywords, or the error that it raised."""
 
     index: int
     rows: tuple[PhraseRow, ...]
     error: FlmmError | None = None
+    keywords: KeywordScores | None = None
 
 
 def measure_batches(
@@ -70,9 +73,18 @@ def measure_batches(
             if watch is not None:
                 for grounding, rows_of_one in zip(groundings, rows, strict=True):
                     watch(grounding, rows_of_one)
-            found += map(MeasuredSample, batch.indices, rows)
+            scored = map(_keywords, batch.samples, groundings)
+            found += map(MeasuredSample, batch.indices, rows, repeat(None), scored)
             throughput.count(batch.samples)
         yield sorted(found, key=lambda one: one.index)
+
+
+def _keywords(sample: Sample, grounding: Grounding) -> KeywordScores | None:
+    if not sample.narrated or grounding.keywords is None:
+        return None
+    scores = KeywordScores()
+    scores.add(sample, grounding.keywords)
+    return scores
 
 
 def evaluate(
@@ -115,7 +127,7 @@ def evaluate(
             ):
                 for one in batch:
                     if one.error is None:
-                        result.add(one.rows)
+                        result.add(one.rows, one.keywords)
                     elif max_skipped is None:
                         raise one.error
                     else:
@@ -165,7 +177,8 @@ def open_method(
         abstain_below: For the head.
     """
     if name == "head":
-        source = ObservedFeatures(grounder.observer)
+        captions = grounder.head.keywords is not None
+        source = ObservedFeatures(grounder.observer, captions=captions)
         return head_method(source, grounder.head, grounder.confidence, abstain_below)
     labeled = open_sources(data, protocol)
     recipe = grounder.info.recipe

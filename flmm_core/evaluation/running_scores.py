@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flmm_core.evaluation import scores
+from flmm_core.evaluation.keywords import KeywordScores
 from flmm_core.evaluation.not_there import Separation
 from flmm_core.evaluation.phrase_rows import PhraseRow
 from flmm_core.evaluation.reliability import Reliability
@@ -59,6 +60,7 @@ class Evaluation:
 
     Attributes:
         reliability: Of the probabilities of masks that were not withheld ("not there").
+        keywords: Of narrations, if the head selects keywords.
         separation: Of the probabilities of all phrases, with and without target.
         protocol: That of the captions, which decides what P@t counts.
         with_ignored: Rows with ignored pixels.
@@ -71,6 +73,7 @@ class Evaluation:
     tags: dict[str, ScoreSums] = field(default_factory=dict)
     reliability: Reliability = field(default_factory=Reliability)
     separation: Separation = field(default_factory=Separation)
+    keywords: KeywordScores = field(default_factory=KeywordScores)
     protocol: str = "standard"
     with_ignored: int = 0
     samples: int = 0
@@ -78,9 +81,11 @@ class Evaluation:
     left_out: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def add(self, rows: Iterable[PhraseRow]) -> None:
-        """Count the rows of one sample."""
+    def add(self, rows: Iterable[PhraseRow], keywords: KeywordScores | None = None) -> None:
+        """Count the rows of one sample, and its keywords."""
         self.samples += 1
+        if keywords is not None:
+            self.keywords.merge(keywords)
         for row in rows:
             terms = scores.terms(row, self.protocol)
             self.whole.add(terms)
@@ -103,6 +108,7 @@ class Evaluation:
                 own.setdefault(name, ScoreSums()).merge(sums)
         self.reliability.merge(other.reliability)
         self.separation.merge(other.separation)
+        self.keywords.merge(other.keywords)
         self.with_ignored += other.with_ignored
         self.samples += other.samples
 
@@ -120,7 +126,8 @@ class Evaluation:
 
         "generalised" (gRefCOCO) is present if some phrases have no target, "reasoning" (ReasonSeg)
         if some pixels are ignored, "recall" (PNG) if rows have tags of its subsets, "calibration"
-        if there are probabilities.
+        if there are probabilities, "keywords" if some captions are narrations and the head selects
+        keywords.
         """
         whole = self.whole
         found: dict[str, Any] = {
@@ -151,6 +158,8 @@ class Evaluation:
             }
         if any(self.reliability.counts):
             found["calibration"] = self.reliability.to_dict()
+        if self.keywords.captions:
+            found["keywords"] = self.keywords.to_dict()
         if self.left_out:
             found["left_out"] = self.left_out
         return found | {

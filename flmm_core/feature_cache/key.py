@@ -34,7 +34,8 @@ MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt"
 
 TRAINED_HALF = {
     "boxes.py", "build.py", "check_head.py", "checkpoint_file.py", "confidence.py", "drift.py",
-    "fingerprint.py", "grounder.py", "head.py", "head_folder.py", "hub.py", "load_check.py",
+    "fingerprint.py", "grounder.py", "head.py", "head_folder.py", "hub.py", "keywords.py",
+    "load_check.py",
     "mask_head.py", "model_card.py", "none.py", "original.py", "probe.py",
     "publish.py", "result.py", "text_prompts.py", "unet.py", "verify.py",
 }  # fmt: skip
@@ -182,6 +183,7 @@ def _code(spec: BackboneSpec) -> str:
     """Digest of the code that features depend on: recorder, frozen stages and the plugin."""
     ours = Path(flmm_core.__file__).parent / "pipeline"
     files = [path for path in sorted(ours.rglob("*.py")) if path.name not in TRAINED_HALF]
+    files = [path for path in files if "conversation" not in path.relative_to(ours).parts]
     module = importlib.util.find_spec(spec.target.split(":")[0])
     if module is not None and module.origin is not None:
         files += sorted(Path(module.origin).parent.glob("*.py"))

@@ -80,10 +80,14 @@ class FeatureSource(ABC):
 
 
 class ObservedFeatures(FeatureSource):
-    """Reads images and runs the frozen models on them."""
+    """Reads images and runs the frozen models on them.
 
-    def __init__(self, observer: Observer) -> None:
+    `captions`: keep the hidden states of whole captions, for a head that selects keywords.
+    """
+
+    def __init__(self, observer: Observer, *, captions: bool = False) -> None:
         self.observer = observer
+        self.captions = captions
         self.device = observer.device
         self._last: tuple[Any, Image.Image, ObserverInputs] | None = None
 
@@ -107,7 +111,7 @@ class ObservedFeatures(FeatureSource):
     def features(
         self, batch: Any, *, layer_weights: Sequence[float] | None = None
     ) -> tuple[Features, ...]:
-        return self.observer.observe(batch, layer_weights=layer_weights)
+        return self.observer.observe(batch, layer_weights=layer_weights, captions=self.captions)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class RememberedFeatures(FeatureSource):
     """
 
     def __init__(self, observed: ObservedFeatures, limit: int) -> None:
-        self.observed = ObservedFeatures(replace(observed.observer, one_by_one=True))
+        one_by_one = replace(observed.observer, one_by_one=True)
+        self.observed = ObservedFeatures(one_by_one, captions=observed.captions)
         self.device, self.limit = observed.device, limit
         self._known: dict[Key, Features] = {}
         self.bytes = 0
@@ -101,15 +102,19 @@ def size_of(features: Features) -> int:
 
 def _tensors(features: Features) -> list[Tensor]:
     image = [] if features.image is None else [features.image.embedding]
-    return [features.maps.maps, features.hidden, features.row_phrase, *image]
+    caption = features.caption
+    whole = [] if caption is None else [caption.hidden, caption.phrase]
+    return [features.maps.maps, features.hidden, features.row_phrase, *whole, *image]
 
 
 def _on_host(features: Features) -> Features:
     """A copy in host memory that holds on to nothing else: tensors may be parts of a batch's."""
-    maps, hidden, rows, *image = (
+    maps, hidden, rows, *others = (
         torch.empty_like(each, device="cpu", memory_format=torch.contiguous_format).copy_(each)
         for each in _tensors(features)
     )
-    encoded = features.image and replace(features.image, embedding=image[0])
-    where = replace(features.maps, maps=maps)
-    return replace(features, maps=where, hidden=hidden, row_phrase=rows, image=encoded)
+    encoded = features.image and replace(features.image, embedding=others[-1])
+    caption = features.caption and replace(features.caption, hidden=others[0], phrase=others[1])
+    return Features(
+        replace(features.maps, maps=maps), hidden, rows, encoded, features.image_hw, caption
+    )

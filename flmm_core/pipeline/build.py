@@ -19,6 +19,7 @@ from flmm_core.pipeline.backbone.weight_files import check_model_files
 from flmm_core.pipeline.backbone.weights import choose_device, find_source
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.hub import LATEST
+from flmm_core.pipeline.keywords import KeywordSelector
 from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.pipeline.observer import Observer
 from flmm_core.pipeline.presence import Presence
@@ -39,6 +40,7 @@ class Recipe:
     Attributes:
         presence: Whether the head tells if a phrase names anything; heads of earlier versions and
             of the original do not.
+        keywords: Whether the head selects the words of a text to ground.
         channels: The attention channels that the mask head takes; empty means all.
     """
 
@@ -58,6 +60,7 @@ class Recipe:
     enlarge_to: EnlargeTo = 64
     paper_rounding: bool = False
     presence: bool = False
+    keywords: bool = False
     channels: tuple[Annotated[int, Field(ge=0)], ...] = ()
     refiner: str = "sam"
     refiner_options: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +106,7 @@ def load_refiner(
 def reads_hidden(recipe: Recipe) -> bool:
     """Whether the head of a recipe reads hidden states, not only attention."""
     refiner, options = refiner_class(recipe)
-    return recipe.presence or refiner.reads_text(options)
+    return recipe.presence or recipe.keywords or refiner.reads_text(options)
 
 
 def build_head(recipe: Recipe, vlm: VlmShape, refiner: Refiner) -> Head:
@@ -116,7 +119,8 @@ def build_head(recipe: Recipe, vlm: VlmShape, refiner: Refiner) -> Head:
     if refiner.uses_text:
         text_prompts = TextPrompts(vlm.layers, vlm.hidden_size, refiner.prompt_width)
     presence = Presence(vlm.layers, vlm.hidden_size) if recipe.presence else None
-    return Head(mask_head, text_prompts, refiner, presence).eval()
+    keywords = KeywordSelector(vlm.layers, vlm.hidden_size) if recipe.keywords else None
+    return Head(mask_head, text_prompts, refiner, presence, keywords).eval()
 
 
 def build_mask_head(recipe: Recipe, vlm: VlmShape) -> MaskHead:

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from flmm_core.pipeline.fit import check_weights
+from flmm_core.pipeline.keywords import KeywordSelector
 from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.pipeline.presence import Presence
 from flmm_core.pipeline.refiners.base import Refiner
 from flmm_core.pipeline.text_prompts import TextPrompts
-from flmm_core.pipeline.types import Features, Grounding
+from flmm_core.pipeline.types import Features, Grounding, KeywordLogits
 
 
 class Head(nn.Module):
     """All that is trained; its `state_dict()` is what a head's file holds.
 
-    Without `presence` it does not tell whether a phrase names anything in the image.
+    Without `presence` it does not tell whether a phrase names anything in the image; without
+    `keywords`, which words of a text to ground.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class Head(nn.Module):
         text_prompts: TextPrompts | None,
         refiner: Refiner,
         presence: Presence | None = None,
+        keywords: KeywordSelector | None = None,
     ) -> None:
         super().__init__()
         if refiner.uses_text != (text_prompts is not None):
@@ -35,6 +38,7 @@ class Head(nn.Module):
         self.text_prompts = text_prompts
         self.refiner = refiner
         self.presence = presence
+        self.keywords = keywords
 
     def forward(
         self, features: Sequence[Features], which: Sequence[Tensor] | None = None
@@ -47,6 +51,7 @@ class Head(nn.Module):
         there: Sequence[Tensor | None] = (None,) * len(features)
         if self.presence is not None:
             there = self.presence(features)
+        keywords = [self._keywords(each) for each in features]
         if which is not None:
             features = [each.of_phrases(w) for each, w in zip(features, which, strict=True)]
         maps = [sample.maps for sample in features]
@@ -54,7 +59,12 @@ class Head(nn.Module):
         prompts = () if self.text_prompts is None else self.text_prompts(features)
         images = [sample.image for sample in features]
         refined = self.refiner(images, coarse, prompts, [sample.image_hw for sample in features])
-        return tuple(map(Grounding, coarse, refined, maps, there))
+        return tuple(map(Grounding, coarse, refined, maps, there, keywords))
+
+    def _keywords(self, features: Features) -> KeywordLogits | None:
+        if self.keywords is None or features.caption is None:
+            return None
+        return KeywordLogits(self.keywords(features.caption.hidden), features.caption.offsets)
 
     @property
     def device(self) -> torch.device:
@@ -72,7 +82,8 @@ class Head(nn.Module):
         None if no hidden states are read, or those of every layer. While the weights are being
         trained, observe without.
         """
-        if self.text_prompts is None or self.presence is not None:
+        every = self.presence is not None or self.keywords is not None
+        if self.text_prompts is None or every:
             return None
         weights: list[float] = self.text_prompts.layer_weights.detach().float().softmax(0).tolist()
         return weights
@@ -80,7 +91,7 @@ class Head(nn.Module):
     def learning_groups(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
         """The trained parameters by what has a learning rate of its own: "head", "refiner"."""
         own = [*self.mask_head.parameters()]
-        for part in (self.text_prompts, self.presence):
+        for part in (self.text_prompts, self.presence, self.keywords):
             own += [] if part is None else part.parameters()
         for name, group in (("head", own), ("refiner", [*self.refiner.parameters()])):
             if trained := [weight for weight in group if weight.requires_grad]:

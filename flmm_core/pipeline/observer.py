@@ -127,9 +127,13 @@ class Observer:
 
     @torch.no_grad()
     def observe(
-        self, batch: ObserverBatch, *, layer_weights: Sequence[float] | None = None
+        self,
+        batch: ObserverBatch,
+        *,
+        layer_weights: Sequence[float] | None = None,
+        captions: bool = False,
     ) -> tuple[Features, ...]:
-        """One `Features` per sample; for `layer_weights` see `Backbone.trace`.
+        """One `Features` per sample; for `layer_weights` and `captions` see `Backbone.trace`.
 
         Raises:
             RunError: Values are not finite, as after an overflow in float16.
@@ -141,7 +145,9 @@ class Observer:
         traces = [
             trace
             for single in singles
-            for trace in self.backbone.trace(single, pool=self.pool, layer_weights=layer_weights)
+            for trace in self.backbone.trace(
+                single, pool=self.pool, layer_weights=layer_weights, captions=captions
+            )
         ]
         names = [sample.name for sample in batch.backbone.samples]
         return self.features(traces, images, names)
@@ -162,7 +168,8 @@ class Observer:
             maps = attention_maps(trace)
             if self.channels:
                 maps = replace(maps, maps=maps.maps[:, list(self.channels)])  # (P, K, h, w)
-            features.append(Features(maps, trace.hidden, trace.row_phrase, image, trace.image_hw))
+            states = trace.hidden, trace.row_phrase
+            features.append(Features(maps, *states, image, trace.image_hw, trace.caption))
         check_features(features, names, self.backbone.vlm.dtype)
         return tuple(features)
 

@@ -62,7 +62,7 @@ MOST_LISTED = 30
 
 EXPRESSIBLE: Mapping[str, Any] = {
     "refiner": "sam", "caption_mode": "pieces", "paper_rounding": True, "enlarge_to": 64,
-    "channels": (), "presence": False,
+    "channels": (), "presence": False, "keywords": False,
 }  # fmt: skip
 """What all heads of the original are like, by the fields of `Recipe`."""
 

@@ -29,7 +29,7 @@ from flmm_core.pipeline.model_card import Evidence, model_card, source_name
 from flmm_core.plugins import load_backbones
 
 CARD = "README.md"
-PARTS = ("mask_head.", "text_prompts.", "presence.", "refiner.")
+PARTS = ("mask_head.", "text_prompts.", "presence.", "keywords.", "refiner.")
 """What the names of a head's tensors begin with."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import ConfigDict, Field
@@ -71,6 +71,8 @@ class BackboneInputs:
         phrase_rows: Per phrase, (T_p,) int64 positions of its tokens in the sequence, T_p >= 1.
         image_hw: Height and width of the image in pixels.
         name: Names the sample in messages.
+        offsets: Per token of the caption, (start, end) of the characters of the whole caption
+            that it covers; empty where pieces are tokenized one by one.
     """
 
     prefix: Prefix
@@ -80,6 +82,7 @@ class BackboneInputs:
     phrase_rows: tuple[Tensor, ...]
     image_hw: tuple[int, int]
     name: str = ""
+    offsets: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         """S, the tokens of prefix and caption."""
@@ -144,6 +147,34 @@ class BackboneBatch:
 
 
 @dataclass(frozen=True)
+class CaptionStates:
+    """What the VLM made of each of the T tokens of a whole caption.
+
+    Attributes:
+        hidden: (L, T, D) as in `Trace`, of all layers.
+        offsets: As in `BackboneInputs`.
+        phrase: (T,) int64, the first phrase that a token belongs to, or -1.
+    """
+
+    hidden: Tensor
+    offsets: tuple[tuple[int, int], ...]
+    phrase: Tensor
+
+
+@dataclass(frozen=True)
+class KeywordLogits:
+    """Which tokens of a caption belong to phrases to ground.
+
+    Attributes:
+        logits: (T, 2) that a token begins a phrase, and that it is in one.
+        offsets: As in `BackboneInputs`.
+    """
+
+    logits: Tensor
+    offsets: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Trace:
     """What stage 1 records of the frozen VLM for one sample.
 
@@ -155,6 +186,7 @@ class Trace:
         row_phrase: (T,) int64, the phrase of each row of `hidden`, ascending.
         views: As in the inputs.
         image_hw: Height and width of the image in pixels.
+        caption: Of the whole caption, if it was asked for.
     """
 
     attention: Tensor
@@ -162,6 +194,26 @@ class Trace:
     row_phrase: Tensor
     views: tuple[ImageView, ...]
     image_hw: tuple[int, int]
+    caption: CaptionStates | None = None
+
+    @classmethod
+    def of(cls, sample: BackboneInputs, groups: Tensor, attention: Tensor, hidden: Tensor) -> Self:
+        """What was recorded of the rows of a sample's phrases, and of its caption if asked for.
+
+        Args:
+            groups: (T,) the phrase of each row; P for rows of the caption, which are last.
+            attention: (L, N, P, M), or P + 1 with a caption; `hidden` is (L, T, D).
+        """
+        count, groups, caption = len(sample.phrase_rows), groups.to(hidden.device), None
+        of_phrases = groups < count
+        if not of_phrases.all():
+            first = torch.full((len(sample.caption),), -1)
+            for number, rows in reversed([*enumerate(sample.phrase_rows)]):
+                first[rows - sample.start] = number
+            caption = CaptionStates(hidden[:, ~of_phrases], sample.offsets, first)
+            attention, groups = attention[:, :, :count], groups[of_phrases]
+            hidden = hidden[:, of_phrases]
+        return cls(attention, hidden, groups, sample.views, sample.image_hw, caption)
 
 
 @dataclass(frozen=True)
@@ -215,6 +267,7 @@ class Features:
     Attributes:
         maps: Of the channels that the head takes.
         hidden: (L, T, D) as in `Trace`; (0, T, 0) where it was stored without.
+        caption: As in `Trace`.
     """
 
     maps: AttentionMaps
@@ -222,6 +275,7 @@ class Features:
     row_phrase: Tensor
     image: EncodedImage | None
     image_hw: tuple[int, int]
+    caption: CaptionStates | None = None
 
     @property
     def phrases(self) -> int:
@@ -261,12 +315,15 @@ class Grounding:
         maps: The attention maps that they were made of.
         there_logits: (P,) that the phrases name something in the image; None if the head does not
             tell.
+        keywords: Of the whole caption; None if the head has no keyword selector, or its states
+            were not kept.
     """
 
     coarse_logits: Tensor
     refined: MaskLogits
     maps: AttentionMaps
     there_logits: Tensor | None = None
+    keywords: KeywordLogits | None = None
 
     @property
     def logits(self) -> Tensor:

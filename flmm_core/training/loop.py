@@ -310,8 +310,9 @@ class TrainingLoop:
             truths = tuple(processed_truth(t, f.maps.image_box, square) for t, f in pairs)
         with self.autocast():
             groundings, loss = head_loss(
-                self.head, features, truths, there=there, nearest=nearest, counts=counts
-            )
+                self.head, features, truths, there=there, nearest=nearest, counts=counts,
+                narrated=[sample.narrated for sample in batch.samples],
+            )  # fmt: skip
         return features, groundings, loss
 
     def autocast(self) -> torch.autocast:

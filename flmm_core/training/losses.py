@@ -18,28 +18,32 @@ from flmm_core.pipeline.types import Features, Grounding
 
 @dataclass(frozen=True)
 class Counts:
-    """What the means of a step are over: its phrases, and those whose masks are trained."""
+    """What the means of a step are over: its phrases, those whose masks are trained, narrations."""
 
     phrases: int
     masks: int
+    narrations: int = 0
 
     @classmethod
     def of(cls, head: Head, samples: Sequence[Sample]) -> Counts:
         """Those of some samples, known before the models see them."""
         phrases = [phrase for sample in samples for phrase in sample.phrases]
         there = [phrase for phrase in phrases if rle.area(phrase.mask)]
-        return cls(len(phrases), len(phrases if head.presence is None else there))
+        narrations = sum(sample.narrated for sample in samples)
+        return cls(len(phrases), len(phrases if head.presence is None else there), narrations)
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(self.phrases + other.phrases, self.masks + other.masks)
+        narrations = self.narrations + other.narrations
+        return Counts(self.phrases + other.phrases, self.masks + other.masks, narrations)
 
 
 @dataclass(frozen=True)
 class GroundingLoss:
     """Means over all masks of a batch, each a scalar tensor; 0 for a batch without masks.
 
-    `presence` is a mean over all phrases, None if the head does not tell presence. Of a part of a
-    step, the means are over the whole step's phrases (`Counts`), so that parts add up.
+    `presence` is a mean over all phrases, None if the head does not tell presence; `keywords` one
+    over all narrations, None if the head does not select keywords. Of a part of a step,
+    the means are over the whole step's phrases (`Counts`), so that parts add up.
     """
 
     coarse_dice: Tensor
@@ -47,12 +51,14 @@ class GroundingLoss:
     refined_dice: Tensor
     refined_cross_entropy: Tensor
     presence: Tensor | None = None
+    keywords: Tensor | None = None
 
     @classmethod
     def nothing(cls, head: Head) -> GroundingLoss:
         """That of no phrases."""
-        zeros = torch.zeros(4 if head.presence is None else 5, device=head.device)
-        return cls(*zeros.unbind())
+        zero = torch.zeros((), device=head.device)
+        told = (None if part is None else zero for part in (head.presence, head.keywords))
+        return cls(zero, zero, zero, zero, *told)
 
     def plus(self, figures: Tensor) -> GroundingLoss:
         """The same with a number added to each of its parts, without their graph."""
@@ -76,6 +82,7 @@ def head_loss(
     truths: Sequence[Tensor],
     *,
     there: Sequence[Tensor] | None = None,
+    narrated: Sequence[bool] | None = None,
     nearest: bool = False,
     counts: Counts | None = None,
 ) -> tuple[Sequence[Grounding], GroundingLoss]:
@@ -87,21 +94,47 @@ def head_loss(
     Args:
         there: Per sample, (P,) bool, whether a phrase has a target; by default those whose truth
             is not empty.
+        narrated: Per sample, whether keywords are learned from its caption; by default from none.
         counts: Of the step that the batch is a part of; by default the batch is all of it.
     """
     masks = None if counts is None else counts.masks
     if head.presence is None:
         groundings = head(features)
-        return groundings, grounding_loss(groundings, truths, nearest=nearest, masks=masks)
-    there = there or [truth.flatten(1).any(1) for truth in truths]
-    groundings = head(features, there)
-    found = [truth[which] for truth, which in zip(truths, there, strict=True)]
-    told = torch.cat([each.there_logits for each in groundings if each.there_logits is not None])
-    right = torch.cat(list(there)).to(told)
-    presence = F.binary_cross_entropy_with_logits(told, right, reduction="sum")
-    loss = grounding_loss(groundings, found, nearest=nearest, masks=masks)
-    phrases = len(told) if counts is None else counts.phrases
-    return groundings, replace(loss, presence=presence / max(1, phrases))
+        loss = grounding_loss(groundings, truths, nearest=nearest, masks=masks)
+    else:
+        there = there or [truth.flatten(1).any(1) for truth in truths]
+        groundings = head(features, there)
+        found = [truth[which] for truth, which in zip(truths, there, strict=True)]
+        told = torch.cat([one.there_logits for one in groundings if one.there_logits is not None])
+        right = torch.cat(list(there)).to(told)
+        presence = F.binary_cross_entropy_with_logits(told, right, reduction="sum")
+        loss = grounding_loss(groundings, found, nearest=nearest, masks=masks)
+        phrases = len(told) if counts is None else counts.phrases
+        loss = replace(loss, presence=presence / max(1, phrases))
+    if head.keywords is not None:
+        own = narrated or [False] * len(features)
+        learned = [
+            keyword_loss(grounding.keywords.logits, one.caption.phrase)
+            for grounding, one, is_own in zip(groundings, features, own, strict=True)
+            if is_own and grounding.keywords is not None and one.caption is not None
+        ]
+        count = len(learned) if counts is None else counts.narrations
+        total = sum(learned, torch.zeros((), device=head.device))
+        loss = replace(loss, keywords=total / max(1, count))
+    return groundings, loss
+
+
+def keyword_loss(logits: Tensor, phrase: Tensor) -> Tensor:
+    """Binary cross-entropy of a caption's tokens, a scalar mean.
+
+    Args:
+        logits: (T, 2) as in `KeywordLogits`.
+        phrase: (T,) as in `CaptionStates`.
+    """
+    inside = phrase >= 0
+    before = torch.cat([phrase.new_full((1,), -1), phrase[:-1]])
+    right = torch.stack([inside & (phrase != before), inside], 1).to(logits)
+    return F.binary_cross_entropy_with_logits(logits, right)
 
 
 def processed_truth(truth: Tensor, image_box: Box, square: int) -> Tensor:

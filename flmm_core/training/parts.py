@@ -42,11 +42,20 @@ def check_initial_head(config: RunConfig) -> None:
             found="\n".join(different),
             repair="Give the same settings, or go on with --force if only the weights have to fit.",
         )
+    untrained = config.train is not None and not {"head", "keywords"} & {*config.train}
+    if config.head.keywords and not found.keywords and untrained:
+        raise UsageError(
+            f"The head in '{config.init_head}' has no keyword selector to begin with.",
+            found=f"--train {','.join(config.train or ())} would leave a new one untrained.",
+            repair="Add keywords to --train, or omit --head-keywords.",
+        )
 
 
 def _differences(theirs: Recipe, ours: Recipe) -> list[str]:
     of_head = type(RunConfig.model_fields["head"].default).model_fields
     one, two = asdict(theirs), asdict(ours)
+    if ours.keywords:  # a head without a selector gets one
+        one["keywords"] = True
     names = [name for name in one if name not in MAY_DIFFER and name != "channels"]
     found = []
     for name in names:
@@ -84,7 +93,10 @@ def begin_with(head: Head, info: HeadInfo, config: RunConfig) -> HeadInfo:
             f"{len(info.recipe.channels) or 'all'} here.",
             repair="Use a cache with the same channels, or none, or another head.",
         )
-    head.load_weights(read_weights(folder))
+    weights = read_weights(folder)
+    if head.keywords is not None and not trained.recipe.keywords:
+        weights |= head.keywords.state_dict(prefix="keywords.")
+    head.load_weights(weights)
     return info.with_facts(initial_head=config.init_head)
 
 
@@ -96,7 +108,7 @@ def freeze_others(head: Head, config: RunConfig) -> None:
     """
     if config.train is None:
         return
-    untrained = [head.mask_head, head.text_prompts, head.presence]
+    untrained = [head.mask_head, head.text_prompts, head.presence, head.keywords]
     for module in head.children():
         if any(module is part for part in _modules(head, config.train, config.refiner)):
             continue
@@ -119,8 +131,9 @@ def freeze_others(head: Head, config: RunConfig) -> None:
 def _modules(head: Head, names: Sequence[str], refiner: str) -> list[nn.Module | None]:
     """The modules of the named parts; None for one that this head does not have."""
     parts: dict[str, list[nn.Module | None]] = {
-        "head": [head.mask_head, head.presence],
+        "head": [head.mask_head, head.presence, head.keywords],
         "presence": [head.presence],
+        "keywords": [head.keywords],
         "text": [head.text_prompts],
         refiner: [head.refiner],
     }

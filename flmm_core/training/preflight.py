@@ -61,6 +61,8 @@ def check_run(config: RunConfig, spec: BackboneSpec, progress: Progress) -> RunD
     with problems.part():
         _check_data_was_chosen(config)
     with problems.part():
+        _check_keywords(config)
+    with problems.part():
         check_output(config)
     with problems.part():
         check_trackers(config.log_with)
@@ -144,6 +146,37 @@ def _check_data_was_chosen(config: RunConfig) -> None:
     )
 
 
+def _check_keywords(config: RunConfig) -> None:
+    """UsageError if a run cannot train a keyword selector as it is set up."""
+    if not config.head.keywords:
+        return
+    if config.caption_mode == "pieces":
+        raise UsageError(
+            "Keywords cannot be learned from captions that are read piece by piece.",
+            found="A selector reads the tokens of whole captions.",
+            repair="Use --caption-mode whole, or omit --head-keywords.",
+        )
+    if config.cache is not None:
+        raise UsageError(
+            f"Keywords cannot be learned from the cache '{config.cache}'.",
+            found="A cache holds the hidden states of phrases, not those of whole captions.",
+            repair="Omit --cache; or train the head with it, and then the selector alone with"
+            " --init-head HEAD --head-keywords --train keywords.",
+        )
+
+
+def _check_narrations(config: RunConfig, training: Mapping[str, ImageSamples]) -> None:
+    """UsageError if keywords are to be learned and there is nothing to learn them from."""
+    learned = config.train is None or {"head", "keywords"} & {*config.train}
+    captions = (image.caption for part in training.values() for image in part.images)
+    if config.head.keywords and learned and not any(captions):
+        raise UsageError(
+            "There are no narrations to learn keywords from.",
+            found=f"No image of {', '.join(training)} has a caption of its own.",
+            repair="Add --data shapes@narrated or png:PATH@train, or omit --head-keywords.",
+        )
+
+
 def open_data(config: RunConfig, progress: Progress, problems: Problems | None = None) -> RunData:
     """Read the annotations of all sources of a run; images are read later.
 
@@ -183,6 +216,9 @@ def open_data(config: RunConfig, progress: Progress, problems: Problems | None =
     training = opened(config.data, counted(config.train_protocol, split_captions=True))
     watched = opened(config.val_data, counted(config.protocol, split_captions=False))
     held_out = opened(config.eval_data, lambda text: open_source(text, config.protocol))
+    if not problems.found:
+        with problems.part():
+            _check_narrations(config, training)
     problems.check()
     _tell_what_is_missing(config, progress)
     samples = JoinedSamples([training[text] for text in config.data])

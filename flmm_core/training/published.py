@@ -18,7 +18,7 @@ SHOWN = (
     "steps", "epochs", "batch_size", "accumulate", "learning_rate", "refiner_learning_rate",
     "weight_decay", "clip_norm", "warmup", "ema", "precision", "dtype", "seed", "train_protocol",
     "caption_mode", "absent_share", "head.base_channels", "head.enlarge_to", "head.pool",
-    "head.paper_rounding", "head.presence",
+    "head.paper_rounding", "head.presence", "head.keywords",
 )  # fmt: skip
 """The settings on a model card: numbers and words that say nothing of the machine."""
 

@@ -53,7 +53,7 @@ def open_observed(config: RunConfig, spec: BackboneSpec, progress: Progress) -> 
     """Load the frozen models; they run on every batch."""
     progress.say(f"Loading {config.backbone}, model {config.model}")
     observer, head = build_from_config(config, spec)
-    source = ObservedFeatures(observer)
+    source = ObservedFeatures(observer, captions=config.head.keywords)
     digest = observer.backbone.weights_digest()
     memory = round(config.cache_memory * 1e9)
     return Setup(

@@ -136,6 +136,9 @@ def _train(
             f"{text}, {config.protocol}: coarse cIoU {score['coarse_ciou']:.4f}, "
             f"refined cIoU {score['ciou']:.4f} ({score.phrases} masks)"
         )
+        if score.keywords.captions:
+            found_words, rules = score.keywords.phrases.f1, score.keywords.rules.f1
+            progress.say(f"  keywords: F1 {found_words:.4f} (noun phrases by rules: {rules:.4f})")
         for name, part in sorted(score.slices.items()):
             if len(score.slices) > 1:
                 coarse, refined = part["coarse_ciou"], part["ciou"]
@@ -271,6 +274,9 @@ def summarize(config: RunConfig, head: Head, scores: dict[str, Evaluation]) -> d
         summary["refined"] = {"ciou": first["ciou"], "miou": first["miou"]}
         if any(first.reliability.counts):
             summary["calibration"] = first.reliability.to_dict()
+    for score in scores.values():
+        if score.keywords.captions:
+            summary.setdefault("keywords", score.keywords.to_dict())
     summary["evaluations"] = {text: score.to_dict() for text, score in scores.items()}
     summary["trainable_parameters"] = head.trainable_parameters
     return summary

@@ -134,7 +134,8 @@ def test_an_unknown_name() -> None:
             "shapes",
             (
                 "The data source 'shapes' needs a split.\n"
-                "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent.\n"
+                "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent, narrated, "
+                "narrated-test.\n"
                 "Write the split after an '@', for example '@train'."
             ),
         ),
@@ -142,7 +143,8 @@ def test_an_unknown_name() -> None:
             "shapes:/data@train",
             (
                 "The data source 'shapes:/data@train' takes no path, but '/data' was given.\n"
-                "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent.\n"
+                "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent, narrated, "
+                "narrated-test.\n"
                 "Leave out the path and the ':'."
             ),
         ),
@@ -158,7 +160,8 @@ def test_an_unknown_name() -> None:
             "shapes@train,exif=ignore",
             (
                 "The data source 'shapes@train,exif=ignore' takes no option 'exif'.\n"
-                "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent.\n"
+                "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent, narrated, "
+                "narrated-test.\n"
                 "Leave it out."
             ),
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import cast
@@ -13,6 +13,7 @@ from PIL import Image
 
 from flmm_core.data import rle
 from flmm_core.data.drawn.flat_painter import make_flat_scene, paint_flat
+from flmm_core.data.drawn.narrations import narration
 from flmm_core.data.drawn.scenes import (
     COLORS,
     HARD_KINDS,
@@ -24,7 +25,7 @@ from flmm_core.data.drawn.scenes import (
     paint,
 )
 from flmm_core.data.formats.shared.new_image import NewImage
-from flmm_core.data.sample import GroundedObject, Mask
+from flmm_core.data.sample import GroundedObject, Mask, Segment
 from flmm_core.errors import UsageError, did_you_mean
 
 KINDS = ("plain", *HARD_KINDS, "flat")
@@ -59,7 +60,7 @@ def draw_images(
             (see `absent_things`), "half absent" as many as there are objects, in between them,
             "some absent" none to as many, and with both a third of all phrases begins with "a" or
             "an"; "background" what no object covers (tag "stuff"); "ignore" has every object ignore
-            the outlines of the others.
+            the outlines of the others; "narration" adds a caption that names them.
 
     Raises:
         UsageError: A kind is unknown, or `count` is below 1.
@@ -75,15 +76,18 @@ def draw_images(
     for index in range(count):
         kind, attempt = kinds[index % len(kinds)], 0
         objects: list[GroundedObject] = []
+        named: dict[int, int] = {}
         while not objects:  # until an object has a phrase
             chance = seed, index, attempt
             flat = make_flat_scene(chance) if kind == "flat" else None
             scene = flat or make_scene(chance, cast(Kind, kind))
             pixels, masks, whole = paint_flat(scene) if flat else paint(scene)
             rng = np.random.default_rng((*chance, 1))
-            for shape, mask, area in zip(scene.shapes, masks, whole, strict=True):
+            parts = zip(scene.shapes, masks, whole, strict=True)
+            for number, (shape, mask, area) in enumerate(parts):
                 words = expressions(scene, shape, rng)[:sentences]
                 if words and mask.sum() >= LEAST_VISIBLE * area:
+                    named[number] = len(objects)
                     code = rle.encode(mask)
                     objects.append(GroundedObject(code, tuple(words), shape.name, kind, split))
             attempt += 1
@@ -98,7 +102,17 @@ def draw_images(
             things = tuple(
                 _reworded(things[place], chances) for place in chances.permutation(len(things))
             )
-        yield NewImage(Image.fromarray(pixels), f"{split}_{kind}_{index:06}.png", things)
+        captions = []
+        if "narration" in extras:
+            told = narration(scene, np.random.default_rng((*chance, 4)))
+            captions.append([_renumbered(piece, named) for piece in told])
+        file_name = f"{split}_{kind}_{index:06}.png"
+        yield NewImage(Image.fromarray(pixels), file_name, things, captions)
+
+
+def _renumbered(piece: Segment, named: Mapping[int, int]) -> Segment:
+    """A piece about an object by its index in `named`; about any other, plain words."""
+    return replace(piece, phrase=None if piece.phrase is None else named.get(piece.phrase))
 
 
 def _with_extras(

@@ -273,6 +273,7 @@ class Backbone(ABC):
             phrase_rows=caption.rows,
             image_hw=image_hw,
             name=name,
+            offsets=caption.offsets,
         )
 
     def vision_token_mask(self, inputs: BackboneInputs) -> Tensor:
@@ -326,6 +327,7 @@ class Backbone(ABC):
         *,
         pool: Pool = "mean",
         layer_weights: Sequence[float] | None = None,
+        captions: bool = False,
     ) -> tuple[Trace, ...]:
         """One forward of the VLM, without its language-model head; one `Trace` per sample.
 
@@ -334,27 +336,23 @@ class Backbone(ABC):
             pool: How the attention of a phrase's tokens becomes one map, "mean" or "max".
             layer_weights: L numbers to sum the hidden states of all layers with while the model
                 runs; a trace's `hidden` is then (1, T, D).
+            captions: Keep the hidden states of whole captions, too.
         """
-        placed = place_rows(batch)
-        tensors, captions = to_vlm(self.vlm, batch.tensors), batch.captions
-        prefixes = PrefixCache(self.vlm, tensors) if captions else None
+        placed = place_rows(batch, captions)
+        tensors, following = to_vlm(self.vlm, batch.tensors), batch.captions
+        prefixes = PrefixCache(self.vlm, tensors) if following else None
         with self._recorder.record(
             *placed,
             names=[sample.name for sample in batch.samples],
             pool=pool,
             layer_weights=layer_weights,
         ) as recording:
-            if captions and prefixes:
-                prefixes.read(**to_vlm(self.vlm, vars(captions)))
+            if following and prefixes:
+                prefixes.read(**to_vlm(self.vlm, vars(following)))
             else:
                 self.vlm.model(**tensors, use_cache=False)
-        recorded = zip(
-            batch.samples, placed.groups, recording.attention, recording.hidden, strict=True
-        )
-        return tuple(
-            Trace(attention, hidden, groups.to(hidden.device), sample.views, sample.image_hw)
-            for sample, groups, attention, hidden in recorded
-        )
+        recorded = placed.groups, recording.attention, recording.hidden
+        return tuple(map(Trace.of, batch.samples, *recorded))
 
     def reply(
         self,

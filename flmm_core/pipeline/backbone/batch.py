@@ -22,7 +22,7 @@ class PlacedRows(NamedTuple):
     Attributes:
         rows: Per sample, (T,) of its phrases' tokens, phrase after phrase.
         columns: Per sample, (M,) of its image tokens, view after view.
-        groups: Per sample, (T,) the phrase of each row, ascending.
+        groups: Per sample, (T,) the phrase of each row, ascending; P for those of the caption.
     """
 
     rows: list[Tensor]
@@ -30,13 +30,16 @@ class PlacedRows(NamedTuple):
     groups: list[Tensor]
 
 
-def place_rows(batch: BackboneBatch) -> PlacedRows:
-    """The rows of a batch's phrases and the columns of its views."""
+def place_rows(batch: BackboneBatch, captions: bool = False) -> PlacedRows:
+    """The rows of a batch's phrases, then those of its captions, and the columns of its views."""
     nothing = torch.zeros(0, dtype=torch.int64)
     rows, columns, groups = [], [], []
     for sample, offset in zip(batch.samples, batch.offsets, strict=True):
-        lengths = torch.tensor([len(r) for r in sample.phrase_rows], dtype=torch.int64)
-        rows.append(torch.cat([nothing, *sample.phrase_rows]) + offset)  # (T,)
+        wanted = [*sample.phrase_rows]
+        if captions and len(sample.caption):
+            wanted.append(torch.arange(sample.start, len(sample)))
+        lengths = torch.tensor([len(r) for r in wanted], dtype=torch.int64)
+        rows.append(torch.cat([nothing, *wanted]) + offset)  # (T,)
         groups.append(torch.arange(len(lengths)).repeat_interleave(lengths))  # (T,)
         cells = [view.token_index.flatten() for view in sample.views]
         columns.append(torch.cat([nothing, *cells]) + offset)  # (M,)

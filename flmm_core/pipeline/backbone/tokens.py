@@ -31,11 +31,13 @@ class Caption(NamedTuple):
         start: As in `BackboneInputs`.
         ids: (n,) int64.
         rows: Per phrase, (T_p,) int64 positions of its tokens in the whole sequence.
+        offsets: As in `BackboneInputs`.
     """
 
     start: int
     ids: Tensor
     rows: tuple[Tensor, ...]
+    offsets: tuple[tuple[int, int], ...] = ()
 
 
 def encode_prefix(
@@ -156,7 +158,7 @@ def tokenize_whole(
             say which characters a token covers.
     """
     texts = _phrase_texts(segments, len(prefix), limit, name)
-    caption, owners = _owned(segments, controls)
+    caption, owners, origins = _owned(segments, controls)
     if not caption:
         return Caption(len(prefix), torch.zeros(0, dtype=torch.int64), ())
     text, begin = answer_text(processor, prefix.turns, caption)
@@ -177,14 +179,18 @@ def tokenize_whole(
         )
     start = len(prefix) - merged
     rows: list[list[int]] = [[] for _ in texts]
+    covers: list[tuple[int, int]] = []
     for place, (first, last) in enumerate(offsets[same:], start):
-        covered = owners[max(0, first - begin) : max(0, last - begin)]
+        span = slice(max(0, first - begin), max(0, last - begin))
+        covered = owners[span]
+        at = origins[span] or [origins[min(span.start, len(origins) - 1)]]
+        covers.append((at[0], at[-1] + bool(origins[span])))
         for phrase in dict.fromkeys(owner for owner in covered if owner is not None):
             rows[phrase].append(place)
     _check_rows(texts, rows, limit, name)
     phrase_rows = tuple(torch.tensor(places, dtype=torch.int64) for places in rows)
     kept = torch.tensor(ids[same:][: limit - start], dtype=torch.int64)
-    return Caption(start, kept, phrase_rows)
+    return Caption(start, kept, phrase_rows, tuple(covers[: len(kept)]))
 
 
 def tokenize_pieces(
@@ -214,14 +220,20 @@ def tokenize_pieces(
     return Caption(start, torch.tensor(ids[: limit - start], dtype=torch.int64), phrase_rows)
 
 
-def _owned(segments: Sequence[Segment], controls: Collection[str]) -> tuple[str, list[int | None]]:
-    """The caption without control strings, and the phrase of each of its characters, or None."""
+def _owned(
+    segments: Sequence[Segment], controls: Collection[str]
+) -> tuple[str, list[int | None], list[int]]:
+    """The caption without control strings; of each of its characters the phrase, or None, and
+    which it is of the caption as it was given.
+    """
     text = caption_text(segments)
     owners = [piece.phrase for piece in pieces_of(segments) for _ in piece.text]
+    origins = list(range(len(text)))
     for control in controls:
         while (place := text.find(control)) >= 0:
             text = f"{text[: place + 1]} {text[place + 1 :]}"
-            owners.insert(place + 1, owners[place + 1])
+            for places in (owners, origins):
+                places.insert(place + 1, places[place + 1])  # type: ignore[arg-type]
     done = 0
     for _, run in groupby(owners[:]):
         words = text[done : (end := done + len(list(run)))]
@@ -229,7 +241,7 @@ def _owned(segments: Sequence[Segment], controls: Collection[str]) -> tuple[str,
         owners[done : done + leading] = [None] * leading
         owners[end - trailing : end] = [None] * trailing
         done = end
-    return text, owners
+    return text, owners, origins
 
 
 def _phrase_texts(segments: Sequence[Segment], start: int, limit: int, name: str) -> list[str]:

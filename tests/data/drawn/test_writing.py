@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,7 @@ from flmm_core.errors import UsageError
 def small_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default splits, three images each, in a cache folder of their own."""
     monkeypatch.setenv("FLMM_CACHE", str(tmp_path / "cache"))
-    few = {
-        name: splits.Split(3, plan.seed, plan.kinds, plan.sentences, plan.extras)
-        for name, plan in SPLITS.items()
-    }
+    few = {name: replace(plan, count=3) for name, plan in SPLITS.items()}
     monkeypatch.setattr(splits, "SPLITS", few)
     return tmp_path / "cache"
 
@@ -135,7 +133,7 @@ def test_unknown_split_and_kind_are_named() -> None:
         ensure_shapes("tset")
     assert str(split.value) == (
         "Unknown split 'tset' of 'shapes'. Did you mean 'test'?\n"
-        "Known: train, val, test, hard, absent."
+        "Known: train, val, test, hard, absent, narrated, narrated-test."
     )
     with pytest.raises(UsageError, match=r"Unknown kind of scene 'plane'. Did you mean 'plain'"):
         next(draw_images(1, 0, kinds=("plane",)))

@@ -17,6 +17,7 @@ from flmm_core.pipeline.conversation.phrases.choose import find_phrases, open_fi
 from flmm_core.pipeline.conversation.phrases.lookup import occurrences
 from flmm_core.pipeline.conversation.phrases.marks import marked_in_answer, strip_marks
 from flmm_core.pipeline.conversation.phrases.rules import RuleFinder
+from tests.pipeline.conversation.promises import check_promises
 
 WORDS = ["a", "the", "red", "ring", "rings", "of", "group", "dog's", "dogs'", "and", "is", "image"]
 ENGLISH = st.lists(st.sampled_from([*WORDS, ",", ".", "\n", "[[", "]]", "İ", "é"])).map(" ".join)
@@ -26,15 +27,6 @@ RULES = RuleFinder(None)
 
 def shown(text: str, ranges: list[Range]) -> list[str]:
     return [text[start:end] for start, end in ranges]
-
-
-def check_promises(text: str, ranges: list[Range]) -> None:
-    """In order, apart, within the text, not empty, no spaces at the edges."""
-    end = 0
-    for start, stop in ranges:
-        assert end <= start < stop <= len(text)
-        assert text[start:stop] == text[start:stop].strip()
-        end = stop
 
 
 @given(TEXTS)
@@ -180,7 +172,7 @@ def test_a_plugin_brings_a_finder(
     with pytest.raises(ConfigError, match="Option 'letter' = 'st'"):
         open_finder("letters:st")
     assert main(["finders"]) == 0
-    assert "letters  words by their first letter\n" in capsys.readouterr().out
+    assert "letters   words by their first letter\n" in capsys.readouterr().out
     assert main(["finders", "show", "letters"]) == 0
     shown_options = capsys.readouterr().out
     assert "Options (--phrases NAME:KEY=VALUE):\n  letter  str  What phrases" in shown_options

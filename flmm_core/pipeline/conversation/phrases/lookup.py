@@ -53,8 +53,9 @@ def _within_word(text: str, place: int) -> bool:
         return True
     if unicodedata.category(before)[0] == "M":
         before = "a"
-    return before.isalnum() and after.isalnum() and not (_unspaced(before) or _unspaced(after))
+    return before.isalnum() and after.isalnum() and not (is_unspaced(before) or is_unspaced(after))
 
 
-def _unspaced(letter: str) -> bool:
+def is_unspaced(letter: str) -> bool:
+    """Whether a letter is of a script that does not part words by spaces."""
     return unicodedata.name(letter, "").startswith(UNSPACED)

@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
+from flmm_core.data.drawn.narrations import narration, place_words
 from flmm_core.data.drawn.scenes import Scene, Shape, make_scene
-from recipes.narrations import narration, place_words
 
 
 def test_narration_names_every_shape_once() -> None:

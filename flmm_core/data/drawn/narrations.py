@@ -1,4 +1,4 @@
-"""Captions that name every shape of a drawn scene, for training and measuring the tiny twins."""
+"""Captions that name every shape of a drawn scene once, as in panoptic narrative grounding."""
 
 from __future__ import annotations
 
