@@ -18,7 +18,7 @@ from flmm_core.errors import FlmmError
 from flmm_core.pipeline.build import build_head, load_refiner, recipe_of
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.types import VlmShape
-from tests.cached import Runs
+from tests.cached import Runs, weights
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,8 @@ def test_a_grounder_loads_it(former: Path, alone: Path) -> None:
 def test_masks_and_keywords_are_trained_together_in_parts_of_a_step(runs: Runs) -> None:
     whole = runs.train("whole", head__keywords=True, exact=True)
     parts = runs.train("parts", head__keywords=True, exact=True, accumulate=2)
+    kept = runs.train("kept", head__keywords=True, cache_memory=1.0)
+    assert weights(kept) == weights(whole)  # features that stay in memory have captions, too
     one, two = head_of(whole), head_of(parts)
     for name, value in one.items():
         if name.startswith("keywords."):
