@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from flmm_core.cli import diagnosis, main
+from flmm_core.data.drawn.splits import SPLITS
 from flmm_core.plugins import load_backbones
 
 Capture = pytest.CaptureFixture[str]
@@ -76,7 +77,7 @@ def test_a_sound_installation_has_no_problems(capsys: Capture, monkeypatch: Patc
     assert versions["transformers"] == transformers.__version__
     names = [plugin["name"] for plugin in found["plugins"]["backbones"]]
     assert names == [*load_backbones().specs]
-    assert [each["drawn"] for each in found["data"]] == [False] * 5
+    assert [each["drawn"] for each in found["data"]] == [False] * len(SPLITS)
     assert not Path("cache").exists()
     monkeypatch.setattr("flmm_core.cli.doctor.diagnose", lambda: found)
     assert main(["doctor"]) == 0
