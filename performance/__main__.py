@@ -4,6 +4,7 @@ python -m performance recording             what recording attention adds to the
 python -m performance training              one training step
 python -m performance refining              the masks of one image through SAM
 python -m performance sentences             several sentences about one image
+python -m performance answering             what recording attention adds to writing an answer
 python -m performance cache                 training epochs with and without a feature cache
 python -m performance loading               reading images with DataLoader workers
 python -m performance forecast              what a run says it will take, and what it takes
@@ -45,7 +46,7 @@ import torch
 from performance import tables
 
 ON_GPU = ("recording", "training", "refining", "sentences", "overflow")
-MEASUREMENTS = (*ON_GPU, "cache", "loading", "forecast")
+MEASUREMENTS = (*ON_GPU, "answering", "cache", "loading", "forecast")
 GPU_SECONDS = 7 * 60
 NO_GPU = f"""Published sizes need a GPU.
 torch {torch.__version__} sees no CUDA device here.
