@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flmm_core.errors import DataError
-from flmm_core.files import whole_folder, write_json
+from flmm_core.files import write_json
+from flmm_core.pipeline.result_files import RESULT as RESULT
+from flmm_core.pipeline.result_files import write_result as write_result
 
 if TYPE_CHECKING:
-    from flmm_core.pipeline.result import Result
+    pass
 
 Kind = Literal["overlay", "masks", "attention", "coco", "labelme"]
 KINDS: dict[Kind, str] = {
@@ -23,61 +24,8 @@ KINDS: dict[Kind, str] = {
     "labelme": "labelme/NAME.json, one LabelMe file per image",
 }
 USUAL: tuple[Kind, ...] = ("overlay", "masks")
-RESULT = "result.json"
-OWN = r"(mask|attention)-\d+\.png|overlay\.png|attention\.npz"
-"""What is written of one image besides."""
 COCO = "instances.json"
 LABELME = "labelme"
-
-
-def write_result(
-    result: Result, folder: Path, *, kinds: Collection[Kind] = USUAL, **facts: Any
-) -> dict[str, Any]:
-    """Write result.json, and what else is wanted of one image; returns the content of result.json.
-
-    What an earlier result left in the folder is removed.
-    """
-    import numpy as np
-    from PIL import Image
-
-    earlier = (folder / RESULT).exists()
-    records = result.to_coco()
-    with whole_folder(folder) as aside:
-        for number, record in enumerate(records):
-            if "masks" in kinds:
-                name = f"mask-{number + 1}.png"
-                Image.fromarray(result.mask(number).numpy() * np.uint8(255)).save(aside / name)
-                records[number] = {"mask": name, **record}
-        if "overlay" in kinds:
-            result.overlay().save(aside / "overlay.png")
-        if "attention" in kinds:
-            _write_attention(result, aside)
-        size = {"height": result.image.height, "width": result.image.width}
-        content = {**facts, **size, "found": records}
-        write_json(aside / RESULT, content)
-        written = {path.name for path in aside.iterdir()}
-    for path in folder.iterdir() if earlier else ():
-        if path.name not in written and re.fullmatch(OWN, path.name) and path.is_file():
-            path.unlink()
-    return content
-
-
-def _write_attention(result: Result, folder: Path) -> None:
-    """attention.npz, as the model gives it, and attention-N.png, over the image."""
-    import numpy as np
-
-    from flmm_core.heat import paint_heat
-
-    np.savez_compressed(
-        folder / "attention.npz",
-        attention=result.heat.maps[:, 0].numpy(),  # (P, h, w)
-        image_box=np.array(result.heat.image_box),
-        phrases=np.array(result.phrases, dtype=np.str_),
-    )
-    for number in range(len(result)):
-        looked = result.attention(number)  # (H, W)
-        shown = (looked - looked.min()) / (looked.max() - looked.min()).clamp(min=1e-12)
-        paint_heat(result.image, shown.numpy()).save(folder / f"attention-{number + 1}.png")
 
 
 def write_coco(folder: Path, images: Iterable[tuple[Path, Mapping[str, Any]]]) -> Path:

@@ -22,6 +22,7 @@ COMMANDS = {
     "cache": "Precompute the outputs of the frozen models for training.",
     "explain": "Show where words look in an image, and which look at a place.",
     "ground": "Segment phrases in images.",
+    "chat": "Ask about an image, and see what the answer names.",
     "annotate": "Segment phrases in very many images, with Ray.",
     "serve": "Serve trained heads over HTTP.",
     "demo": "Talk and point on a web page.",

@@ -20,9 +20,10 @@ from flmm_core.pipeline import head_folder, publish
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.build import build_flow
 from flmm_core.pipeline.confidence import Confidence, read_confidence, write_confidence
-from flmm_core.pipeline.conversation import chat
+from flmm_core.pipeline.conversation import chat, zoom
 from flmm_core.pipeline.conversation.answer import Answer, Span
 from flmm_core.pipeline.conversation.phrases.choose import Phrases
+from flmm_core.pipeline.conversation.zoom import Thought, Views
 from flmm_core.pipeline.drift import check_drift
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.head_folder import HeadInfo
@@ -312,6 +313,32 @@ class Grounder:
         model. Args and errors as for `chat`.
         """
         return chat.stream(self, image, messages, phrases, keep_absent, seed, generation)
+
+    def think(
+        self,
+        image: object,
+        messages: object,
+        *,
+        look_at: str | None = None,
+        views: Views = "both",
+        context: float = 0.5,
+        compare: bool = False,
+        phrases: Phrases = "rules",
+        seed: int | None = None,
+        **generation: Any,
+    ) -> Thought:
+        """`chat` about one image after a second look at the thing that matters.
+
+        Args:
+            look_at: What matters; by default the model is asked.
+            views: Ask again with the whole image and the crop, or with the crop alone.
+            context: What the crop shows around the thing, in lengths of its longer side.
+            compare: Give the answer without the second look, too.
+
+        Other args and errors as for `chat`.
+        """
+        looking = look_at, views, context, compare
+        return zoom.think(self, image, messages, *looking, phrases, seed, **generation)
 
     def _groundings(
         self, samples: Sequence[ObserverInputs], batch_size: int

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +29,74 @@ from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.finite import check_masks
 from flmm_core.pipeline.mask_logits import MaskLogits, judge
 from flmm_core.pipeline.resample import WHOLE_IMAGE, resample
+from flmm_core.pipeline.result_files import html_of, write_result
 from flmm_core.pipeline.types import AttentionMaps, Grounding
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
+@dataclass(frozen=True, eq=False, repr=False)
+class Found:
+    """One phrase of a result: its `number`th."""
+
+    result: Result
+    number: int
+
+    @property
+    def phrase(self) -> str:
+        """The words."""
+        return self.result.phrases[self.number]
+
+    @property
+    def mask(self) -> Tensor:
+        """(H, W) bool; empty if the phrase is not there."""
+        return self.result.mask(self.number)
+
+    @property
+    def score(self) -> float:
+        """Mean probability over the mask's pixels; 0 for an empty mask."""
+        return float(self.result.scores[self.number])
+
+    @property
+    def probability(self) -> float | None:
+        """How likely the mask is right; None from a head that does not tell."""
+        value = float(self.result.probabilities[self.number])
+        return None if math.isnan(value) else value
+
+    @property
+    def there(self) -> bool:
+        """Whether the phrase was not answered with "not there"."""
+        return bool(self.result.there[self.number])
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask."""
+        x0, y0, x1, y1 = self.result.boxes[self.number].tolist()
+        return x0, y0, x1, y1
+
+    def attention(self) -> Tensor:
+        """(H, W) float32 that sum to 1: where the words look, the mean of all layers and heads."""
+        return self.result.attention(self.number)
+
+    def to_record(self) -> dict[str, Any]:
+        """As in `Result.to_coco`."""
+        return self.result.to_coco()[self.number]
+
+    def to_row(self) -> dict[str, Any]:
+        """Plain numbers and words, as a row of a table: no mask, the box in columns of its own."""
+        record = self.to_record()
+        del record["segmentation"]
+        x0, y0, x1, y1 = self.box
+        record.pop("bbox")
+        return {**record, "x0": x0, "y0": y0, "x1": x1, "y1": y1}
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.phrase!r}, score={self.score:.2f}, box={self.box}"
+            f"{'' if self.there else ', not there'})"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result(Sequence[Found]):
     """Masks of P phrases in one image, on the CPU.
 
     Masks are kept as run lengths and logits at the resolution that they were decided at, so that
@@ -83,6 +148,27 @@ class Result:
 
     def __len__(self) -> int:
         return len(self.phrases)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[place] for place in range(len(self))[number]]
+        return Found(self, range(len(self))[number])
+
+    def __repr__(self) -> str:
+        height, width = self.refined.image_hw
+        return f"Result({width} x {height}, {list(self)})"
+
+    def _repr_html_(self) -> str:
+        return html_of([self])
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write overlay.png, mask-1.png, ... and result.json into a folder, as `flmm ground`."""
+        write_result(self, Path(folder))
+        return Path(folder)
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """One flat row a phrase, for `pandas.DataFrame`: see `Found.to_row`."""
+        return [found.to_row() for found in self]
 
     def attention(self, number: int) -> Tensor:
         """(H, W) float32 that sum to 1: where a phrase's words look, the mean of all heads.

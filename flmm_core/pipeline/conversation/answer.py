@@ -2,82 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup, escape
 from torch import Tensor
 
 from flmm_core.errors import UsageError
-from flmm_core.pipeline.result import Result
+from flmm_core.files import write_json
+from flmm_core.pipeline.result import Found, Result
+from flmm_core.pipeline.result_files import colored, html_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Span:
+class Span(Found):
     """A phrase of an answer and what it names.
 
     Attributes:
-        phrase: The words.
         start: The first of its characters in the answer's text; `end` is behind the last.
         image: The number of the image that it was found in: of several the one whose mask is most
             probable.
-        result: The masks of that image; the phrase is its `number`th.
+        result: The masks of that image.
     """
 
-    phrase: str
     start: int
     end: int
     image: int
-    result: Result = field(compare=False)
-    number: int
-
-    @property
-    def mask(self) -> Tensor:
-        """(H, W) bool; empty if the phrase is not there."""
-        return self.result.mask(self.number)
-
-    @property
-    def score(self) -> float:
-        """Mean probability over the mask's pixels; 0 for an empty mask."""
-        return float(self.result.scores[self.number])
-
-    @property
-    def probability(self) -> float | None:
-        """How likely the mask is right; None from a head that does not tell."""
-        value = float(self.result.probabilities[self.number])
-        return None if value != value else value  # nan
-
-    @property
-    def there(self) -> bool:
-        """Whether the head does not say that the phrase names nothing in the image."""
-        return bool(self.result.there[self.number])
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """(x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask."""
-        x0, y0, x1, y1 = self.result.boxes[self.number].tolist()
-        return x0, y0, x1, y1
-
-    def attention(self) -> Tensor:
-        """(H, W) float32 that sum to 1: where the phrase's words look, the mean of all heads."""
-        return self.result.attention(self.number)
 
     def to_record(self) -> dict[str, Any]:
-        """As `Result.to_coco`, with `start`, `end` and `image`."""
-        record = self.result.to_coco()[self.number]
-        return {
-            "phrase": self.phrase,
-            "start": self.start,
-            "end": self.end,
-            "image": self.image,
-            **record,
-        }
-
-    def __repr__(self) -> str:
-        return (
-            f"Span({self.phrase!r}, {self.start}:{self.end}, score={self.score:.2f}, "
-            f"box={self.box}{'' if self.there else ', not there'})"
-        )
+        """As in `Result.to_coco`, with `start`, `end` and `image`."""
+        where = {"start": self.start, "end": self.end, "image": self.image}
+        return {"phrase": self.phrase, **where, **super().to_record()}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,8 +87,31 @@ class Answer(Sequence[Span]):
         return self.spans[number].attention()
 
     def to_records(self) -> list[dict[str, Any]]:
-        """One flat record a span, as JSON and pandas take it; see `Span.to_record`."""
-        return [span.to_record() for span in self.spans]
+        """One flat row a span, for `pandas.DataFrame`: see `Found.to_row`."""
+        return [span.to_row() for span in self]
+
+    def to_json(self) -> dict[str, Any]:
+        """Text, conversation and one record a span, as JSON takes them."""
+        spans = [span.to_record() for span in self]
+        return {"text": self.text, "spans": spans, "messages": self.messages}
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the masks as `flmm ground` does, and answer.json, which `to_json` gives.
+
+        Of several images, those of the second are in the folder `image-2`, and so on.
+        """
+        target = Path(folder)
+        for number, result in enumerate(self.results):
+            result.save(target / f"image-{number + 1}" if number else target)
+        write_json(target / "answer.json", self.to_json())
+        return target
+
+    def _repr_html_(self) -> str:
+        done, parts = 0, []
+        for number, span in enumerate(self):
+            parts += [escape(self.text[done : span.start]), colored(number, span.phrase)]
+            done = span.end
+        return html_of(self.results, Markup("").join([*parts, escape(self.text[done:])]))
 
     def __repr__(self) -> str:
         return f"Answer({self.text!r}, {len(self.spans)} spans)"

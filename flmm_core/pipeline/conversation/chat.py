@@ -132,13 +132,13 @@ def pointed(
         for number, span_range in enumerate(some):
             best = max(range(len(images)), key=lambda k: _sure(results[k], number))
             places.append((best, start, number))
-            yield _span(reply.text, span_range, best, results[best], number)
+            yield _span(span_range, best, results[best], number)
     whole = [
         joined(part) if part else collect(image, [], [])
         for part, image in zip(parts, images, strict=True)
     ]
     spans = tuple(
-        _span(reply.text, span_range, best, whole[best], start + number)
+        _span(span_range, best, whole[best], start + number)
         for span_range, (best, start, number) in zip(ranges, places, strict=True)
     )
     yield Answer(
@@ -170,6 +170,6 @@ def _sure(result: Result, number: int) -> float:
     return float(result.scores[number]) if likely != likely else likely  # nan
 
 
-def _span(text: str, found: Range, image: int, result: Result, number: int) -> Span:
+def _span(found: Range, image: int, result: Result, number: int) -> Span:
     start, end = found
-    return Span(text[start:end], start, end, image, result, number)
+    return Span(result, number, start, end, image)
