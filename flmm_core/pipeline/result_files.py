@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from flmm_core.files import whole_folder, write_json
 from flmm_core.painting import mask_color
@@ -109,7 +109,8 @@ def _row(number: int, found: Found) -> Markup:
         likely,
         str(found.box) if any(found.box) else "",
     ]
-    return Markup("<tr>{}</tr>").format(Markup("").join(f"<td>{escape(c)}</td>" for c in cells))
+    shown = [Markup("<td>{}</td>").format(cell) for cell in cells]
+    return Markup("<tr>{}</tr>").format(Markup("").join(shown))
 
 
 def _png(image: Image.Image) -> str:

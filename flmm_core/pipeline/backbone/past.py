@@ -70,7 +70,7 @@ class Past:
         if kept <= self._last_image_token:
             return 0
         if kept < len(self):
-            self.cache.crop(kept)
+            self.cache.crop(kept - len(self))  # how many are removed, as a negative number
         self._positions.cut(kept)
         return kept
 
