@@ -238,7 +238,7 @@ def test_messages_that_cannot_be_answered(images: Any, messages: Any, said: str)
     [
         ({"num_beams": 4}, "num_beams=4 is not supported."),
         ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2"),
-        ({"temprature": 1.0}, "Did you mean 'temperature'?"),
+        ({"topk": 5}, "Did you mean 'top_k'?"),
         ({"return_dict_in_generate": True}, "Unknown setting"),
         ({"max_new_tokens": 0}, "transformers refuses"),
         ({"do_sample": True, "temperature": -1.0}, "transformers refuses"),
