@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from performance import __main__ as performance_main
 from performance import (
     alternate,
+    answering,
     cache,
     forecast,
     loading,
@@ -241,6 +242,12 @@ def test_ways_run_in_processes_of_their_own() -> None:
         assert runs.facts == {"masks": 2}
 
 
+def test_recorded_answers_are_those_of_generate(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(answering, "NEW_TOKENS", 5)
+    row = answering.answering("qwen", 1)  # compares the tokens
+    assert min(*row.bare, *row.recorded, *row.rows) > 0
+
+
 # --- docs/performance.md ---------------------------------------------------------------------
 
 
@@ -260,6 +267,7 @@ def test_the_commands_of_the_page_exist(monkeypatch: Patch, tmp_path: Path) -> N
         recording.TIMES,
         recording.MEMORY,
         overflow.COLUMNS,
+        answering.TABLE,
         training.COLUMNS,
         refining.COLUMNS,
         sentences.COLUMNS,
