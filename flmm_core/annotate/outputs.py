@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from flmm_core.errors import DataError
 from flmm_core.files import write_json
 from flmm_core.pipeline.result_files import RESULT as RESULT
 from flmm_core.pipeline.result_files import write_result as write_result
-
-if TYPE_CHECKING:
-    pass
 
 Kind = Literal["overlay", "masks", "attention", "coco", "labelme"]
 KINDS: dict[Kind, str] = {
