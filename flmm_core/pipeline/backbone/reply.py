@@ -87,6 +87,10 @@ class Reply:
         return torch.tensor(found, dtype=torch.int64)
 
     def hidden(self) -> Tensor:
-        """(L, T, D) hidden states of all tokens of the answer that `offsets` lists."""
+        """(L, T', D) hidden states of the first T' tokens of `offsets`: those that were run.
+
+        An end token that was generated last never was, and shows no text.
+        """
         assert self.rows is not None
-        return self.rows.hidden(self.first + torch.arange(len(self.offsets)))
+        count = min(len(self.offsets), len(self.rows))
+        return self.rows.hidden(self.first + torch.arange(count))

@@ -110,12 +110,13 @@ def pointed(
 ) -> Iterator[Span | Answer]:
     """Of a recorded reply each span as soon as it has its masks, then the answer."""
     images = [seen.image for seen in reply.images]
+    hidden = reply.hidden() if finder.needs_hidden else None
     context = PhraseContext(
         images=images,
         backbone=grounder.backbone,
         head=grounder.head,
-        offsets=reply.offsets,
-        hidden=reply.hidden() if finder.needs_hidden else None,
+        offsets=reply.offsets if hidden is None else reply.offsets[: hidden.shape[1]],
+        hidden=hidden,
     )
     ranges = find_phrases(reply.text, finder, context)
     encoded = [grounder.observer.encode(image) if ranges else None for image in images]
