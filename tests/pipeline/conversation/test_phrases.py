@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
-from textwrap import dedent
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -140,39 +141,22 @@ def test_what_names_no_finder_is_refused(phrases: object, message: str) -> None:
     assert message.removeprefix("^") in str(caught.value)
 
 
-PLUGIN = """
-    from pydantic import Field
-    from flmm_core import PhraseFinder, PhraseFinderOptions, PhraseFinderSpec, hookimpl
-
-    class Options(PhraseFinderOptions):
-        letter: str = Field("a", max_length=1, description="What phrases begin with.")
-
-    class Letters(PhraseFinder):
-        def find(self, text, context):
-            begin = 0
-            for word in text.split():
-                begin = text.index(word, begin)
-                if word.startswith(self.options.letter):
-                    yield begin, begin + len(word)
-
-    @hookimpl
-    def flmm_phrase_finders():
-        target, summary = "flmm_letters:Letters", "words by their first letter"
-        return [PhraseFinderSpec("letters", target, summary, options=Options, shorthand="letter")]
-"""
+PAGE = Path(__file__).parents[3] / "docs" / "phrases.md"
 
 
 def test_a_plugin_brings_a_finder(
     install: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install("flmm-letters", "0.1", flmm_letters=dedent(PLUGIN))
-    text = "a red ring, a round star"
-    assert shown(text, find_phrases(text, open_finder("letters:r"))) == ["red", "ring,", "round"]
-    assert shown(text, find_phrases(text, open_finder("letters:letter=s"))) == ["star"]
+    (plugin,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    install("flmm-letters", "0.1", flmm_letters=plugin)
+    text = "a red ring, a star"
+    assert find_phrases(text, open_finder("letters:r")) == [(2, 3), (6, 7), (17, 18)]
+    assert find_phrases(text, open_finder("letters:letter=s")) == [(14, 15)]
+    assert shown(text, find_phrases(text, open_finder("letters"))) == ["a", "a", "a"]
     with pytest.raises(ConfigError, match="Option 'letter' = 'st'"):
         open_finder("letters:st")
     assert main(["finders"]) == 0
-    assert "letters   words by their first letter\n" in capsys.readouterr().out
+    assert "letters   single letters\n" in capsys.readouterr().out
     assert main(["finders", "show", "letters"]) == 0
     shown_options = capsys.readouterr().out
     assert "Options (--phrases NAME:KEY=VALUE):\n  letter  str  What phrases" in shown_options
