@@ -44,7 +44,8 @@ def write_result(
                 Image.fromarray(result.mask(number).numpy() * np.uint8(255)).save(aside / name)
                 records[number] = {"mask": name, **record}
         if "overlay" in kinds:
-            result.overlay().save(aside / "overlay.png")
+            # Packed harder, a photo is a seventh smaller and takes three times as long.
+            result.overlay().save(aside / "overlay.png", compress_level=1)
         if "attention" in kinds:
             _write_attention(result, aside)
         size = {"height": result.image.height, "width": result.image.width}
