@@ -52,7 +52,7 @@ Ask = Callable[[Any, Messages], tuple[dict[str, Any], Messages]]
     help="Draw the words at random, at this temperature.  [default: the likeliest words]",
 )
 @click.option("--seed", type=int, help="Of what is drawn.")
-@click.option("--backbone", help="Without --head: the family of the model.  [default: qwen]")
+@click.option("--backbone", help="Without --head: the family of the model (`flmm backbones`).")
 @config_options(*PLACEMENT, "force", "strict", "check")
 @config_options(*AS_TRAINED, unset="as in training")
 @json_option
@@ -96,8 +96,8 @@ def command(
         how |= {"do_sample": True, "temperature": temperature}
     given = given_behind(parameters)
     with importing():
-        if head is None:
-            ask = _talker(_backbone(backbone or "qwen", given), how, as_json)
+        if backbone is not None:
+            ask = _talker(_backbone(backbone, given), how, as_json)
         else:
             from flmm_core import Grounder
 
@@ -123,12 +123,17 @@ def _check(head: str | None, backbone: str | None, *, zoom: bool, **others: Any)
             found="A head knows its backbone.",
             repair="Give one of them.",
         )
+    if head is None and backbone is None:
+        raise UsageError(
+            "There is no model to talk to.",
+            repair="Give --head RUN, or --backbone NAME to talk without masks.",
+        )
     wanted = {"--output": others["output"], "--zoom": zoom}
     for option, value in wanted.items():
         if head is None and value:
             raise UsageError(
                 f"{option} needs a trained head.",
-                found="Without --head nothing is masked.",
+                found="Without one nothing is masked.",
                 repair="Give --head.",
             )
     for option, value in {"--look-at": others["look_at"], "--compare": others["compare"]}.items():

@@ -84,9 +84,10 @@ def test_ctrl_c_ends_it(
 
 def test_without_a_head_it_talks(image: Path, head: Path, capsys: Capture) -> None:
     grounder = Grounder.from_pretrained(head, device="cpu", check=False)
-    assert run(image, "What is it?") == 0
+    assert run(image, "What is it?", "--backbone", "qwen") == 0
     assert capsys.readouterr().out == f"{grounder.chat(image, 'What is it?').text}\n"
-    assert run(image, "What is it?", "--json", "--temperature", 2, "--seed", 3) == 0
+    asked = image, "What is it?", "--backbone", "qwen", "--json"
+    assert run(*asked, "--temperature", 2, "--seed", 3) == 0
     drawn = json.loads(capsys.readouterr().out)["text"]
     how = {"do_sample": True, "temperature": 2.0, "seed": 3}
     assert drawn == grounder.chat(image, "What is it?", **how).text  # type: ignore[arg-type]
@@ -105,8 +106,9 @@ def test_a_second_look(head: Path, image: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--zoom"], 2, "--zoom needs a trained head."),
-        (["--output", "out"], 2, "--output needs a trained head."),
+        ([], 2, "There is no model to talk to."),
+        (["--backbone", "qwen", "--zoom"], 2, "--zoom needs a trained head."),
+        (["--backbone", "qwen", "--output", "out"], 2, "--output needs a trained head."),
         (["--head", "run", "--backbone", "qwen"], 2, "contradict each other"),
         (["--head", "run", "--compare"], 2, "--compare says how to zoom."),
         (["--backbone", "qwenn"], 2, "Did you mean 'qwen'?"),
