@@ -96,7 +96,8 @@ def command(
         how |= {"do_sample": True, "temperature": temperature}
     given = given_behind(parameters)
     with importing():
-        if backbone is not None:
+        if head is None:
+            assert backbone is not None
             ask = _talker(_backbone(backbone, given), how, as_json)
         else:
             from flmm_core import Grounder

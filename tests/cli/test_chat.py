@@ -136,5 +136,5 @@ def test_the_page_runs(head: Path, image: Path, tmp_path: Path, monkeypatch: Any
 
 
 def test_an_image_that_is_missing(capsys: Capture) -> None:
-    assert run("no-such.png", "What?") == 3
+    assert run("no-such.png", "What?", "--backbone", "qwen") == 3
     assert "no-such.png" in capsys.readouterr().err
