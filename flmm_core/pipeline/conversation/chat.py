@@ -12,7 +12,12 @@ import torch
 from flmm_core.pipeline.backbone.reply import Range, Reply
 from flmm_core.pipeline.conversation.answer import Answer, Span
 from flmm_core.pipeline.conversation.phrases.base import PhraseContext, PhraseFinder
-from flmm_core.pipeline.conversation.phrases.choose import Phrases, find_phrases, open_finder
+from flmm_core.pipeline.conversation.phrases.choose import (
+    Phrases,
+    find_phrases,
+    open_finder,
+    without_marks,
+)
 from flmm_core.pipeline.result import Result, collect, joined
 from flmm_core.pipeline.types import EncodedImage
 
@@ -34,7 +39,7 @@ def answer(
     generation: Mapping[str, Any],
 ) -> Answer:
     """See `Grounder.chat`."""
-    finder = _opened(grounder, phrases)
+    messages, finder = without_marks(messages, _opened(grounder, phrases))
     reply = grounder.backbone.reply(image, messages, seed=seed, **generation)
     for found in pointed(grounder, reply, finder, keep_absent):
         last = found
@@ -52,7 +57,7 @@ def stream(
     generation: Mapping[str, Any],
 ) -> Iterator[str | Span | Answer]:
     """See `Grounder.stream`."""
-    finder = _opened(grounder, phrases)
+    messages, finder = without_marks(messages, _opened(grounder, phrases))
     for piece in replying(grounder.backbone, image, messages, seed=seed, **generation):
         if isinstance(piece, str):
             yield piece

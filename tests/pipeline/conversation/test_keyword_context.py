@@ -63,3 +63,23 @@ def test_a_head_without_a_selector_is_refused_before_the_answer(image: Image.Ima
     grounder = fresh_grounder(Recipe("qwen", refiner="none", base_channels=4))
     with pytest.raises(UsageError, match=r"^The head has no keyword selector\."):
         grounder.chat(image, "What is there?", phrases="keywords")
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_marks_in_a_given_beginning_win_and_are_not_read(
+    grounder: Any, image: Image.Image, parts: bool
+) -> None:
+    def begin(text: str) -> Any:
+        content = [{"type": "text", "text": text}] if parts else text
+        ask = {"role": "user", "content": grounder.backbone.prompt}
+        return [ask, {"role": "assistant", "content": content}]
+
+    more = {"keep_absent": True, "max_new_tokens": 4}
+    plain = grounder.chat(image, begin("a red ring and a"), **more)
+    marked = grounder.chat(image, begin("a [[red ring]] and a"), **more)
+    assert marked.text == plain.text
+    assert [(span.start, span.end) for span in marked.spans] == [(2, 10)]
+    *_, streamed = grounder.stream(image, begin("a [[red]] ring and a"), **more)
+    assert [span.phrase for span in streamed.spans] == ["red"]
+    with pytest.raises(UsageError, match=r"'\[\[' is not closed"):
+        grounder.chat(image, begin("a [[red ring and a"), **more)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flmm_core.errors import UsageError, shortened
@@ -13,7 +13,7 @@ from flmm_core.pipeline.conversation.phrases.base import (
     tidied,
 )
 from flmm_core.pipeline.conversation.phrases.lookup import occurrences
-from flmm_core.pipeline.conversation.phrases.marks import marked_in_answer
+from flmm_core.pipeline.conversation.phrases.marks import Marked, marked_in_answer, strip_marks
 from flmm_core.plugins import load_class, load_phrase_finders, parse_options
 
 Phrases = str | Callable[[str], Iterable[Range]] | Sequence[str] | PhraseFinder
@@ -57,6 +57,31 @@ def find_phrases(text: str, finder: PhraseFinder, context: PhraseContext = NOTHI
     return marked_in_answer(text) or tidied(text, finder.find(text, context))
 
 
+def without_marks(messages: object, finder: PhraseFinder) -> tuple[object, PhraseFinder]:
+    """A conversation without the marks in what its last message gives the answer to begin with.
+
+    Returns:
+        What the VLM reads; and a finder of what was marked there, or `finder` if nothing was.
+
+    Raises:
+        UsageError: The marks are not balanced.
+    """
+    if not isinstance(messages, list | tuple) or not messages:
+        return messages, finder
+    last = messages[-1]
+    if not isinstance(last, Mapping) or last.get("role") != "assistant":
+        return messages, finder
+    content = last.get("content")
+    parts = [content] if isinstance(content, str) else content
+    if not isinstance(parts, list | tuple):
+        return messages, finder  # whoever reads the messages refuses it
+    given = (part.get("text") if isinstance(part, Mapping) else part for part in parts)
+    marked = strip_marks("".join(text for text in given if isinstance(text, str)))
+    if not marked.ranges:
+        return messages, finder
+    return [*messages[:-1], {**last, "content": marked.text}], _Marked(marked)
+
+
 def _named(phrases: str) -> PhraseFinder:
     name, _, given = phrases.partition(":")
     spec = load_phrase_finders().get(name)
@@ -91,6 +116,21 @@ class _Called(PhraseFinder):
                 found=f"It returned {shortened(repr(ranges))}.",
                 repair="Return pairs (start, end) of characters of the text, end exclusive.",
             ) from error
+
+
+class _Marked(PhraseFinder):
+    """What was marked in the beginning of an answer."""
+
+    def __init__(self, marked: Marked) -> None:
+        super().__init__(None)
+        self.marked = marked
+
+    def find(self, text: str, context: PhraseContext) -> Iterable[Range]:
+        given, ranges = self.marked.text, self.marked.ranges
+        if text.startswith(given.strip()):
+            before = len(given) - len(given.lstrip())
+            return [(start - before, end - before) for start, end in ranges]
+        return occurrences(text, [given[start:end] for start, end in ranges])
 
 
 class _Listed(PhraseFinder):
