@@ -7,7 +7,6 @@ The page holds the maps as 16-bit numbers and computes overlays and rankings its
 from __future__ import annotations
 
 import base64
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from flmm_core.report.templates import template
 
 if TYPE_CHECKING:
     from flmm_core.explain.explanation import Explanation
+    from flmm_core.explain.words import Word
 
 SIDE = 1200
 """Longest side of the image on the page in pixels."""
@@ -37,15 +37,11 @@ def render_page(one: Explanation) -> str:
         for name, maps in one.ways.items()
     ]
     colors = heat_colors(np.linspace(0, 1, 256)).round().astype(np.uint8)
-    shown = [
-        {"number": number, "word": word, "after": after}
-        for number, (word, after) in enumerate(zip(one.words, _gaps(one), strict=True))
-    ]
     return template("explanation.html.j2", "explain").render(
         one=one,
         version=__version__,
         lead=one.text[: one.words[0].start],
-        shown=shown,
+        runs=_runs(one),
         ways=ways,
         image=data_uri(small),
         data={
@@ -58,10 +54,17 @@ def render_page(one: Explanation) -> str:
     )
 
 
-def _gaps(one: Explanation) -> list[str]:
-    """What stands behind each word, up to the next."""
-    ends = [(a.end, b.start) for a, b in pairwise(one.words)]
-    return [one.text[end:start] for end, start in ends] + [one.text[one.words[-1].end :]]
+def _runs(one: Explanation) -> list[tuple[list[tuple[int, Word]], str]]:
+    """The words with the marks that directly follow them, and what stands behind each run."""
+    runs: list[tuple[list[tuple[int, Word]], str]] = []
+    ends = [*(word.start for word in one.words[1:]), len(one.text)]
+    for number, (word, end) in enumerate(zip(one.words, ends, strict=True)):
+        gap = one.text[word.end : end]
+        if runs and not runs[-1][1] and not word.names:
+            runs[-1] = [*runs[-1][0], (number, word)], gap
+        else:
+            runs.append(([(number, word)], gap))
+    return runs
 
 
 def _packed(maps: Maps) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def test_a_phone_shows_all_of_it(page: Page, tmp_path: Path, scheme: str) -> Non
     assert abs(ink - paper) > 500
     assert (paper < ink) == (scheme == "dark")
     # the image stays in sight while the words are read
-    page.run("document.querySelector('#text button:last-of-type').scrollIntoView()")
+    page.run("[...document.querySelectorAll('#text button')].at(-1).scrollIntoView()")
     assert page.run("document.getElementById('stage').getBoundingClientRect().top") >= 0
 
 
