@@ -8,15 +8,23 @@ from PIL import Image
 
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 """Stops of the "inferno" color map, at even steps from 0 to 1."""
+PAINTED = 1 << 20
+"""About how many pixels are painted at a time."""
 
 
 def paint_heat(image: Image.Image, values: NDArray[np.floating]) -> Image.Image:
     """Values in [0, 1], (h, w) of any size, over a dimmed gray image: bright where high."""
     cells = Image.fromarray(np.asarray(values, np.float32))
-    heat = np.asarray(cells.resize(image.size, Image.Resampling.BICUBIC)).clip(0, 1)
-    gray = np.asarray(image.convert("L"), np.float32)[..., None]
-    share = 0.45 + 0.45 * heat[..., None]
-    return Image.fromarray((gray + share * (heat_colors(heat) - gray)).clip(0, 255).astype("uint8"))
+    heat = cells.resize(image.size, Image.Resampling.BICUBIC)
+    painted = Image.new("RGB", image.size)
+    rows = max(1, PAINTED // image.width)
+    for top in range(0, image.height, rows):
+        part = (0, top, image.width, min(top + rows, image.height))
+        level = np.asarray(heat.crop(part)).clip(0, 1)[..., None]  # (rows, W, 1)
+        gray = np.asarray(image.crop(part).convert("L"), np.float32)[..., None]
+        mixed = gray + (0.45 + 0.45 * level) * (heat_colors(level[..., 0]) - gray)
+        painted.paste(Image.fromarray(mixed.clip(0, 255).astype(np.uint8)), part)
+    return painted
 
 
 def heat_colors(values: NDArray[np.floating]) -> NDArray[np.floating]:

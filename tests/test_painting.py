@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFont
 
-from flmm_core import painting
+from flmm_core import heat, painting
 from flmm_core.data.drawn.scenes import COLORS as DRAWN
 from flmm_core.heat import paint_heat
 from flmm_core.painting import (
@@ -266,3 +266,14 @@ def test_a_large_mask_is_painted_in_parts_as_in_one(monkeypatch: pytest.MonkeyPa
     for pixels_at_once in (900 * 3, 900 * 100):
         monkeypatch.setattr("flmm_core.painting.PAINTED", pixels_at_once)
         assert np.array_equal(pixels(paint_mask(image, mask, mask_color(0))), pixels(whole))
+
+
+def test_heat_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.radial_gradient("L").convert("RGB")
+    values = np.random.default_rng(0).random((5, 7))
+        Image.radial_gradient("L").convert("RGB"),
+        np.random.default_rng(0).random((5, 7)),
+    )
+    whole = pixels(paint_heat(image, values))
+    monkeypatch.setattr(heat, "PAINTED", 10 * image.width)
+    assert np.array_equal(pixels(paint_heat(image, values)), whole)

@@ -19,10 +19,11 @@ ARRAYS, FACTS, PAGE = "explanation.npz", "explanation.json", "explanation.html"
 
 
 def save(one: Explanation, folder: Path, words: Sequence[Named], by: str, **how: Any) -> list[Path]:
-    """See `Explanation.save`."""
+    """See `Explanation.save`; overlays of an earlier explanation in the folder are removed."""
     chosen = [one.find(word) for word in words] or [
         (number,) for number, word in enumerate(one.words) if word.names
     ]
+    earlier = (folder / FACTS).exists()
     names = [ARRAYS, FACTS, PAGE]
     with whole_folder(folder) as aside:
         np.savez_compressed(aside / ARRAYS, **arrays(one))
@@ -33,6 +34,10 @@ def save(one: Explanation, folder: Path, words: Sequence[Named], by: str, **how:
             kept = re.sub(r"[^\w-]+", "", said)[:40]
             names.append(f"word-{places[0] + 1:03d}-{kept}.png".replace("-.png", ".png"))
             one.overlay(places, by, **how).save(aside / names[-1])
+    if earlier:
+        for path in folder.glob("word-*.png"):
+            if path.name not in names and re.match(r"word-\d{3,}", path.name):
+                path.unlink()
     return [folder / name for name in names]
 
 

@@ -126,3 +126,14 @@ def test_everything_is_saved(tmp_path: Path) -> None:
         np.testing.assert_array_equal(arrays["heads"], found.ways["heads"].words)
         assert {"mean", "learned", "heads_prompt", "heads_sinks"} <= set(arrays.files)
     assert Image.open(files[3]).width >= found.image.width
+
+
+def test_overlays_of_an_earlier_explanation_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    known(TEXT, CELLS).save(folder)
+    (folder / "word-mine.png").touch()
+    assert len(list(folder.glob("word-*.png"))) == 11
+    known("red ball", CELLS).save(folder)
+    assert {path.name for path in folder.glob("*.png")} == {
+        "word-001-red.png", "word-002-ball.png", "word-mine.png",
+    }  # fmt: skip
