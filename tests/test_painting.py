@@ -271,9 +271,6 @@ def test_a_large_mask_is_painted_in_parts_as_in_one(monkeypatch: pytest.MonkeyPa
 def test_heat_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image.radial_gradient("L").convert("RGB")
     values = np.random.default_rng(0).random((5, 7))
-        Image.radial_gradient("L").convert("RGB"),
-        np.random.default_rng(0).random((5, 7)),
-    )
     whole = pixels(paint_heat(image, values))
     monkeypatch.setattr(heat, "PAINTED", 10 * image.width)
     assert np.array_equal(pixels(paint_heat(image, values)), whole)

@@ -1,0 +1,66 @@
+"""The heads that localize are found on drawn scenes, once, and point at what words name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flmm_core.data.drawn.scenes import make_scene, paint
+from flmm_core.explain import heads
+from flmm_core.explain.heads import localization_heads
+from flmm_core.explain.make import explain
+from flmm_core.plugins import load_backbones, load_class
+from flmm_core.segment import caption_text
+from recipes.explaining import named, touched
+from recipes.narrations import narration
+from tests.models import build
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    spec = load_backbones().get("deepseek_vl")
+    return load_class(spec).load(spec)
+
+
+def test_nouns_point_at_what_they_name_and_things_at_their_nouns(tiny: Any) -> None:
+    hits = []
+    for number in range(3):
+        scene = make_scene((31, number), "plain")
+        pixels, masks, _ = paint(scene)
+        text = caption_text(narration(scene, np.random.default_rng((31, number))))
+        found = explain(tiny, Image.fromarray(pixels), text=text)
+        for word, thing in (nouns := named(found, scene)):
+            cells = touched(masks[thing], found.ways["heads"].grid)
+            own = {one.word for one in nouns if one.thing == thing}
+            first = found.words_at(masks[thing])[0]
+            values = found.map(word)
+            hits.append((cells[np.unravel_index(values.argmax(), values.shape)], first.word in own))
+    pointed, named_first = np.mean(hits, axis=0)
+    assert pointed >= 0.85
+    assert named_first >= 0.8
+
+
+def test_heads_are_found_once_per_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = build("qwen")
+    first = localization_heads(backbone, scenes=2)
+    assert sorted(first.best(12)) == list(range(12))
+    assert [first.shares[c] for c in first.best(12)] == sorted(first.shares, reverse=True)
+    assert 0 < first.area < 0.3
+    (kept,) = (tmp_path / "cache" / "localization-heads").iterdir()
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("looked for again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(heads, "find_heads", refused)
+        assert localization_heads(build("qwen"), scenes=2) == first
+        with pytest.raises(AssertionError, match="again"):
+            localization_heads(build("qwen", seed=1), scenes=2)  # other weights
+    for damage in (b"", b"{}", b'{"shares": [1.0], "area": 0.1}', b"\xff"):
+        kept.write_bytes(damage)
+        assert localization_heads(build("qwen"), scenes=2) == first
+    assert localization_heads(build("qwen"), scenes=2) == first
