@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from recipes.narrations import narration
 
 from flmm_core.data.drawn.scenes import make_scene, paint
 from flmm_core.explain import heads
@@ -16,7 +17,6 @@ from flmm_core.explain.make import explain
 from flmm_core.plugins import load_backbones, load_class
 from flmm_core.segment import caption_text
 from recipes.explaining import named, touched
-from recipes.narrations import narration
 from tests.models import build
 
 
