@@ -31,6 +31,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from flmm_core.data.drawn.narrations import narration
 from flmm_core.data.drawn.scenes import Scene, make_scene, paint
 from flmm_core.explain.explanation import Explanation
 from flmm_core.explain.heads import SCENES, SEED, localization_heads
@@ -39,7 +40,6 @@ from flmm_core.pipeline.attention_maps import attention_maps
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.plugins import load_backbones, load_class
 from flmm_core.segment import Segment, caption_text
-from recipes.narrations import narration
 
 UNSEEN = 7_151
 WAYS = {

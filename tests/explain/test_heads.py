@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from recipes.narrations import narration
 
+from flmm_core.data.drawn.narrations import narration
 from flmm_core.data.drawn.scenes import make_scene, paint
 from flmm_core.explain import heads
 from flmm_core.explain.heads import localization_heads
