@@ -33,6 +33,7 @@ OPTIONAL = {
     "peft": "adapters (LoRA)",
     "flash-attn": "models whose config.json asks for it",
     "pyarrow": "parquet data",
+    "ray": "flmm annotate",
     "spacy": "phrases by spaCy",
     "tensorboard": "--log-with tensorboard",
     "wandb": "--log-with wandb",

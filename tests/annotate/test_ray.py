@@ -29,7 +29,7 @@ from flmm_core.data.formats import FORMATS
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.progress import Progress, Stage
 
-SCENES = int(os.environ.get("FLMM_ANNOTATE", "24"))
+SCENES = int(os.environ.get("FLMM_ANNOTATE", "12"))
 BLOCK = max(4, SCENES // 40)
 PHRASES = ("red ring", "the star")
 
