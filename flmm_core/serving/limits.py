@@ -20,7 +20,8 @@ class Limits:
         queue: Requests that may wait for the model; the next is answered with 429.
         wait_seconds: A request that has waited so long is answered with 503.
         run_seconds: One that the model has not finished after this, beyond the wait, with 504.
-        read_seconds: In which a body, or a fetched image, must have arrived.
+        read_seconds: In which a body, or a fetched image, must have arrived. A client that
+            receives nothing for so long is cut off.
         head_seconds: In which a request's head must have arrived.
         idle_seconds: After which a connection without request is closed.
         connections: Open at a time; the next is answered with 503.

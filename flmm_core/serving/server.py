@@ -142,32 +142,51 @@ class Server(uvicorn.Server):
 
 
 def _connection(limits: Limits) -> type[H11Protocol]:
-    """uvicorn's protocol, which does not wait for ever for a head, nor for an unread body."""
+    """uvicorn's protocol, which waits for nobody for ever: neither to send nor to receive."""
 
     class Connection(H11Protocol):
-        clock: asyncio.TimerHandle | None = None
+        late: asyncio.TimerHandle | None = None
+        """Runs while a head, or what is left of a refused body, is expected."""
+        deaf: asyncio.TimerHandle | None = None
+        """Runs while the client receives nothing."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._wind(limits.head_seconds)
+            self._expect()
 
         def data_received(self, data: bytes) -> None:
             idle = self.cycle is None or self.cycle.response_complete
-            if idle and self.clock is None:
-                self._wind(limits.head_seconds)
+            if idle and self.late is None:
+                self._expect()
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
-                self._unwind()
+                self._cancel_late()
 
         def on_response_complete(self) -> None:
             # What the client still sends of its body is thrown away, for a while: a connection
             # that is closed at once may lose the answer on its way.
             if self.conn.their_state is h11.SEND_BODY:
-                self._wind(limits.head_seconds)
+                self._expect()
+            if self.transport.is_closing():
+                self._end()
             super().on_response_complete()
 
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self._end()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._end()
+
+        def resume_writing(self) -> None:
+            if not self.transport.is_closing():
+                self._cancel_deaf()
+            super().resume_writing()
+
         def connection_lost(self, exc: Exception | None) -> None:
-            self._unwind()
+            self._cancel_late()
+            self._cancel_deaf()
             super().connection_lost(exc)
 
         def send_400_response(self, msg: str) -> None:
@@ -175,18 +194,19 @@ def _connection(limits: Limits) -> type[H11Protocol]:
                 self._send_error(RefusalError(400, msg))
             except h11.LocalProtocolError:  # in the middle of an answer
                 self.transport.close()
+            self._end()
 
-        def _wind(self, seconds: float) -> None:
-            self._unwind()
-            self.clock = self.loop.call_later(seconds, self._too_slow)
+        def _expect(self) -> None:
+            self._cancel_late()
+            self.late = self.loop.call_later(limits.head_seconds, self._too_late)
 
-        def _unwind(self) -> None:
-            if self.clock is not None:
-                self.clock.cancel()
-                self.clock = None
+        def _cancel_late(self) -> None:
+            if self.late is not None:
+                self.late.cancel()
+                self.late = None
 
-        def _too_slow(self) -> None:
-            self.clock = None
+        def _too_late(self) -> None:
+            self.late = None
             if self.transport.is_closing():
                 return
             try:
@@ -195,6 +215,17 @@ def _connection(limits: Limits) -> type[H11Protocol]:
             except h11.LocalProtocolError:
                 pass
             self.transport.close()
+            self._end()
+
+        def _end(self) -> None:
+            """Give the client time to receive what is written already."""
+            if self.deaf is None:
+                self.deaf = self.loop.call_later(limits.read_seconds, self.transport.abort)
+
+        def _cancel_deaf(self) -> None:
+            if self.deaf is not None:
+                self.deaf.cancel()
+                self.deaf = None
 
         def _send_error(self, refusal: RefusalError) -> None:
             body = json.dumps(refusal.body()).encode()

@@ -6,10 +6,12 @@ Everything goes through raw sockets, as no HTTP client would send most of it.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import random
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +28,8 @@ class Attack:
 
     Attributes:
         pieces: Sent one after the other, with `pause` seconds between them.
-        then: "wait" for the answer, "half" close the sending side first, "reset" the connection.
+        then: "wait" for the answer, "half" close the sending side first, "reset" the connection,
+            or never receive anything ("deaf").
     """
 
     name: str
@@ -39,6 +42,8 @@ class Attack:
 def launch(attack: Attack, address: Address) -> int | str:
     """The status of the answer, or "closed"; "stuck" if neither comes."""
     with socket.create_connection(address, timeout=PATIENCE) as connection:
+        if attack.then == "deaf":
+            return _deaf(connection, attack.pieces)
         try:
             for number, piece in enumerate(attack.pieces):
                 if number and attack.pause and _spoken(connection, attack.pause):
@@ -53,6 +58,23 @@ def launch(attack: Attack, address: Address) -> int | str:
         except ConnectionError:
             pass  # it may have answered before it closed
         return _status(connection)
+
+
+def _deaf(connection: socket.socket, pieces: tuple[bytes, ...]) -> str:
+    """Ask and ask without receiving, until the server ends it."""
+    end = time.monotonic() + PATIENCE
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(0.2)
+    for piece in itertools.cycle(pieces):
+        try:
+            connection.sendall(piece)
+        except TimeoutError:
+            pass
+        except ConnectionError:
+            return "closed"
+        if time.monotonic() > end:
+            break
+    return "stuck"
 
 
 def _spoken(connection: socket.socket, seconds: float) -> bool:
@@ -374,6 +396,7 @@ def attacks(rng: random.Random) -> Iterator[Attack]:
     whole = post(body_of())
     yield Attack("half closed after all", (whole,), then="half", also=(200,))
     yield Attack("reset after all", (whole,), then="reset")
+    yield Attack("receives nothing", (head("/openapi.json", "GET") * 100,), then="deaf")
     big = b"x" * (1 << 20)
     yield Attack(
         "a huge body", (head(content_type="application/json", content_length=1 << 40), *[big] * 8)
