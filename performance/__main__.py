@@ -7,6 +7,7 @@ python -m performance sentences             several sentences about one image
 python -m performance answering             what recording attention adds to writing an answer
 python -m performance cache                 training epochs with and without a feature cache
 python -m performance loading               reading images with DataLoader workers
+python -m performance serving               `flmm serve`: one client and 64, for a minute
 python -m performance forecast              what a run says it will take, and what it takes
 python -m performance overflow              values in float16: do they overflow, is it noticed
 python -m performance gpu                   the first four and overflow at published sizes, with
@@ -46,7 +47,7 @@ import torch
 from performance import tables
 
 ON_GPU = ("recording", "training", "refining", "sentences", "overflow")
-MEASUREMENTS = (*ON_GPU, "answering", "cache", "loading", "forecast")
+MEASUREMENTS = (*ON_GPU, "answering", "cache", "loading", "serving", "forecast")
 GPU_SECONDS = 7 * 60
 NO_GPU = f"""Published sizes need a GPU.
 torch {torch.__version__} sees no CUDA device here.

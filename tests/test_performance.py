@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import shlex
 from dataclasses import replace
@@ -30,6 +31,7 @@ from performance import (
     refining,
     roofline,
     sentences,
+    serving,
     tables,
     training,
 )
@@ -87,6 +89,17 @@ def test_epochs_and_loading_are_measured(measure: Any, columns: str) -> None:
         assert loaded.read[0].images_per_second > loaded.whole[0].images_per_second > 0
         assert buckets.grids < shuffled.grids
         assert 0 < buckets.share < shuffled.share
+
+
+@pytest.mark.multiprocess
+def test_a_server_answers_many_clients() -> None:
+    (one, many), text = serving.measure("tiny", 1, math.inf)
+    assert text.startswith(f"{serving.COLUMNS}\n")
+    assert one.statuses.keys() == {200}
+    assert set(many.statuses) <= {200, 429}
+    assert many.statuses[200] > 0
+    assert 1 == one.batch < many.batch <= 16
+    assert many.mebibytes[2] < many.mebibytes[0] + 200
 
 
 @pytest.mark.parametrize("family", ["qwen", "deepseek_vl", "llava_next"])
@@ -275,6 +288,7 @@ def test_the_commands_of_the_page_exist(monkeypatch: Patch, tmp_path: Path) -> N
         loading.RATES,
         loading.PADDING,
         forecast.COLUMNS,
+        serving.COLUMNS,
     ],
 )
 def test_the_tables_of_the_page_have_the_columns_that_are_printed(columns: str) -> None:

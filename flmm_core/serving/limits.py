@@ -17,7 +17,8 @@ class Limits:
         text_letters: Of all texts of a conversation, or of a prompt.
         images: Of a conversation.
         new_tokens: Of an answer.
-        queue: Requests that may wait for the model; the next is answered with 429.
+        queue: Requests that may wait for the model; the next is answered with 429, and so is one
+            that would probably wait for longer than `wait_seconds`.
         wait_seconds: A request that has waited so long is answered with 503.
         run_seconds: One that the model has not finished after this, beyond the wait, with 504.
         read_seconds: In which a body, or a fetched image, must have arrived. A client that

@@ -186,7 +186,7 @@ class Worker:
         with self._changed:
             if self._stopping or not self.alive:
                 raise stopping()
-            if self.waiting >= self.limits.queue:
+            if self.waiting >= self.limits.queue or self._wait() > self.limits.wait_seconds * 0.7:
                 raise busy(f"{self.waiting} requests are waiting already.", self._wait())
             self._came.append(job)
             self._changed.notify_all()
@@ -246,7 +246,7 @@ class Worker:
                 self._ground(batch, batch[0].grounder)
                 self.grounded(len(batch), sum(job.phrases for job in batch))
             taken = (time.monotonic() - start) / len(batch)
-            self._seconds += 0.1 * (taken - self._seconds)
+            self._seconds += 0.2 * (taken - self._seconds)
             del batch
 
     def _next(self) -> list[Job] | None:

@@ -38,7 +38,7 @@ def test_the_limits_are_the_servers() -> None:
         f"{limits.body_bytes >> 20} MiB, counted",
         f"{limits.pixels / 1e6:g} megapixels,",
         f"| {limits.memory_bytes >> 30} GiB |",
-        f"| {limits.queue} | `--queue`",
+        f"| {limits.queue}, or fewer if they would wait for too long | `--queue`",
         f"| {limits.wait_seconds:g} s | `--wait`",
         f"| {limits.run_seconds:g} s | `--timeout`",
         f"| {limits.phrases}, each of at most {limits.phrase_letters} characters",

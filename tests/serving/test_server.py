@@ -18,7 +18,7 @@ from flmm_core.serving.app import create_app
 from flmm_core.serving.limits import Limits
 from flmm_core.serving.server import Server
 from tests.models import picture
-from tests.serving.hostile import head
+from tests.serving.hostile_requests import head
 from tests.serving.running import address_of, data_url, process, running, stopped_with
 
 BODY = {"image": data_url(picture(48, 24)), "phrases": ["a star"]}
