@@ -10,9 +10,6 @@ import click
 
 from flmm_core.cli.options import PLACEMENT, config_options, given_behind
 
-LOCAL = "localhost", "127.0.0.1", "[::1]", "["
-"""Names of this machine; the last is what earlier versions of Starlette make of `[::1]:8088`."""
-
 
 @click.command("demo")
 @click.option(
@@ -49,7 +46,7 @@ def command(
     from flmm_core.serving.page.models import Models
     from flmm_core.serving.page.routes import LIMITS, demo_app
     from flmm_core.serving.page.studio import Studio
-    from flmm_core.serving.server import Server, is_local, listen, url_of
+    from flmm_core.serving.server import LOCAL_NAMES, Server, is_local, listen, url_of
 
     models = Models(heads, runs, given_behind(parameters))
     with listen(host, port) as listening:
@@ -62,7 +59,7 @@ def command(
             )
         if not is_local(listening):
             click.echo(f"Everybody who can reach {host} can use this page.", err=True)
-        names = [*LOCAL, host] if is_local(listening) else None
+        names = [*LOCAL_NAMES, host] if is_local(listening) else None
 
         def started() -> None:
             click.echo(f"The page: {address}  (Ctrl-C ends it)")

@@ -101,8 +101,6 @@ def command(
     /docs describes both. SIGTERM finishes the requests that run, then exits.
     """
     require_extra()
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
     from flmm_core.serving import server
 
     token = read_token(token_file)
@@ -128,11 +126,16 @@ def command(
 
         given = given_behind(parameters)
         grounders = {name: Grounder.from_pretrained(head, **given) for name, head in named.items()}
-        app = create_app(grounders, limits=limits, token=token, allow_urls=allow_urls)
-        if token is None and server.is_local(listening):
+        app = create_app(
+            grounders,
+            limits=limits,
+            token=token,
+            allow_urls=allow_urls,
             # A web page can give this machine a name of its own, and so pass for this server.
-            names = ["localhost", "127.0.0.1", "[", host]  # "[": what is before the first colon
-            app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
+            only_hosts=[*server.LOCAL_NAMES, host]
+            if token is None and server.is_local(listening)
+            else None,
+        )
         url = server.url_of(listening)
         return server.serve(
             app,

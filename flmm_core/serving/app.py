@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,6 +34,7 @@ def create_app(
     limits: Limits | None = None,
     token: str | None = None,
     allow_urls: bool = False,
+    only_hosts: Sequence[str] | None = None,
     routers: Sequence[APIRouter] = (),
     open_routers: Sequence[APIRouter] = (),
 ) -> FastAPI:
@@ -43,6 +45,7 @@ def create_app(
         limits: By default those of `Limits`.
         token: The bearer token that clients must send; None asks for none.
         allow_urls: Fetch images from public http(s) URLs.
+        only_hosts: Names that clients may know the server by; None takes any Host header.
         routers: More routes, behind the token.
         open_routers: More routes, open to all, such as static pages.
     """
@@ -79,6 +82,9 @@ def create_app(
     for router in (status.health, reference.router, *open_routers):
         app.include_router(router)
     _describe(app, token is not None)
+    if only_hosts is not None:
+        hosts = list(only_hosts)
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     app.add_middleware(_Answering, metrics=metrics)
     return app
 

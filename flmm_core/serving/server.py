@@ -25,6 +25,8 @@ from flmm_core.serving.limits import Limits
 from flmm_core.serving.refusals import RefusalError
 
 INTERRUPTED = 130
+LOCAL_NAMES = "localhost", "127.0.0.1", "[::1]", "["
+"""Names of this machine; the last is what earlier versions of Starlette make of `[::1]:8000`."""
 SIGNALS = signal.SIGINT, signal.SIGTERM
 
 

@@ -37,6 +37,7 @@ def gauge(client: httpx.Client, name: str) -> float:
     return float(found[1])
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_hostile_requests_are_refused_and_leave_nothing() -> None:
     with process(LIMITS, allow_urls=True) as (server, client):

@@ -16,7 +16,7 @@ from flmm_core.cli import main
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.serving.app import create_app
 from flmm_core.serving.limits import Limits
-from flmm_core.serving.server import Server
+from flmm_core.serving.server import LOCAL_NAMES, Server
 from tests.models import picture
 from tests.serving.hostile_requests import head
 from tests.serving.running import address_of, data_url, process, running, stopped_with
@@ -78,6 +78,15 @@ def test_pages_of_other_origins_may_not_use_it(client: httpx.Client) -> None:
     for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200)):
         answer = client.post("/v1/ground", json=BODY, headers={"Sec-Fetch-Site": site})
         assert answer.status_code == status
+
+
+def test_a_name_that_a_web_page_made_up_is_not_answered() -> None:
+    with running({}, only_hosts=LOCAL_NAMES) as client:
+        for host, status in (
+            ("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("page.test", 400),
+            ("localhost.page.test:8000", 400),
+        ):  # fmt: skip
+            assert client.get("/v1/models", headers={"Host": host}).status_code == status
 
 
 def test_several_heads_are_served_by_name(grounder: Grounder) -> None:
