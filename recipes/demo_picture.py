@@ -24,6 +24,7 @@ def take_picture(address: str, output: Path, width: int, height: int) -> None:
         page.until("document.body?.dataset.ready === ''", 300)
         page.click("#suggestions button")
         page.until("document.querySelectorAll('.turn.model[data-result]').length === 1")
+        page.until("document.getElementById('busy').hidden")
         page.move(".turn.model .phrase:nth-of-type(2)")
         page.until("!document.getElementById('tag').hidden")
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
