@@ -73,7 +73,7 @@ def command(
     as_json: bool,
     **parameters: Any,
 ) -> None:
-    """Ask about an image, and see the things that the answer names.
+    """Ask about an image, and see what the answer names.
 
     \b
     flmm chat photo.jpg "What is on the table?" --head RUN --output out

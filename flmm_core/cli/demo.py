@@ -34,7 +34,7 @@ from flmm_core.cli.options import PLACEMENT, config_options, given_behind
 def command(
     heads: tuple[str, ...], runs: Path, host: str, port: int, show: bool, **parameters: Any
 ) -> int:
-    """Talk with a model on a web page, and point at what it names.
+    """Talk and point on a web page.
 
     Shows which words of an answer belong to which part of the image, and finds phrases. Without a
     trained head, the tiny models talk and show what their words look at. The page loads nothing

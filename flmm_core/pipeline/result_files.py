@@ -1,4 +1,4 @@
-"""A result as files and as HTML. No torch."""
+"""A result as files and as HTML. Imported without torch and numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from flmm_core.files import whole_folder, write_json
-from flmm_core.painting import mask_color
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,6 +94,8 @@ def html_of(results: Sequence[Result], text: Markup | None = None) -> str:
 
 def colored(number: int, words: str) -> Markup:
     """Words on the color of a mask."""
+    from flmm_core.painting import mask_color
+
     red, green, blue = mask_color(number)
     return Markup('<mark style="background:rgb({} {} {}/45%);color:inherit">{}</mark>').format(
         red, green, blue, words
