@@ -14,9 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFont
 
-from flmm_core import heat, painting
+from flmm_core import painting
 from flmm_core.data.drawn.scenes import COLORS as DRAWN
-from flmm_core.heat import paint_heat
 from flmm_core.painting import (
     COLORS,
     INK,
@@ -30,6 +29,8 @@ from flmm_core.painting import (
     paint_onto,
     text_image,
 )
+from flmm_core.pipeline import heat
+from flmm_core.pipeline.heat import paint_heat
 
 
 def half(height: int = 40, width: int = 60) -> NDArray[np.bool_]:

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from flmm_core.explain.maps import Floats
-from flmm_core.heat import heat_colors, paint_heat
 from flmm_core.painting import DIM, INK, PAPER, letters, text_image
+from flmm_core.pipeline.heat import heat_colors, paint_heat
 
 
 def overlay(image: Image.Image, values: Floats, top: float | None = None) -> Image.Image:

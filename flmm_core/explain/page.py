@@ -15,8 +15,8 @@ from flmm_core import __version__
 from flmm_core.explain.maps import Floats, Maps
 from flmm_core.explain.regions import REACH
 from flmm_core.explain.ways import WAYS, way_text
-from flmm_core.heat import heat_colors
 from flmm_core.painting import scale_to
+from flmm_core.pipeline.heat import heat_colors
 from flmm_core.report.gallery import data_uri
 from flmm_core.report.templates import template
 

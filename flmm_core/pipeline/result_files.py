@@ -61,7 +61,7 @@ def _write_attention(result: Result, folder: Path) -> None:
     """attention.npz, as the model gives it, and attention-N.png, over the image."""
     import numpy as np
 
-    from flmm_core.heat import paint_heat
+    from flmm_core.pipeline.heat import paint_heat
 
     np.savez_compressed(
         folder / "attention.npz",

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.heat import paint_heat
 from flmm_core.painting import draw_panels, fade, mask_color, paint_mask, scale_to
+from flmm_core.pipeline.heat import paint_heat
 from flmm_core.pipeline.resample import resample
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps
 

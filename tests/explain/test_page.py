@@ -11,7 +11,7 @@ import pytest
 
 from flmm_core.explain.explanation import Explanation
 from flmm_core.explain.page import render_page
-from flmm_core.heat import heat_colors
+from flmm_core.pipeline.heat import heat_colors
 from tests.browser import Page, opened
 from tests.explain.explanations import known
 

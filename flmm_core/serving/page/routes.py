@@ -16,8 +16,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flmm_core.heat import HEAT
 from flmm_core.painting import COLORS, OPACITY
+from flmm_core.pipeline.heat import HEAT
 from flmm_core.serving.app import create_app
 from flmm_core.serving.limits import Limits
 from flmm_core.serving.page.examples import examples

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flmm_core.data import rle
-from flmm_core.heat import HEAT, paint_heat
 from flmm_core.painting import mask_color, paint_mask
+from flmm_core.pipeline.heat import HEAT, paint_heat
 from tests.browser import Page
 
 DECODE = """(async codes => {
