@@ -16,14 +16,7 @@ from PIL import Image
 
 from flmm_core import __version__
 from flmm_core.annotate.each import Asked, ground_each
-from flmm_core.annotate.outputs import (
-    USUAL,
-    Kind,
-    read_result,
-    write_coco,
-    write_labelme,
-    write_result,
-)
+from flmm_core.annotate.outputs import read_result, write_coco, write_labelme
 from flmm_core.annotate.requests import Request
 from flmm_core.data.findings import Skipped
 from flmm_core.data.images import read_image
@@ -31,6 +24,7 @@ from flmm_core.errors import FlmmError
 from flmm_core.files import write_json
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.result import Result
+from flmm_core.pipeline.result_files import USUAL, write_result
 from flmm_core.progress import Progress
 
 LEFT_OUT = "left-out.json"
@@ -51,7 +45,7 @@ class Manner:
     together: bool = False
     keep_absent: bool = False
     min_probability: float | None = None
-    kinds: tuple[Kind, ...] = USUAL
+    kinds: Collection[str] = USUAL
 
     def decide(self, result: Result, threshold: float | None) -> Result:
         """The result with "not there" where that is to be said."""
@@ -177,7 +171,7 @@ def _finished(number: int, outcome: Future[Done] | FlmmError) -> tuple[int, Done
     return number, outcome if isinstance(outcome, FlmmError) else outcome.result()
 
 
-def _write_together(output: Path, done: Sequence[Done], kinds: Collection[Kind]) -> None:
+def _write_together(output: Path, done: Sequence[Done], kinds: Collection[str]) -> None:
     """The files that are of all images."""
     good = [(each.request, each.content) for each in done if each.content is not None]
     if "coco" in kinds:

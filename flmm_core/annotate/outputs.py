@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flmm_core.errors import DataError
 from flmm_core.files import write_json
-from flmm_core.pipeline.result_files import RESULT as RESULT
-from flmm_core.pipeline.result_files import write_result as write_result
+from flmm_core.pipeline.result_files import RESULT
 
-Kind = Literal["overlay", "masks", "attention", "coco", "labelme"]
-KINDS: dict[Kind, str] = {
+KINDS = {
     "overlay": "overlay.png, the image with all masks",
     "masks": "mask-1.png, ... (0 and 255), one per phrase",
     "attention": "attention-1.png, ... and attention.npz, where each phrase's words look",
     "coco": "instances.json, COCO annotations of all images",
     "labelme": "labelme/NAME.json, one LabelMe file per image",
 }
-USUAL: tuple[Kind, ...] = ("overlay", "masks")
 COCO = "instances.json"
 LABELME = "labelme"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flmm_core.annotate.outputs import KINDS, USUAL
+from flmm_core.annotate.outputs import KINDS
 from flmm_core.cli.console import (
     echo_json,
     echo_table,
@@ -22,6 +22,7 @@ from flmm_core.cli.options import AS_TRAINED, PLACEMENT, config_options, given_b
 from flmm_core.data.findings import Skipped
 from flmm_core.errors import DataError, Problems, RunError, UsageError
 from flmm_core.files import check_writable, hold
+from flmm_core.pipeline.result_files import USUAL
 
 if TYPE_CHECKING:
     from PIL import Image

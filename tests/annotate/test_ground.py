@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from flmm_core.annotate.each import Asked, ground_each
-from flmm_core.annotate.outputs import KINDS, write_result
+from flmm_core.annotate.outputs import KINDS
 from flmm_core.cli import main
 from flmm_core.data import rle
 from flmm_core.data.findings import Findings
@@ -24,6 +24,7 @@ from flmm_core.errors import FlmmError, RunError
 from flmm_core.images import to_image
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.result import Result
+from flmm_core.pipeline.result_files import write_result
 
 Capture = pytest.CaptureFixture[str]
 PHRASES = ("red ring", "the star")
