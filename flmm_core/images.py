@@ -70,11 +70,6 @@ def to_image(source: object, *, upright: bool = True) -> Image.Image:
     )
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """The image in the mode RGB: itself if it is, as the copy of a photo takes much memory."""
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def _read_file(path: Path, upright: bool) -> Image.Image:
     try:
         if path.stat().st_size == 0:

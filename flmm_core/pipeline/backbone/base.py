@@ -241,7 +241,7 @@ class Backbone(ABC):
         """One sample, ready for the VLM: on the CPU, without weights, without randomness.
 
         Args:
-            image: Of any size.
+            image: Of any size and mode; it is read as upright RGB, as `Grounder.ground` does.
             segments: The caption in pieces; their phrases are numbered 0..P-1.
             prompt: The user's text before the caption; None is the backbone's own `prompt`.
             name: Names the sample in messages.
@@ -253,6 +253,7 @@ class Backbone(ABC):
                 phrases are not numbered 0..P-1; there is no image.
             DataError: The image cannot be used, or its image tokens do not fit its grid.
         """
+        image = tokens.read_image(image, name)
         prefix = self._prefix(image, prompt, name) if like is None else like.prefix
         limit = tokens.longest(self.text_config, self.tokenizer)
         rest = segments, self._controls

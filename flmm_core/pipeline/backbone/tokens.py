@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from flmm_core.errors import DataError, UsageError, WeightsError, shortened
-from flmm_core.images import as_rgb
+from flmm_core.images import to_image
 from flmm_core.pipeline.backbone.conversation import (
     Turns,
     adds_special_tokens,
@@ -20,6 +20,7 @@ from flmm_core.pipeline.backbone.conversation import (
     escape,
     prompt_text,
 )
+from flmm_core.pipeline.backbone.view_check import naming_sample
 from flmm_core.pipeline.types import Prefix
 from flmm_core.segment import Segment, caption_text, pieces_of
 
@@ -71,6 +72,29 @@ def encode_prefix(
     )
 
 
+def read_image(image: Image.Image, name: str) -> Image.Image:
+    """A sample's image as upright RGB, whatever its mode; itself if it is.
+
+    Raises:
+        UsageError: There is no image.
+        DataError: It has no pixels, or cannot be decoded.
+    """
+    if not isinstance(image, Image.Image):
+        raise UsageError(
+            f"Sample '{name}' has no image.",
+            found=f"Found {type(image).__name__}; expected a PIL image.",
+            repair="Read it with flmm_core.data.images.read_image.",
+        )
+    if 0 in image.size:
+        raise DataError(
+            f"The image of sample '{name}' has no pixels.",
+            found=f"Its size is {image.width} x {image.height} pixels.",
+            repair="Remove it from the data, or crop it again.",
+        )
+    with naming_sample(name):
+        return to_image(image)
+
+
 def encode(
     processor: Any,
     text: str,
@@ -85,23 +109,11 @@ def encode(
 
     Raises: as `encode_prefix`.
     """
-    for image in images:
-        if not isinstance(image, Image.Image):
-            raise UsageError(
-                f"Sample '{name}' has no image.",
-                found=f"Found {type(image).__name__}; expected a PIL image.",
-                repair="Read it with flmm_core.data.images.read_image.",
-            )
-        if 0 in image.size:
-            raise DataError(
-                f"The image of sample '{name}' has no pixels.",
-                found=f"Its size is {image.width} x {image.height} pixels.",
-                repair="Remove it from the data, or crop it again.",
-            )
+    images = [read_image(image, name) for image in images]
     try:
         encoded = processor(
             text=[text],
-            images=[shrink(as_rgb(image)) for image in images],
+            images=[shrink(image) for image in images],
             return_tensors="pt",
             add_special_tokens=adds_special_tokens(processor.tokenizer, text),
         )

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flmm_core.images import as_rgb
+from flmm_core.images import to_image
 from flmm_core.pipeline.boxes import tight_boxes
 from flmm_core.pipeline.mask_logits import Canvas, MaskLogits, above, portions
 from flmm_core.pipeline.refiners import SamOptions
@@ -69,7 +69,7 @@ class SamEncoder(ImageEncoder):
         """(3, h, w) uint8 on the CPU; the longest side has S pixels, as in segment-anything."""
         scale = self.image_size / max(image.size)
         w, h = (max(1, int(side * scale + 0.5)) for side in image.size)
-        resized = as_rgb(image).resize((w, h), Image.Resampling.BILINEAR)
+        resized = to_image(image).resize((w, h), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
     @torch.no_grad()

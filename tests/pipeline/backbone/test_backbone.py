@@ -252,6 +252,25 @@ class TestTrace:
             assert torch.isfinite(trace.attention).all()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_image_of_any_mode_is_read_as_upright_rgb(family: str) -> None:
+    """A caller of `prepare` gets what `Grounder.ground` makes of the same image."""
+    backbone, rgb = shared(family), picture(48, 24)
+    clear, stored = Image.new("RGBA", rgb.size, (0, 0, 0, 0)), rgb.transpose(Image.ROTATE_90)
+    stored.getexif()[0x0112] = 6  # to be turned by 270 degrees
+    for given, seen in (
+        (clear, Image.new("RGB", rgb.size, "white")),
+        (clear.quantize(2), Image.new("RGB", rgb.size, "white")),
+        (Image.new("I;16", rgb.size, 257 * 77), Image.new("RGB", rgb.size, (77, 77, 77))),
+        (stored, rgb),
+    ):
+        found, expected = (backbone.prepare(one, [Segment("it", 0)]) for one in (given, seen))
+        assert found.image_hw == expected.image_hw == (24, 48)
+        assert found.prefix.image.keys() == expected.prefix.image.keys()
+        for key, value in expected.prefix.image.items():
+            assert torch.equal(value, found.prefix.image[key]), (given.mode, key)
+
+
 def test_generate_gives_only_the_answer() -> None:
     backbone = shared("llava_next")
     inputs = to_vlm(backbone.vlm, backbone.collate([backbone.prepare(picture(48, 48), [])]).tensors)
