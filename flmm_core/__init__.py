@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from flmm_core.plugins import load_phrase_finders as load_phrase_finders
     from flmm_core.plugins import load_refiners as load_refiners
     from flmm_core.segment import Segment as Segment
+    from flmm_core.spec import API_VERSION as API_VERSION
     from flmm_core.spec import TOY_DEFAULTS as TOY_DEFAULTS
     from flmm_core.spec import BackboneOptions as BackboneOptions
     from flmm_core.spec import BackboneSpec as BackboneSpec
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from flmm_core.spec import PhraseFinderSpec as PhraseFinderSpec
     from flmm_core.spec import RefinerOptions as RefinerOptions
     from flmm_core.spec import RefinerSpec as RefinerSpec
+    from flmm_core.spec import Requirements as Requirements
 
 __version__ = "0.1.0"
 
@@ -58,8 +60,8 @@ _HOMES = {
     "pipeline.types": "BackboneBatch BackboneInputs EncodedImage ImageView Trace",
     "plugins": "load_backbones load_phrase_finders load_refiners",
     "segment": "Segment",
-    "spec": "TOY_DEFAULTS BackboneOptions BackboneSpec ModelInfo OriginalInfo PhraseFinderOptions"
-    " PhraseFinderSpec RefinerOptions RefinerSpec",
+    "spec": "API_VERSION TOY_DEFAULTS BackboneOptions BackboneSpec ModelInfo OriginalInfo"
+    " PhraseFinderOptions PhraseFinderSpec RefinerOptions RefinerSpec Requirements",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

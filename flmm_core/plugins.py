@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from flmm_core import hookspecs
 from flmm_core.errors import ConfigError, MissingExtraError, UsageError, did_you_mean
 from flmm_core.spec import (
+    API_VERSION,
     BackboneSpec,
     PhraseFinderSpec,
     PluginOptions,
@@ -196,6 +197,12 @@ def parse_options(spec: PluginSpec, options: Mapping[str, Any] | PluginOptions |
 
 def _offered(module: object, spec_type: type[SpecT]) -> list[SpecT]:
     """The checked specs of a plugin's hook; any exception says what is wrong with the plugin."""
+    wanted = getattr(module, "API_VERSION", API_VERSION)
+    if wanted != API_VERSION:
+        raise ValueError(
+            f"it is written for version {wanted!r} of flmm's plugin API, and this flmm has "
+            f"{API_VERSION}: install a version of the plugin or of flmm that fits"
+        )
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(module)

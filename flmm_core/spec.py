@@ -9,6 +9,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+API_VERSION = 1
+"""What plugins are written for: it rises when a plugin that worked no longer would.
+
+A plugin's module may say `API_VERSION = 1`, and is then refused by a version of flmm with another.
+"""
+
 DEFAULT_PROMPT = "Please give me a description of the image."
 """The user's turn that precedes the caption."""
 
@@ -115,6 +121,30 @@ class OriginalInfo:
 
 
 @dataclass(frozen=True)
+class Requirements:
+    """What a family does otherwise than most; the core and the conformance kit then expect it.
+
+    Attributes:
+        bidirectional_image: Image tokens also attend to later tokens of their image.
+        chat_template: The template of models that come without one.
+        optional_views: Views that an image may be without, for example where a model cuts only
+            large images into tiles. `Backbone.views` says what then stands for them.
+        sliding_window: Some layers attend only to the latest tokens, so that in them a phrase may
+            attend to no image token. Where the model's config says so, it need not be declared.
+        any_family: `Backbone.model_types` is empty: models of any family are tried.
+    """
+
+    bidirectional_image: bool = False
+    chat_template: str = ""
+    optional_views: frozenset[str] = frozenset()
+    sliding_window: bool = False
+    any_family: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "optional_views", frozenset(self.optional_views))
+
+
+@dataclass(frozen=True)
 class BackboneSpec(PluginSpec):
     """One family of vision-language models; `target` names a `Backbone` subclass.
 
@@ -124,6 +154,7 @@ class BackboneSpec(PluginSpec):
         converted: For weights in their authors' own format, which transformers does not read: the
             `model_type` or class in their config.json -> the hub id of the same weights converted.
         original: For `flmm import-flmm`.
+        requirements: What the family does otherwise than most.
     """
 
     kind = "backbone"
@@ -133,6 +164,7 @@ class BackboneSpec(PluginSpec):
     options: type[BackboneOptions] = field(default=BackboneOptions, kw_only=True)
     converted: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     original: OriginalInfo = field(default=OriginalInfo(), kw_only=True)
+    requirements: Requirements = field(default=Requirements(), kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

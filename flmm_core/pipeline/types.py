@@ -29,11 +29,13 @@ class ImageView:
             (r, c), row 0 on top.
         image_box: (y0, x0, y1, x1), the box of the grid in fractions of the image's height and
             width; it extends beyond [0, 1] where the view shows padding.
+        separators: How many of the image's tokens belong to the view and to no cell: line ends.
     """
 
     name: str
     token_index: Tensor
     image_box: Box = WHOLE_IMAGE
+    separators: int = 0
 
 
 @dataclass(frozen=True, eq=False)

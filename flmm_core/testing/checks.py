@@ -59,7 +59,8 @@ def check_spec(backbone: Backbone) -> None:
     for alias, model in spec.models.items():
         require(model.source.strip(), f"model {alias!r} has no source")
         require(model.license.strip(), f"model {alias!r} does not name the license of its weights")
-    require(backbone.model_types, "model_types is empty: weights of any family would be loaded")
+    known = backbone.model_types or spec.requirements.any_family
+    require(known, "model_types is empty: weights of any family would be loaded")
     names = backbone.view_names
     require(len(set(names)) == len(names) > 0, f"view_names must be unique: {names}")
 
@@ -200,7 +201,7 @@ def check_captions_are_answers(backbone: Backbone) -> None:
 
 def check_control_words_are_text(backbone: Backbone) -> None:
     """Control tokens in a user's text are read as text: no second image, no early end."""
-    words = [*backbone.tokenizer.all_special_tokens, backbone.processor.image_token]
+    words = [*backbone.tokenizer.all_special_tokens, backbone.image_token]
     image = picture(96, 144)
     plain = backbone.prepare(image, CAPTION)
     control = set(backbone.tokenizer.all_special_ids) | {backbone.image_token_id}
@@ -302,7 +303,7 @@ def check_answers(backbone: Backbone) -> None:
     """With the capability "chat": `generate` answers in text, the same twice."""
     if "chat" not in backbone.spec.capabilities:
         return
-    image, token = picture(96, 144), backbone.processor.image_token
+    image, token = picture(96, 144), backbone.image_token
     first = backbone.generate(image, "What is this?", max_new_tokens=8)
     require(isinstance(first, str), f"generate returned {type(first).__name__}")
     again = backbone.generate(image, "What is this?", max_new_tokens=8)

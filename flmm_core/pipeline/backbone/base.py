@@ -13,8 +13,8 @@ VLM's weights can reach neither an optimizer nor a checkpoint.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -22,10 +22,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.errors import WeightsError
 from flmm_core.pipeline.backbone import conversation, loading, tokens, weights
+from flmm_core.pipeline.backbone.auto_classes import auto_classes
 from flmm_core.pipeline.backbone.batch import Side, collate, place_rows, stack_padded, to_vlm
 from flmm_core.pipeline.backbone.identity import ModelIdentity, identify
+from flmm_core.pipeline.backbone.processor_check import check_processor
 from flmm_core.pipeline.backbone.recorder import AttentionRecorder, Pool
 from flmm_core.pipeline.backbone.reply import Reply
 from flmm_core.pipeline.backbone.shared_prefix import PrefixCache, keeps_every_key
@@ -37,18 +38,19 @@ from flmm_core.segment import CaptionMode, Segment
 from flmm_core.spec import DEFAULT_PROMPT, Attention, BackboneOptions, BackboneSpec, Quantize
 
 
-class Backbone(ABC):
+class Backbone:
     """One frozen vision-language model.
 
-    A subclass declares `view_names` and `model_types` and implements `load_model` and `views`.
-    Everything else works for any transformers image-text-to-text model whose processor has a chat
-    template; `separator_tokens` and `join` are the methods most likely to need an override.
+    A subclass declares `model_types`. The rest works for any transformers image-text-to-text model
+    whose decoder attends causally: auto classes load it, and where its image tokens are is measured
+    unless the subclass says so (`view_names`, `views`).
 
     `prepare` and what it calls run in DataLoader workers: they may use `config`, `processor`
     and `options`, never `vlm`. A pickled backbone leaves its `vlm` behind for that reason.
 
     Attributes:
-        view_names: The views of an image, in channel order.
+        view_names: The views of an image, in channel order: a tuple, or a property that may read
+            `config`. If a plugin names none: "image", or what is measured.
         model_types: The `model_type`s of config.json that this class can load.
         processor_types: The classes of processor that it was written for; empty means any.
         shares_prefixes: Whether samples about one image share one pass of image and prompt.
@@ -60,46 +62,54 @@ class Backbone(ABC):
             prompt; "pieces" tokenizes each piece alone, as the original F-LMM does.
         vlm: The transformers model, frozen and in evaluation mode.
         config: The VLM's; `text_config` is that of its language model.
-        image_token_id: The id of the tokens that the image's features replace.
+        image_token: The token that the image's features replace, `image_token_id` its id. A plugin
+            need name it only where neither config nor processor leads to it.
+        requirements: Of the spec; what the config says is added.
         num_layers: L; `num_heads` is N, `hidden_size` D and `attention_channels` C.
     """
 
-    view_names: ClassVar[tuple[str, ...]] = ("image",)
+    view_names: tuple[str, ...] = ()
+    image_token: str = ""
     model_types: ClassVar[tuple[str, ...]] = ()
     processor_types: ClassVar[tuple[str, ...]] = ()
     shares_prefixes: ClassVar[bool] = True
 
-    # --- a plugin implements these ----------------------------------------------------------
+    # --- a plugin may override these --------------------------------------------------------
 
     @classmethod
-    @abstractmethod
     def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
         """(vlm, processor) by `from_pretrained`; `load` freezes the VLM and moves it.
 
+        By default `load_pretrained` with transformers' auto classes.
+
         Args:
-            source: A folder or a hub id.
-            options: The plugin's own settings.
+            source: A folder or a hub id; `options` are the plugin's own settings.
             kwargs: For the model's `from_pretrained`: `dtype`, `trust_remote_code` and what the
                 caller passed through (`device_map`, `quantization_config`, `revision`, ...).
         """
+        return weights.load_pretrained(source, *auto_classes(source, **kwargs), **kwargs)
 
-    @abstractmethod
     def views(
         self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
     ) -> tuple[ImageView, ...]:
-        """The geometry of one sample's image tokens, one view for each of `view_names`.
+        """The geometry of one sample's image tokens: a view for each of `view_names`, in order.
+
+        By default measured. Views that `Requirements.optional_views` names may be left out for an
+        image; the first view then stands for them, so that the number of channels stays the same.
 
         Args:
             input_ids: (S,) the whole sequence; `image_token_positions` finds the image's tokens.
             image_hw: Height and width of the image in pixels.
             tensors: The image's tensors, as the processor returned them.
-        """
 
-    # --- a plugin may override these --------------------------------------------------------
+        Raises:
+            DataError: The image cannot be used. Any other error is taken for the plugin's.
+        """
+        raise NotImplementedError
 
     def separator_tokens(self, views: Sequence[ImageView]) -> int:
         """How many image tokens belong to no cell, such as line ends."""
-        return 0
+        return sum(view.separators for view in views)
 
     def join(self, name: str, values: Sequence[Tensor]) -> Tensor:
         """One batch of a tensor of images (pixels, sizes, grids).
@@ -183,9 +193,13 @@ class Backbone(ABC):
         self.config = vlm.config
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        weights.check_processor(processor, vlm.config, source or model)
-        self.image_token_id = int(vlm.config.image_token_id)
         self.text_config = vlm.config.get_text_config()
+        windowed = spec.requirements.sliding_window or not keeps_every_key(self.text_config)
+        self.requirements = replace(spec.requirements, sliding_window=windowed)
+        given = source or model, self.image_token, self.requirements.chat_template
+        self.image_token, self.image_token_id = check_processor(processor, vlm.config, *given)
+        if not self.view_names:
+            self.view_names = ("image",)
         self.num_layers = int(self.text_config.num_hidden_layers)
         self.num_heads = int(self.text_config.num_attention_heads)
         self.hidden_size = int(self.text_config.hidden_size)
@@ -215,19 +229,10 @@ class Backbone(ABC):
     def rendered_prompt(self) -> str:
         """The text that the model reads, one placeholder for an image, `{caption}` for a caption.
 
-        Raises:
-            UsageError: The chat template takes no system message.
-            WeightsError: With the mode "whole": the chat template shows no answers, or the
-                tokenizer does not say which characters a token covers.
+        Raises: as `load`; UsageError if the chat template takes no system message.
         """
         whole = self.caption_mode == "whole"
-        if whole and not self.tokenizer.is_fast:
-            raise WeightsError(
-                f"The tokenizer of '{self.model}' does not say which characters a token covers.",
-                found=f"{type(self.tokenizer).__name__} is not a fast tokenizer.",
-                repair="Use a model with a tokenizer.json, or --caption-mode pieces.",
-            )
-        return conversation.rendered(self.processor, self._turns(None), whole)
+        return conversation.rendered(self.processor, self._turns(None), whole, self.model)
 
     def prepare(
         self,
@@ -290,7 +295,7 @@ class Backbone(ABC):
         positions = (input_ids == self.image_token_id).nonzero().flatten()
         if len(positions) != expected:
             found = f"The sequence holds {len(positions)} image tokens; expected {expected}."
-            raise misfit(found)
+            raise misfit(found, self.spec.target)
         return positions
 
     def shrunk(self, image: Image.Image) -> Image.Image:
@@ -316,10 +321,8 @@ class Backbone(ABC):
             side: Where the padding tokens go; with shared prefixes always before a prefix and
                 after a caption.
         """
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        pad_id = next(i for i in ids if i is not None)
-        share = self.shares_prefixes and keeps_every_key(self.text_config)
-        return collate(samples, pad_id=pad_id, side=side, join=self.join, share=share)
+        share = self.shares_prefixes and not self.requirements.sliding_window
+        return collate(samples, tokenizer=self.tokenizer, side=side, join=self.join, share=share)
 
     @torch.no_grad()  # not inference_mode: its tensors cannot feed a trained head
     def trace(

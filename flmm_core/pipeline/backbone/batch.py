@@ -47,18 +47,20 @@ def place_rows(batch: BackboneBatch, captions: bool = False) -> PlacedRows:
 
 
 def collate(
-    samples: Sequence[BackboneInputs], *, pad_id: int, side: Side, join: Join, share: bool
+    samples: Sequence[BackboneInputs], *, tokenizer: Any, side: Side, join: Join, share: bool
 ) -> BackboneBatch:
     """Samples as one batch; see `Backbone.collate`.
 
     Args:
         samples: At least one.
-        pad_id: The padding token.
+        tokenizer: Its padding token fills sequences up.
         side: Where it goes.
         join: `Backbone.join`, for the tensors of images.
         share: Run a prefix that several samples hold once, if every sample has a caption. It ends
             where the first of their captions begins.
     """
+    known = tokenizer.pad_token_id, tokenizer.eos_token_id, 0
+    pad_id = next(i for i in known if i is not None)  # any will do: it is masked
     starts: dict[Prefix, int] = {}
     for sample in samples:
         starts[sample.prefix] = min(sample.start, starts.get(sample.prefix, sample.start))

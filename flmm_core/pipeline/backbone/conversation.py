@@ -124,11 +124,19 @@ def answer_text(processor: Any, turns: Turns, answer: str) -> tuple[str, int]:
     )
 
 
-def rendered(processor: Any, turns: Turns, whole: bool) -> str:
+def rendered(processor: Any, turns: Turns, whole: bool, model: str) -> str:
     """The text that the model reads, with `{caption}` for the caption.
 
-    Raises: as `prompt_text` and `answer_text`.
+    Raises:
+        WeightsError: With `whole`: the tokenizer cannot say which characters a token covers.
+        UsageError: As `prompt_text`, and `answer_text`.
     """
+    if whole and not processor.tokenizer.is_fast:
+        raise WeightsError(
+            f"The tokenizer of '{model}' does not say which characters a token covers.",
+            found=f"{type(processor.tokenizer).__name__} is not a fast tokenizer.",
+            repair="Use a model with a tokenizer.json, or --caption-mode pieces.",
+        )
     text = prompt_text(processor, turns)
     return answer_text(processor, turns, PLACEHOLDER)[0] if whole else text + PLACEHOLDER
 

@@ -23,7 +23,6 @@ from flmm_core.pipeline.backbone.following import Following
 from flmm_core.pipeline.backbone.messages import Conversation, read_messages
 from flmm_core.pipeline.backbone.past import Past
 from flmm_core.pipeline.backbone.reply import Reply, SeenImage
-from flmm_core.pipeline.backbone.shared_prefix import keeps_every_key
 from flmm_core.pipeline.backbone.transcript import Teller
 from flmm_core.pipeline.backbone.view_check import checked_views, misfit
 
@@ -248,7 +247,7 @@ def _keeps_keys(backbone: Backbone, given: Mapping[str, Any]) -> bool:
     """Whether attention can be recorded while the model writes, without changing what it writes."""
     return (
         backbone.vlm.get_decoder().config._attn_implementation == "sdpa"
-        and keeps_every_key(backbone.text_config)
+        and not backbone.requirements.sliding_window
         and given.get("use_cache") is not False
         and given.get("cache_implementation") is None
         and given.get("generation_config") is None

@@ -20,7 +20,7 @@ from flmm_core.pipeline.backbone.conversation import (
     escape,
     prompt_text,
 )
-from flmm_core.pipeline.backbone.view_check import naming_sample
+from flmm_core.pipeline.backbone.view_check import blaming, naming_sample
 from flmm_core.pipeline.types import Prefix
 from flmm_core.segment import Segment, caption_text, pieces_of
 
@@ -110,10 +110,12 @@ def encode(
     Raises: as `encode_prefix`.
     """
     images = [read_image(image, name) for image in images]
+    with blaming(shrink):
+        given = [shrink(image) for image in images]
     try:
         encoded = processor(
             text=[text],
-            images=[shrink(image) for image in images],
+            images=given,
             return_tensors="pt",
             add_special_tokens=adds_special_tokens(processor.tokenizer, text),
         )

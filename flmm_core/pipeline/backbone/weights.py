@@ -288,28 +288,6 @@ def _package_advice(error: ImportError) -> str:
     return f"{install}; or choose weights that do not need it, such as the ones not quantized."
 
 
-def check_processor(processor: Any, config: Any, source: str) -> None:
-    """`WeightsError` unless a processor has a chat template and the model's image token."""
-    asked = f"The processor of '{source}' cannot be used."
-    repair = "Use the processor files of the model's original folder."
-    tokenizer = processor.tokenizer
-    if not (getattr(processor, "chat_template", None) or tokenizer.chat_template):
-        raise WeightsError(asked, found="It has no chat template.", repair=repair)
-    settings = "patch_size", "vision_feature_select_strategy"
-    unknown = [name for name in settings if getattr(processor, name, name) is None]
-    if unknown:
-        raise WeightsError(asked, found=f"It does not say {' and '.join(unknown)}.", repair=repair)
-    token = getattr(processor, "image_token", None)
-    found = None if token is None else tokenizer.convert_tokens_to_ids(token)
-    expected = getattr(config, "image_token_id", None)
-    if expected is None or found != expected:
-        raise WeightsError(
-            asked,
-            found=f"Its image token {token!r} has id {found}; the model's is {expected}.",
-            repair=repair,
-        )
-
-
 def choose_device(device: str | torch.device) -> torch.device:
     """A device ("auto": the first accelerator or else the CPU); `UsageError` if unusable."""
     if device == "auto":

@@ -194,7 +194,8 @@ class TestPrepareErrors:
         assert str(error.value) == (
             "Sample 'boat': the image tokens do not fit the grid of the image.\n"
             "The sequence holds 15 image tokens; expected 16.\n"
-            "Use the processor that belongs to these weights."
+            "Use the processor that belongs to these weights; if it does, the geometry of the "
+            "plugin (tests.models:OneView) is wrong."
         )
 
     def test_cells_that_are_no_image_tokens(self, monkeypatch: pytest.MonkeyPatch) -> None:
