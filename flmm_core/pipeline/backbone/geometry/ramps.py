@@ -1,0 +1,138 @@
+"""Ramps through the real processor: where on the image each pixel element was resampled from.
+
+Per element of a pixel tensor, (ramp - black) / (white - black) is the coordinate at which the
+processor read the image, whatever the normalization and the layout. Where black and white give the
+same value, the element is padding, whatever its color.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flmm_core.errors import FlmmError, UsageError
+from flmm_core.pipeline.backbone.conversation import prompt_text, user_turns
+from flmm_core.pipeline.backbone.geometry.limits import Limits
+from flmm_core.pipeline.backbone.geometry.refused import one_line, refuse
+from flmm_core.pipeline.backbone.tokens import encode
+
+GOLDEN = 0.618034
+"""Multiples of it, modulo 1, are spread evenly."""
+
+
+@dataclass(frozen=True)
+class Elements:
+    """One pixel tensor.
+
+    Attributes:
+        values: float64, of the shape that the model takes; differs from element to element.
+        real: bool, of the same shape; false is padding.
+        y: float32, of the same shape; the coordinate, 0 at the top and 1 at the bottom.
+        x: The same from left to right.
+    """
+
+    values: Tensor
+    real: Tensor
+    y: Tensor
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image of one size as the model takes it.
+
+    Attributes:
+        ids: (S,) token ids.
+        others: What the model takes beside the pixels, with a batch dimension of 1 on the tokens.
+        pixels: By keyword.
+    """
+
+    ids: Tensor
+    others: Mapping[str, Tensor]
+    pixels: Mapping[str, Elements]
+
+
+def encode_ramps(processor: Any, image_hw: tuple[int, int], limits: Limits) -> Encoded:
+    """Encode images of one size that differ in nothing but their content.
+
+    Raises:
+        GeometryRefused: Shapes or tokens change with the content; there are no pixels.
+        DataError: The processor rejects images of this size.
+    """
+    text = prompt(processor)
+    found: list[dict[str, Tensor]] = []
+    for image in _images(image_hw):
+        try:
+            tokens, tensors = encode(processor, text, [image], lambda same: same, "measured")
+        except FlmmError:
+            raise
+        except Exception as error:  # each processor has its own ways to fail
+            raise refuse(f"The processor cannot be run: {one_line(error)}") from error
+        found.append({**{key: value[None] for key, value in tokens.items()}, **tensors})
+        _check_same(found[0], found[-1])
+        limits.check()
+    black, white, ramp_y, ramp_x = found[:4]
+    floats = [key for key, value in black.items() if value.is_floating_point()]
+    keys = [key for key in floats if not torch.equal(black[key], white[key])]
+    if not keys:
+        raise refuse("The processor gives no tensor that depends on the image.")
+    whole = black, white, ramp_y, ramp_x
+    pixels = {key: _elements(*(each[key] for each in whole)) for key in keys}
+    others = {
+        key: value.double() if key in floats else value
+        for key, value in black.items()
+        if key not in keys
+    }
+    return Encoded(black["input_ids"][0], others, pixels)
+
+
+def prompt(processor: Any) -> str:
+    """A user's turn with one image as the model reads it, or the bare image without a template."""
+    try:
+        return prompt_text(processor, user_turns("hi", None))
+    except UsageError:
+        image = getattr(processor, "image_token", None)
+        if not isinstance(image, str):
+            raise
+        return f"{image}hi"
+
+
+def _images(image_hw: tuple[int, int]) -> Iterator[Image.Image]:
+    """Black, white, two ramps from 0 to 255 (downwards, to the right) and noise."""
+    height, width = image_hw
+    yield Image.new("RGB", (width, height), (0, 0, 0))
+    yield Image.new("RGB", (width, height), (255, 255, 255))
+    yield Image.fromarray(np.ascontiguousarray(_ramp(height, width).transpose(1, 0, 2)))
+    yield Image.fromarray(_ramp(width, height))
+    noise = np.random.default_rng(0).integers(30, 226, (height, width, 3), dtype=np.uint8)
+    yield Image.fromarray(noise)
+
+
+def _ramp(length: int, across: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(across, length, 3), dithered across so that means are finer than steps of 1/255."""
+    values = (np.arange(length, dtype=np.float32)[:, None] + 0.5) / length * 255  # (length, 1)
+    offsets = np.arange(across)[:, None] * GOLDEN + np.arange(3) / 3  # (across, 3)
+    return (values + (offsets % 1).astype(np.float32)[:, None]).astype(np.uint8)
+
+
+def _check_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    for key, value in one.items():
+        if key not in other or value.shape != other[key].shape:
+            raise refuse(f"The shape of '{key}' depends on what the image shows.")
+        if not value.is_floating_point() and not torch.equal(value, other[key]):
+            raise refuse(f"The values of '{key}' depend on what the image shows.")
+
+
+def _elements(black: Tensor, white: Tensor, ramp_y: Tensor, ramp_x: Tensor) -> Elements:
+    span = white - black
+    real = span.abs() > 1e-6
+    span[~real] = 1.0
+    noise = torch.rand(black.shape, generator=torch.Generator().manual_seed(0))
+    values = black.double() + real * (0.2 + 0.6 * noise) * span
+    return Elements(values, real, (ramp_y - black).div_(span), (ramp_x - black).div_(span))
