@@ -16,45 +16,39 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from flmm_core.pipeline.backbone import conversation, loading, tokens, weights
-from flmm_core.pipeline.backbone.auto_classes import auto_classes
-from flmm_core.pipeline.backbone.batch import Side, collate, place_rows, stack_padded, to_vlm
+from flmm_core.pipeline.backbone.batch import Side, collate, place_rows, to_vlm
+from flmm_core.pipeline.backbone.contract import Contract
 from flmm_core.pipeline.backbone.identity import ModelIdentity, identify
 from flmm_core.pipeline.backbone.processor_check import check_processor
 from flmm_core.pipeline.backbone.recorder import AttentionRecorder, Pool
 from flmm_core.pipeline.backbone.reply import Reply
 from flmm_core.pipeline.backbone.shared_prefix import PrefixCache, keeps_every_key
 from flmm_core.pipeline.backbone.talk import Talk
-from flmm_core.pipeline.backbone.view_check import checked_views, misfit
-from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, ImageView, Prefix, Trace
+from flmm_core.pipeline.backbone.view_check import checked_views
+from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, Prefix, Trace
 from flmm_core.plugins import parse_options
 from flmm_core.segment import CaptionMode, Segment
 from flmm_core.spec import DEFAULT_PROMPT, Attention, BackboneOptions, BackboneSpec, Quantize
 
 
-class Backbone:
+class Backbone(Contract):
     """One frozen vision-language model.
 
     A subclass declares `model_types`. The rest works for any transformers image-text-to-text model
     whose decoder attends causally: auto classes load it, and where its image tokens are is measured
-    unless the subclass says so (`view_names`, `views`).
+    unless the subclass says so. `Contract` lists what else it may declare or override.
 
     `prepare` and what it calls run in DataLoader workers: they may use `config`, `processor`
     and `options`, never `vlm`. A pickled backbone leaves its `vlm` behind for that reason.
 
     Attributes:
-        view_names: The views of an image, in channel order: a tuple, or a property that may read
-            `config`. If a plugin names none: "image", or what is measured.
-        model_types: The `model_type`s of config.json that this class can load.
-        processor_types: The classes of processor that it was written for; empty means any.
-        shares_prefixes: Whether samples about one image share one pass of image and prompt.
-            A subclass whose VLM cannot continue from a KV cache sets it to False.
         model: The alias, hub id or folder that was asked for; `source` is what was loaded.
         prompt: The user's text before the caption, unless `prepare` is given another.
         system: The system message before it; None is the chat template's own, if it has one.
@@ -62,61 +56,9 @@ class Backbone:
             prompt; "pieces" tokenizes each piece alone, as the original F-LMM does.
         vlm: The transformers model, frozen and in evaluation mode.
         config: The VLM's; `text_config` is that of its language model.
-        image_token: The token that the image's features replace, `image_token_id` its id. A plugin
-            need name it only where neither config nor processor leads to it.
-        requirements: Of the spec; what the config says is added.
+        requirements: Of the spec; what the config and the measured geometry say is added.
         num_layers: L; `num_heads` is N, `hidden_size` D and `attention_channels` C.
     """
-
-    view_names: tuple[str, ...] = ()
-    image_token: str = ""
-    model_types: ClassVar[tuple[str, ...]] = ()
-    processor_types: ClassVar[tuple[str, ...]] = ()
-    shares_prefixes: ClassVar[bool] = True
-
-    # --- a plugin may override these --------------------------------------------------------
-
-    @classmethod
-    def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
-        """(vlm, processor) by `from_pretrained`; `load` freezes the VLM and moves it.
-
-        By default `load_pretrained` with transformers' auto classes.
-
-        Args:
-            source: A folder or a hub id; `options` are the plugin's own settings.
-            kwargs: For the model's `from_pretrained`: `dtype`, `trust_remote_code` and what the
-                caller passed through (`device_map`, `quantization_config`, `revision`, ...).
-        """
-        return weights.load_pretrained(source, *auto_classes(source, **kwargs), **kwargs)
-
-    def views(
-        self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
-    ) -> tuple[ImageView, ...]:
-        """The geometry of one sample's image tokens: a view for each of `view_names`, in order.
-
-        By default measured. Views that `Requirements.optional_views` names may be left out for an
-        image; the first view then stands for them, so that the number of channels stays the same.
-
-        Args:
-            input_ids: (S,) the whole sequence; `image_token_positions` finds the image's tokens.
-            image_hw: Height and width of the image in pixels.
-            tensors: The image's tensors, as the processor returned them.
-
-        Raises:
-            DataError: The image cannot be used. Any other error is taken for the plugin's.
-        """
-        raise NotImplementedError
-
-    def separator_tokens(self, views: Sequence[ImageView]) -> int:
-        """How many image tokens belong to no cell, such as line ends."""
-        return sum(view.separators for view in views)
-
-    def join(self, name: str, values: Sequence[Tensor]) -> Tensor:
-        """One batch of a tensor of images (pixels, sizes, grids).
-
-        By default concatenated along dimension 0, zero-padded in the others where they differ.
-        """
-        return stack_padded(values)
 
     @classmethod
     def load(
@@ -198,8 +140,7 @@ class Backbone:
         self.requirements = replace(spec.requirements, sliding_window=windowed)
         given = source or model, self.image_token, self.requirements.chat_template
         self.image_token, self.image_token_id = check_processor(processor, vlm.config, *given)
-        if not self.view_names:
-            self.view_names = ("image",)
+        self._find_views()
         self.num_layers = int(self.text_config.num_hidden_layers)
         self.num_heads = int(self.text_config.num_attention_heads)
         self.hidden_size = int(self.text_config.hidden_size)
@@ -208,6 +149,18 @@ class Backbone:
         self.rendered_prompt()  # raises
         self._recorder = AttentionRecorder(vlm.get_decoder())
         self._talk = Talk(self)
+
+    def _find_views(self) -> None:
+        """Measure where the image tokens are, unless the plugin says it."""
+        if type(self).views is Contract.views:
+            from flmm_core.pipeline.backbone.measured import MeasuredViews
+
+            self.measured = MeasuredViews(self.config, self.processor)
+            names = self.measured.names()
+            self.view_names = self.view_names or names
+            self.requirements = replace(self.requirements, optional_views=frozenset(names[1:]))
+        elif not self.view_names:
+            self.view_names = ("image",)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything that `prepare` needs: what a DataLoader worker receives."""
@@ -285,22 +238,6 @@ class Backbone:
     def vision_token_mask(self, inputs: BackboneInputs) -> Tensor:
         """(S,) bool, true at image tokens."""
         return inputs.tokens["input_ids"] == self.image_token_id
-
-    def image_token_positions(self, input_ids: Tensor, expected: int) -> Tensor:
-        """(expected,) int64 positions of the image tokens in the sequence.
-
-        Raises:
-            DataError: There are more or fewer.
-        """
-        positions = (input_ids == self.image_token_id).nonzero().flatten()
-        if len(positions) != expected:
-            found = f"The sequence holds {len(positions)} image tokens; expected {expected}."
-            raise misfit(found, self.spec.target)
-        return positions
-
-    def shrunk(self, image: Image.Image) -> Image.Image:
-        """A large image made smaller, if the VLM sees the same pixels: processors copy theirs."""
-        return image
 
     def _prefix(self, image: Image.Image, prompt: str | None, name: str) -> Prefix:
         given = image, self.shrunk, self._turns(prompt)

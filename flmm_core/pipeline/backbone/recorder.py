@@ -9,10 +9,11 @@ Index tensors are built on the CPU and copied to each device once per forward, s
 synchronizes with the device.
 
 Rows and columns are positions in the padded sequence. The position of a forward's first token is
-read from the KV cache, so prefill, chunked prefill, decoding and a static cache share one path;
-a layer that gradient checkpointing runs again adds nothing. The last token that `generate`
-produces is never fed back and so has no row. `follow` keeps what the rows of all later tokens can
-be computed from, where it is not known yet which are wanted.
+read from the KV cache, so prefill, chunked prefill, decoding and a static cache share one path.
+Where a layer runs a row again, the row is the mean of its runs: gradient checkpointing changes
+nothing, and a model that passes over its tokens twice is recorded in both passes. The last token
+that `generate` produces is never fed back and so has no row. `follow` keeps what the rows of all
+later tokens can be computed from, where it is not known yet which are wanted.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class _Wanted:
     groups: Tensor  # (T,) the phrase that each row is pooled into
     phrases: int  # P
     weights: Tensor  # (T,) 1 / number of the phrase's rows
-    seen: Tensor  # (L, T) bool, whose attention each layer has recorded
-    mixed: Tensor  # (L, T) bool, whose hidden states are in the weighted sum
+    seen: Tensor  # (L, T) how often each layer has recorded a row's attention
+    passed: Tensor  # (L, T) how often it has recorded a row's hidden state
 
 
 @dataclass
@@ -173,16 +174,12 @@ class Recording:
         wanted = zip(self._wanted, self.hidden, states, strict=True)
         for b, (want, kept, sample) in enumerate(wanted):
             share = self._share(b, len(sample), self._start + len(sample), sample.device)
-            rows = sample[share.local].to(kept)  # (t, D)
-            slots = share.kept.to(kept.device)
+            rows, slots = sample[share.local].to(kept), share.kept.to(kept.device)  # (t, D), (t,)
+            want.passed[index, share.slots] += 1
             if self._layer_weights is None:
-                kept[index, slots] = rows
-                continue
-            fresh = ~want.mixed[index, share.slots]
-            want.mixed[index, share.slots] = True
-            if not fresh.all():  # checkpointing runs this layer again
-                rows, slots = rows[fresh], slots[fresh]
-            kept[0].index_add_(0, slots, rows, alpha=self._layer_weights[index])
+                kept[index].index_add_(0, slots, rows)
+            else:
+                kept[0].index_add_(0, slots, rows, alpha=self._layer_weights[index])
 
     @torch.no_grad()
     def see_attention(
@@ -204,13 +201,9 @@ class Recording:
         keys = key.shape[2]
         for b, (want, total) in enumerate(zip(self._wanted, self.attention, strict=True)):
             share = self._share(b, query.shape[2], keys, query.device)
-            seen = want.seen[index, share.slots]
-            if seen.any():  # checkpointing runs this layer again, rarely for some rows only
-                left = share.slots[~seen]
-                share = _Share.of(want, left, self._start, keys, query.device)
             if not len(share.slots):
                 continue
-            want.seen[index, share.slots] = True
+            want.seen[index, share.slots] += 1
             bias = None if mask is None else mask[b % len(mask)][:, share.local, :keys]
             rows = query[b][:, share.local]
             probs = attention_rows(rows, key[b], bias, share.positions, scale)  # (N, t, K)
@@ -220,17 +213,38 @@ class Recording:
             total[index][..., at] = merge(total[index][..., at], pooled)
 
     def finish(self) -> None:
-        """Check that every layer recorded every row."""
-        for want in self._wanted:
-            for layer, slot in (~want.seen).nonzero()[:1].tolist():
+        """Check that every layer recorded every row; rows that ran several times become means."""
+        for b, want in enumerate(self._wanted):
+            for layer, slot in (want.seen == 0).nonzero()[:1].tolist():
                 raise RunError(
                     f"The attention of sample '{want.name}' was not recorded.",
                     found=f"Row {slot} (phrase {int(want.groups[slot])}) is token "
                     f"{int(want.rows[slot])}, which layer {layer} never ran; "
-                    f"{int((~want.seen[layer]).sum())} of {len(want.rows)} rows are missing.",
+                    f"{int((want.seen[layer] == 0).sum())} of {len(want.rows)} rows are missing.",
                     repair="Rows must be tokens that are fed to the model; "
                     "the last generated token never is.",
                 )
+            if (want.seen > 1).any() or (want.passed > 1).any():
+                self._average(want, b)
+
+    def _average(self, want: _Wanted, b: int) -> None:
+        """Sums over several runs -> means."""
+        runs, passed = want.seen, want.passed  # (L, T)
+        mixed = self._layer_weights is not None
+        by_phrase = torch.zeros(len(runs), want.phrases)  # (L, P)
+        by_phrase.scatter_reduce_(1, want.groups.expand_as(runs), runs.float(), "amax")
+        even = bool((by_phrase.gather(1, want.groups.expand_as(runs)) == runs).all())
+        if not even or (mixed and (passed != passed[0]).any()):
+            raise RunError(
+                f"The attention of sample '{want.name}' was recorded unevenly.",
+                found="Layers ran some of its rows more often than others: "
+                f"{int(runs.min())} to {int(runs.max())} times.",
+                repair="Run whole sequences within one recording.",
+            )
+        if self._pool == "mean":  # the highest of all runs is the highest of one
+            self.attention[b] /= by_phrase[:, None, :, None].to(self.attention[b].device)
+        divisor = (passed[:1] if mixed else passed).clamp(min=1)[..., None]
+        self.hidden[b] /= divisor.to(self.hidden[b].device)
 
 
 class AttentionRecorder:
@@ -289,8 +303,8 @@ class AttentionRecorder:
                 groups=g.cpu(),
                 phrases=len(g.unique()),
                 weights=1 / g.cpu().bincount()[g.cpu()],
-                seen=torch.zeros(len(layers), len(r), dtype=torch.bool),
-                mixed=torch.zeros(len(layers), len(r), dtype=torch.bool),
+                seen=torch.zeros(len(layers), len(r), dtype=torch.int64),
+                passed=torch.zeros(len(layers), len(r), dtype=torch.int64),
             )
             for name, r, c, g in zip(names, rows, columns, groups, strict=True)
         ]

@@ -362,19 +362,50 @@ def test_layers_are_summed_while_the_model_runs(family: str) -> None:
         assert torch.equal(one.attention, other.attention)
 
 
-def test_a_layer_that_runs_again_is_not_summed_twice() -> None:
+@pytest.mark.parametrize("weights", [None, [0.5, 0.2, 0.3]])
+def test_rows_that_run_twice_are_the_mean_of_both_passes(weights: list[float] | None) -> None:
     backbone = build("llava_next")
     tensors = backbone.collate(samples(backbone)).tensors
     rows, columns = wanted(tensors["attention_mask"])
+    groups = [torch.arange(len(r)) // 2 for r in rows]
     recorder = AttentionRecorder(backbone.vlm.get_decoder())
-    weights = [1.0] * LAYERS
-    with torch.no_grad(), recorder.record(rows, columns, layer_weights=weights) as once:
-        backbone.vlm.model(**tensors, use_cache=False)
-    with torch.no_grad(), recorder.record(rows, columns, layer_weights=weights) as twice:
-        for _ in range(2):
+    passes = [tensors, {**tensors, "pixel_values": tensors["pixel_values"].flip(-1) + 0.5}]
+
+    def recorded(inputs: list[dict[str, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        with (
+            torch.no_grad(),
+            recorder.record(rows, columns, groups, layer_weights=weights) as found,
+        ):
+            for each in inputs:
+                backbone.vlm.model(**each, use_cache=False)
+        return found.attention, found.hidden
+
+    one, other = (recorded([each]) for each in passes)
+    assert (one[0][0] - other[0][0]).abs().max() > 1e-3, "the passes must differ"
+    for same, joined in ((one, recorded(passes[:1] * 2)), (other, recorded(passes[1:] * 2))):
+        for alone, twice in zip((*same[0], *same[1]), (*joined[0], *joined[1]), strict=True):
+            torch.testing.assert_close(twice, alone, **EXACT)
+    joined = recorded(passes)
+    for part in range(2):
+        for first, second, both in zip(one[part], other[part], joined[part], strict=True):
+            torch.testing.assert_close(both, (first + second) / 2, **EXACT)
+
+
+def test_rows_that_run_unevenly_are_refused() -> None:
+    backbone = shared("llava_next")
+    tensors = backbone.collate(samples(backbone)).tensors
+    rows, columns = wanted(tensors["attention_mask"])
+    groups = [torch.zeros(len(r), dtype=torch.int64) for r in rows]
+    decoder = backbone.vlm.get_decoder()
+    begun = tensors["input_ids"].clamp(max=9)[:, : int(rows[0].max())]
+
+    def record() -> None:
+        with torch.no_grad(), AttentionRecorder(decoder).record(rows, columns, groups):
             backbone.vlm.model(**tensors, use_cache=False)
-    for b in range(2):
-        torch.testing.assert_close(twice.hidden[b], once.hidden[b], **EXACT)
+            decoder(input_ids=begun, use_cache=False)
+
+    with pytest.raises(RunError, match="was recorded unevenly"):
+        record()
 
 
 def test_no_layer_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,91 @@
+"""Views of images of any size under the same names, where their geometry is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from flmm_core.errors import DataError, WeightsError
+from flmm_core.pipeline.backbone.geometry.measured_views import (
+    GeometryRefused,
+    Measured,
+    MeasuredGeometry,
+)
+
+SIZES = ((480, 640), (640, 427), (96, 96), (1080, 1920), (400, 160), (120, 600))
+"""(H, W) that are measured when a model is loaded: photos, small, large, and up to 5:1."""
+
+
+class MeasuredViews:
+    """The measured geometry of a model, with views that are the same for every image.
+
+    Models that cut images into tiles show some images, mostly small ones, only as a whole. The one
+    view then stands for all: see `Requirements.optional_views`.
+    """
+
+    def __init__(self, config: Any, processor: Any) -> None:
+        self._geometry = MeasuredGeometry(config, processor)
+        self._kind = getattr(config, "model_type", type(config).__name__)
+
+    @cached_property
+    def probed(self) -> Mapping[tuple[int, int], Measured]:
+        """By image size, what was measured; without sizes that the processor does not take.
+
+        Raises:
+            WeightsError: A size cannot be measured, or no two views are the same for all of them.
+        """
+        found: dict[tuple[int, int], Measured] = {}
+        for image_hw in SIZES:
+            try:
+                found[image_hw] = self._geometry.at(image_hw)
+            except GeometryRefused as error:
+                raise WeightsError(error.asked, found=error.found, repair=error.repair) from error
+            except DataError:
+                continue
+        counts = {len(one.views) for one in found.values()}
+        if not counts or len(counts - {1}) > 1:
+            shown = ", ".join(f"{w} x {h}: {len(one.views)}" for (h, w), one in found.items())
+            raise WeightsError(
+                f"The views of '{self._kind}' are not the same for every image.",
+                found=f"Views by image size: {shown or 'none'}.",
+                repair="Declare the geometry in a plugin's `views`.",
+            )
+        return found
+
+    def names(self) -> tuple[str, ...]:
+        """The names of the views; raises as `probed`."""
+        return max((one.view_names for one in self.probed.values()), key=len)
+
+    def at(self, image_hw: tuple[int, int], names: tuple[str, ...]) -> Measured:
+        """What was measured for images of a size, its views under the first of these names.
+
+        Raises:
+            DataError: It cannot be measured, or there are other views than in images of `SIZES`.
+        """
+        try:
+            found = self._geometry.at(image_hw)
+        except GeometryRefused as error:
+            raise DataError(error.asked, found=error.found, repair=error.repair) from error
+        views = list(found.views)
+        if len(views) not in (1, len(names)):
+            raise DataError(
+                "the image has other views than the model's images have.",
+                found=f"{len(views)} for {image_hw[1]} x {image_hw[0]} pixels; "
+                f"expected {len(names)} ({', '.join(names)}).",
+                repair="Resize it.",
+            )
+        views[0] = replace(views[0], separators=found.separators)
+        named = tuple(replace(v, name=n) for v, n in zip(views, names, strict=False))
+        return replace(found, views=named)
+
+    def facts(self) -> dict[str, Any]:
+        """By image size ("640 x 480"), each view's rows, columns and box: plain values."""
+        return {
+            f"{w} x {h}": {
+                view.name: [*view.token_index.shape, *(round(x, 4) for x in view.image_box)]
+                for view in one.views
+            }
+            for (h, w), one in self.probed.items()
+        }
