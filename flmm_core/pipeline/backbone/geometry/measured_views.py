@@ -10,7 +10,7 @@ import torch
 
 from flmm_core.pipeline.backbone.geometry.grids import assemble
 from flmm_core.pipeline.backbone.geometry.limits import BYTES, SECONDS, Limits
-from flmm_core.pipeline.backbone.geometry.owners import find_owners
+from flmm_core.pipeline.backbone.geometry.owners import SEVERAL, find_owners
 from flmm_core.pipeline.backbone.geometry.places import Places
 from flmm_core.pipeline.backbone.geometry.proof import prove
 from flmm_core.pipeline.backbone.geometry.ramps import Encoded, encode_ramps
@@ -115,15 +115,13 @@ class MeasuredGeometry:
             raise refuse("The sequence holds no image tokens.")
         rank = torch.where(is_image, is_image.long().cumsum(0) - 1, -3)  # (S,)
         places = Places.unknown(tokens)
-        several = 0
         for key, owner in owners.items():
             ranked = torch.where(owner >= 0, rank[owner.clamp(min=0)], owner)
+            if several := int((ranked == SEVERAL).sum()):
+                raise refuse(f"{several} elements of '{key}' reach several tokens.")
             if (ranked == -3).any():
                 raise refuse("Tokens that are no image tokens depend on the image.")
-            several += int((ranked == -2).sum())
             places.add(key, ranked, encoded.pixels[key])
-        if several:
-            raise refuse(f"{several} pixel elements reach several tokens.")
         grids = assemble(places, (~places.center.isnan().any(1)).nonzero().flatten())
         prove(grids, places)
         names = {1: ("image",), 2: ("coarse", "fine")}.get(
