@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -120,19 +118,6 @@ def test_what_is_refused(
 ) -> None:
     assert run(image, "What?", *options) == code
     assert said in capsys.readouterr().err
-
-
-def test_the_page_runs(head: Path, image: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "qwen").symlink_to(head)
-    (tmp_path / "photo.jpg").symlink_to(image)
-    monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "chat.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 3
-    for block in blocks:
-        exec(block, {})
-    assert (tmp_path / "out" / "answer.json").is_file()
 
 
 def test_an_image_that_is_missing(capsys: Capture) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 
-import click
 import pytest
 import torch
 
-from flmm_core.cli import flmm, main
+from flmm_core.cli import main
 from tests.models import picture
 from tests.original import toy_checkpoint
 
@@ -83,14 +81,3 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     assert f"The output folder '{head}' is not empty." in capsys.readouterr().err
     assert main(["export-flmm", str(head), str(file)]) == 2
     assert "exists already" in capsys.readouterr().err
-
-
-def test_the_commands_of_the_page_parse() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "original.md").read_text()
-    blocks = "\n".join(page.split("```")[1::2]).replace("\\\n", " ")
-    commands = [shlex.split(line)[1:] for line in blocks.splitlines() if line.startswith("flmm ")]
-    assert len(commands) == 5
-    for name, *arguments in commands:
-        command = flmm.get_command(click.Context(flmm), name)
-        assert command is not None
-        command.make_context(name, arguments)  # raises

@@ -25,7 +25,8 @@ def test_the_commands_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    lines = re.findall(r"^flmm (.*)$", "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.S)), re.M)
+    block = re.findall(r"```sh\n(.*?)```", PAGE, re.S)[0]
+    lines = re.findall(r"^flmm (.*)$", block, re.M)
     assert len(lines) == 5
     for line in lines:
         assert main(shlex.split(line)) == 0, line

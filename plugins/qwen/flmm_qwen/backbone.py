@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL through transformers' own models and processors."""
+"""Qwen2.5-VL through transformers' own model and processor."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from flmm_core import Backbone, BackboneOptions, ImageView
+from flmm_core import Backbone, BackboneOptions, ImageView, load_pretrained
 from flmm_qwen import QwenOptions, views
 
 
@@ -18,13 +19,15 @@ class QwenBackbone(Backbone):
     """One view whose grid differs from image to image."""
 
     view_names = ("image",)
-    model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-    processor_types = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
+    model_types = ("qwen2_5_vl",)
+    processor_types = ("Qwen2_5_VLProcessor",)
 
     @classmethod
     def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
         assert isinstance(options, QwenOptions)  # the core validates them with SPEC.options
-        vlm, processor = super().load_model(source, options, **kwargs)
+        vlm, processor = load_pretrained(
+            source, Qwen2_5_VLForConditionalGeneration, AutoProcessor, AutoImageProcessor, **kwargs
+        )
         image_processor = processor.image_processor
         image_processor.size = cls._size(image_processor.size, options)
         return vlm, processor
@@ -40,10 +43,7 @@ class QwenBackbone(Backbone):
         settings = self.processor.image_processor
         limits = settings.size["shortest_edge"], settings.size["longest_edge"]
         unit = settings.patch_size * settings.merge_size
-        try:
-            height, width = smart_resize(image.height, image.width, unit, *limits)
-        except ValueError:  # the processor refuses the image and says why
-            return image
+        height, width = smart_resize(image.height, image.width, unit, *limits)
         if settings.backend != "pil" or (height >= image.height or width >= image.width):
             return image
         return image.resize((width, height), settings.resample)
