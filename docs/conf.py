@@ -22,7 +22,7 @@ for name in COMMANDS:
 
 project = "flmm"
 author = "the authors of flmm"
-copyright = "the authors of flmm, Apache-2.0"
+project_copyright = "the authors of flmm, Apache-2.0"
 release = version = flmm_core.__version__
 
 extensions = [
