@@ -19,7 +19,7 @@ from flmm_core.plugins import (
 )
 from flmm_core.spec import BackboneSpec, ModelInfo, RefinerSpec
 
-BUILT_IN = ["deepseek_vl", "llava_next", "qwen"]
+BUILT_IN = ["auto", "deepseek_vl", "llava_next", "qwen"]
 FINDERS = ["keywords", "rules", "spacy", "vlm"]
 Install = Callable[..., None]
 
@@ -55,7 +55,7 @@ def test_the_built_in_plugins_come_through_the_public_door() -> None:
 def test_a_plugin_adds_its_backbone(install: Install) -> None:
     install("flmm-good", "1.2", flmm_good=good("good"))
     registry = load_backbones()
-    assert list(registry.specs) == ["deepseek_vl", "good", "llava_next", "qwen"]
+    assert list(registry.specs) == ["auto", "deepseek_vl", "good", "llava_next", "qwen"]
     assert registry.get("good").summary == "A summary"
     assert registry.plugins["good"].label == "flmm-good 1.2"
 
@@ -73,7 +73,7 @@ def test_a_plugin_may_bring_backbones_refiners_or_both(install: Install) -> None
     install("flmm-both", "1", flmm_both=good("good") + dedent(REFINER))
     install("flmm-refiner", "1", flmm_refiner=REFINER.replace("sharp", "sharper"))
     backbones, refiners = load_backbones(), load_refiners()
-    assert list(backbones.specs) == ["deepseek_vl", "good", "llava_next", "qwen"]
+    assert list(backbones.specs) == ["auto", "deepseek_vl", "good", "llava_next", "qwen"]
     assert list(refiners.specs) == ["none", "sam", "sharp", "sharper"]
     assert refiners.plugins["sharp"].label == "flmm-both 1"
     assert not backbones.failures + refiners.failures

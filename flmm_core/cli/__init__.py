@@ -124,10 +124,19 @@ class _EchoHandler(logging.Handler):
         print(self.format(record), file=sys.stderr)
 
 
+class _LineFormatter(logging.Formatter):
+    """Says of everything but plain information what it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = super().format(record)
+        return told if record.levelno == logging.INFO else f"{record.levelname}: {told}"
+
+
 def _show_log() -> None:
     handler = _EchoHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_LineFormatter())
     log = logging.getLogger("flmm_core")
+    log.setLevel(logging.INFO)
     log.handlers = [handler]
     log.propagate = False
     # Our own lines would be lost among progress bars and warnings of libraries.

@@ -262,7 +262,12 @@ def test_backbones_are_listed_and_shown(capsys: Capture) -> None:
     assert main(["backbones", "list", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["not_loaded"] == []
-    assert [fact["name"] for fact in facts["backbones"]] == ["deepseek_vl", "llava_next", "qwen"]
+    assert [fact["name"] for fact in facts["backbones"]] == [
+        "auto",
+        "deepseek_vl",
+        "llava_next",
+        "qwen",
+    ]
     assert facts["backbones"][2]["models"]["tiny"]["source"] == "flmm_qwen:tiny"
 
 

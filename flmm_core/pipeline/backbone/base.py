@@ -13,6 +13,7 @@ VLM's weights can reach neither an optimizer nor a checkpoint.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,7 @@ from flmm_core.pipeline.backbone import conversation, loading, tokens, weights
 from flmm_core.pipeline.backbone.batch import Side, collate, place_rows, to_vlm
 from flmm_core.pipeline.backbone.contract import Contract
 from flmm_core.pipeline.backbone.identity import ModelIdentity, identify
+from flmm_core.pipeline.backbone.places import check_places
 from flmm_core.pipeline.backbone.processor_check import check_processor
 from flmm_core.pipeline.backbone.recorder import AttentionRecorder, Pool
 from flmm_core.pipeline.backbone.reply import Reply
@@ -36,6 +38,8 @@ from flmm_core.pipeline.types import BackboneBatch, BackboneInputs, Prefix, Trac
 from flmm_core.plugins import parse_options
 from flmm_core.segment import CaptionMode, Segment
 from flmm_core.spec import DEFAULT_PROMPT, Attention, BackboneOptions, BackboneSpec, Quantize
+
+logger = logging.getLogger(__name__)
 
 
 class Backbone(Contract):
@@ -105,10 +109,13 @@ class Backbone(Contract):
         weights.check_model_type(spec, source, cls.model_types, pass_through)
         how = loading.Loading(dtype, device, adapter, quantize, attention, pass_through)
         vlm, processor = how.load(spec, source, partial(cls.load_model, source, checked))
-        return cls(
+        loaded = cls(
             spec, vlm, processor, model=model, source=source, options=checked,
             prompt=prompt, system=system, caption_mode=caption_mode,
         )  # fmt: skip
+        if found := loaded.found():
+            logger.info("%s", found)
+        return loaded
 
     def __init__(
         self,
@@ -177,7 +184,18 @@ class Backbone(Contract):
 
     def identity(self) -> ModelIdentity:
         """What a head's folder keeps of the model, to recognize it; quick at any size."""
-        return identify(self.vlm, self.processor)
+        geometry = self.measured.facts() if self.measured else None
+        return identify(self.vlm, self.processor, geometry)
+
+    def check_places(self) -> None:
+        """Repaint parts of drawn images, and see that the tokens of the cells there change.
+
+        Done once for a model and its geometry: that it was is kept in the cache folder.
+
+        Raises:
+            RunError: Other tokens change.
+        """
+        check_places(self)
 
     def rendered_prompt(self) -> str:
         """The text that the model reads, one placeholder for an image, `{caption}` for a caption.

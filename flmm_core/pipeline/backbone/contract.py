@@ -12,6 +12,7 @@ from torch import Tensor
 from flmm_core.pipeline.backbone import weights
 from flmm_core.pipeline.backbone.auto_classes import auto_classes
 from flmm_core.pipeline.backbone.batch import stack_padded
+from flmm_core.pipeline.backbone.recorder import AttentionRecorder
 from flmm_core.pipeline.backbone.view_check import misfit
 from flmm_core.pipeline.types import ImageView
 from flmm_core.spec import BackboneOptions, BackboneSpec
@@ -53,14 +54,21 @@ class Contract:
     def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
         """(vlm, processor) by `from_pretrained`; `load` freezes the VLM and moves it.
 
-        By default `load_pretrained` with transformers' auto classes.
+        By default `load_pretrained` with transformers' auto classes. Where the geometry is to be
+        measured, that is done first: a model that is refused is not downloaded.
 
         Args:
             source: A folder or a hub id; `options` are the plugin's own settings.
             kwargs: For the model's `from_pretrained`: `dtype`, `trust_remote_code` and what the
                 caller passed through (`device_map`, `quantization_config`, `revision`, ...).
         """
-        return weights.load_pretrained(source, *auto_classes(source, **kwargs), **kwargs)
+        classes = auto_classes(source, **kwargs)
+        if cls.views is Contract.views and kwargs.get("device_map") != "meta":
+            sketch, processor = weights.load_pretrained(
+                source, *classes, **{**kwargs, "device_map": "meta", "quantization_config": None}
+            )
+            check_measurable(sketch, processor)
+        return weights.load_pretrained(source, *classes, **kwargs)
 
     def views(
         self, input_ids: Tensor, image_hw: tuple[int, int], tensors: Mapping[str, Tensor]
@@ -82,6 +90,10 @@ class Contract:
         found = self.measured.at(image_hw, self.view_names)
         positions = self.image_token_positions(input_ids, found.image_tokens)
         return tuple(replace(v, token_index=positions[v.token_index]) for v in found.views)
+
+    def found(self) -> str:
+        """What loading found out about the model, for the user: a paragraph; empty for nothing."""
+        return ""
 
     def separator_tokens(self, views: Sequence[ImageView]) -> int:
         """How many image tokens belong to no cell, such as line ends."""
@@ -109,3 +121,19 @@ class Contract:
     def shrunk(self, image: Image.Image) -> Image.Image:
         """A large image made smaller, if the VLM sees the same pixels: processors copy theirs."""
         return image
+
+
+def check_measurable(vlm: Any, processor: Any) -> None:
+    """Refuse a model whose attention cannot be recorded or whose geometry cannot be measured.
+
+    Args:
+        vlm: Its weights are not read.
+
+    Raises:
+        UsageError: Its decoder is of another architecture.
+        WeightsError: It is not certain where its image tokens are.
+    """
+    from flmm_core.pipeline.backbone.measured import MeasuredViews
+
+    AttentionRecorder(vlm.get_decoder())
+    MeasuredViews(vlm.config, processor).names()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
@@ -45,6 +45,11 @@ PROBE = "A red ring, 12 cups; l'été où «tout» finit.\n\tA(b)=c_d  東京の
 Sample = Annotated[str, Field(pattern=f"^(?:[0-9a-f]{{4}}){{1,{VALUES}}}$")]
 """Values of a tensor, rounded to bfloat16, as hexadecimal digits."""
 
+Geometry = Mapping[str, Mapping[str, tuple[float, ...]]]
+
+BOX = 0.05
+"""How far apart the boxes of two measurements may be, in cells."""
+
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -60,6 +65,8 @@ class ModelIdentity:
         chat_template: SHA-256 of its text.
         image_processor: The settings that decide the pixels.
         quantization: How the weights are quantized ("bitsandbytes 4bit"); empty if they are not.
+        geometry: Where it was measured: by image size and view, rows and columns of its grid and
+            its box on the image.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -71,6 +78,7 @@ class ModelIdentity:
     chat_template: Digest
     image_processor: Mapping[str, JsonValue]
     quantization: str = ""
+    geometry: Geometry = field(default_factory=dict)
 
     @property
     def square(self) -> int | None:
@@ -82,7 +90,7 @@ class ModelIdentity:
         return side if isinstance(side, int) else None
 
 
-def identify(vlm: Any, processor: Any) -> ModelIdentity:
+def identify(vlm: Any, processor: Any, geometry: Geometry | None = None) -> ModelIdentity:
     """The identity of a loaded transformers model; reads a few of its weights."""
     adapters = set(getattr(vlm, "peft_config", None) or ())
     embeddings = vlm.get_input_embeddings().weight  # in memory whatever else is quantized
@@ -100,6 +108,7 @@ def identify(vlm: Any, processor: Any) -> ModelIdentity:
         chat_template=_digest(template),
         image_processor=_pixel_settings(processor.image_processor),
         quantization=_quantization(vlm.config),
+        geometry=geometry or {},
     )
 
 
@@ -123,7 +132,8 @@ def differences(head: ModelIdentity, model: ModelIdentity) -> list[str]:
     if head.chat_template != model.chat_template:
         found.append("chat template: not the same")
     pixels = _unequal(head.image_processor, model.image_processor)
-    return [*found, *(f"image processor, {text}" for text in pixels)]
+    places = _moved(head.geometry, model.geometry)
+    return [*found, *(f"image processor, {text}" for text in pixels), *places]
 
 
 def quantized_otherwise(head: ModelIdentity, model: ModelIdentity) -> str:
@@ -141,6 +151,30 @@ def _unequal(head: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[str]
     for name, value in head.items():
         if name in model and model[name] != value:
             yield f"{name}: head {value}, model {model[name]}"
+
+
+def _moved(head: Geometry, model: Geometry) -> Iterator[str]:
+    for size in head.keys() & model.keys():
+        one, other = head[size], model[size]
+        for view in dict.fromkeys((*one, *other)):
+            before, now = one.get(view), other.get(view)
+            if before is None or now is None or before[:2] != now[:2] or _apart(before, now) > BOX:
+                shown = f"head {_grid(before)}, model {_grid(now)}"
+                yield f"measured geometry of images of {size} pixels, view '{view}': {shown}"
+
+
+def _apart(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """How far two boxes are apart, in cells."""
+    cells = (*one[:2], *one[:2])
+    sizes = (one[4] - one[2], one[5] - one[3]) * 2
+    pairs = zip(one[2:], other[2:], cells, sizes, strict=True)
+    return max(abs(a - b) * count / size for a, b, count, size in pairs)
+
+
+def _grid(facts: tuple[float, ...] | None) -> str:
+    if facts is None:
+        return "none"
+    return f"{facts[0]:.0f} x {facts[1]:.0f} at ({', '.join(f'{x:.3f}' for x in facts[2:])})"
 
 
 def _architecture(vlm: Any) -> dict[str, str | int]:

@@ -13,6 +13,7 @@ from flmm_core.pipeline.backbone.geometry.measured_views import (
     Measured,
     MeasuredGeometry,
 )
+from flmm_core.pipeline.backbone.identity import Geometry
 
 SIZES = ((480, 640), (640, 427), (96, 96), (1080, 1920), (400, 160), (120, 600))
 """(H, W) that are measured when a model is loaded: photos, small, large, and up to 5:1."""
@@ -80,11 +81,14 @@ class MeasuredViews:
         named = tuple(replace(v, name=n) for v, n in zip(views, names, strict=False))
         return replace(found, views=named)
 
-    def facts(self) -> dict[str, Any]:
-        """By image size ("640 x 480"), each view's rows, columns and box: plain values."""
+    def facts(self) -> Geometry:
+        """By image size ("640 x 480"), each view's rows, columns and box: for `ModelIdentity`."""
         return {
             f"{w} x {h}": {
-                view.name: [*view.token_index.shape, *(round(x, 4) for x in view.image_box)]
+                view.name: (
+                    *map(float, view.token_index.shape),
+                    *(round(x, 4) for x in view.image_box),
+                )
                 for view in one.views
             }
             for (h, w), one in self.probed.items()

@@ -296,7 +296,7 @@ def _fill(parts: SamParts, state: Mapping[str, Tensor], source: str) -> SamParts
         own = {k: state[f"{part}.{k}"].float() for k in getattr(parts, part).state_dict()}
         getattr(parts, part).load_state_dict(own, assign=True)
         getattr(parts, part).eval()
-    logger.info("SAM '%s' read from %s", parts.name, source)
+    logger.debug("SAM '%s' read from %s", parts.name, source)
     return parts
 
 

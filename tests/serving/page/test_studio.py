@@ -71,7 +71,12 @@ def test_given_heads_come_first_then_runs_the_newest_first(trained: Path, tmp_pa
 def test_without_a_head_bare_backbones_are_offered(tmp_path: Path) -> None:
     models = Models((), tmp_path / "runs")
     assert not models.has_head
-    assert {choice.backbone for choice in models.choices} == {"deepseek_vl", "llava_next", "qwen"}
+    assert {choice.backbone for choice in models.choices} == {
+        "auto",
+        "deepseek_vl",
+        "llava_next",
+        "qwen",
+    }
 
 
 def test_examples_are_the_same_everywhere() -> None:
