@@ -195,6 +195,25 @@ def shortened(text: str, most: int = 80) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """Type and text of any error, on one line that can be printed."""
+    try:
+        text = str(error)[: 10 * most]
+    except Exception:  # of a class whose text cannot be made
+        text = ""
+    name = type(error).__name__
+    return shortened(plain(f"{name}: {text}" if text.strip() else name), most)
+
+
+def plain(text: str) -> str:
+    """The text on one line, with what a terminal would not show, or would obey, as escapes."""
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return "".join(escaped)
+
+
 def first_problem(error: ValidationError) -> str:
     """The first problem that pydantic found, on one line: where, and what."""
     problem = error.errors(include_url=False)[0]

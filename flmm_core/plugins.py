@@ -8,70 +8,83 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
-import pluggy
 from pydantic import ValidationError
 
 from flmm_core import hookspecs
-from flmm_core.errors import ConfigError, MissingExtraError, UsageError, did_you_mean
-from flmm_core.spec import (
-    API_VERSION,
-    BackboneSpec,
-    PhraseFinderSpec,
-    PluginOptions,
-    PluginSpec,
-    RefinerSpec,
-    plural,
+from flmm_core.errors import (
+    ConfigError,
+    MissingExtraError,
+    UsageError,
+    did_you_mean,
+    one_line,
+    plain,
+    shortened,
 )
+from flmm_core.plugin_facts.offers import offered
+from flmm_core.plugin_facts.others import Entry, Others, taken
+from flmm_core.plugin_facts.others import Failure as Failure
+from flmm_core.plugin_facts.others import Plugin as Plugin
+from flmm_core.spec import BackboneSpec, PhraseFinderSpec, PluginOptions, PluginSpec, RefinerSpec
 
-KINDS: tuple[type[PluginSpec], ...] = BackboneSpec, RefinerSpec, PhraseFinderSpec
-HOOKS = tuple(f"flmm_{plural(kind.kind)}" for kind in KINDS)
 SpecT = TypeVar("SpecT", bound=PluginSpec)
 
 
-class Plugin(NamedTuple):
-    """One entry point of the group `flmm`, and how many seconds its import took.
-
-    `label` is distribution and version ("flmm-foo 0.1"), and the entry point's name where the
-    distribution has several.
-    """
-
-    label: str
-    seconds: float
-
-
-class Failure(NamedTuple):
-    """A plugin, or one of its specs, that cannot be used, and why (one line)."""
-
-    plugin: Plugin
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.plugin.label} ({self.reason})"
-
-
-@dataclass(frozen=True)
 class Registry(Generic[SpecT]):
     """All backbones, all refiners or all phrase finders of the installed plugins.
 
+    Plugins of other distributions are imported by another process to learn what they offer, once
+    for each version, when more is asked than for a spec of flmm's own by name.
+
     Attributes:
         kind: "backbone", "refiner" or "phrase finder".
-        specs: By name, sorted; `plugins` says which one provides it.
+        specs: By name, sorted; `plugins` says which one provides it. Of other distributions they
+            are data: what their options are, only `get` and `schema` know.
         failures: What did not load.
     """
 
-    kind: str
-    specs: Mapping[str, SpecT]
-    plugins: Mapping[str, Plugin]
-    failures: tuple[Failure, ...]
+    def __init__(
+        self,
+        kind: str,
+        specs: Mapping[str, SpecT],
+        plugins: Mapping[str, Plugin],
+        failures: Iterable[Failure] = (),
+        others: Others[SpecT] | None = None,
+    ) -> None:
+        self.kind = kind
+        self._specs, self._plugins, self._failures = dict(specs), dict(plugins), tuple(failures)
+        self._others = others
+
+    @property
+    def specs(self) -> Mapping[str, SpecT]:
+        others = self._others.specs if self._others else {}
+        return dict(sorted({**others, **self._specs}.items()))
+
+    @property
+    def plugins(self) -> Mapping[str, Plugin]:
+        return {**(self._others.plugins if self._others else {}), **self._plugins}
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        return *self._failures, *(self._others.failures if self._others else ())
+
+    def schema(self, name: str) -> Mapping[str, Any]:
+        """What JSON schema calls the properties of the options of a spec."""
+        if self._others and name not in self._specs:
+            return self._others.schemas[name]
+        options: type[PluginOptions] = self._specs[name].options
+        properties: dict[str, Any] = options.model_json_schema().get("properties", {})
+        return properties
 
     def get(self, name: str) -> SpecT:
-        """The spec of that name; UsageError if there is none."""
-        if name in self.specs:
-            return self.specs[name]
+        """The spec of that name, whose plugin is now imported; UsageError if there is none."""
+        if self._others and name not in self._specs and self._others.find(name):
+            self._specs[name] = self._others.imported(name)
+            self._plugins[name] = self._others.plugins[name]
+        if name in self._specs:
+            return self._specs[name]
         asked = f"Unknown {self.kind} '{name}'. {did_you_mean(name, self.specs)}".rstrip()
         found = f"Installed: {', '.join(self.specs) or 'none'}."
         if self.failures:
@@ -82,9 +95,9 @@ class Registry(Generic[SpecT]):
 def load_backbones(
     entry_points: Iterable[metadata.EntryPoint] | None = None,
 ) -> Registry[BackboneSpec]:
-    """Import every plugin, one by one, and ask each for its backbones.
+    """Ask every plugin for its backbones.
 
-    `entry_points` are used instead of the installed ones of the group `flmm`.
+    `entry_points` are used instead of the installed ones of the group `flmm`, and imported here.
     """
     return _load(BackboneSpec, entry_points)
 
@@ -106,40 +119,41 @@ def load_phrase_finders(
 def _load(
     spec_type: type[SpecT], entry_points: Iterable[metadata.EntryPoint] | None
 ) -> Registry[SpecT]:
-    if entry_points is None:
-        entry_points = metadata.entry_points(group=hookspecs.PROJECT)
+    failures: list[Failure] = []
+    given = entry_points is not None
+    found = metadata.entry_points(group=hookspecs.PROJECT) if entry_points is None else entry_points
     # Our own distribution comes first, so that no other can take a name away from it.
-    found = sorted(
-        ((_owner(entry), entry) for entry in entry_points),
-        key=lambda pair: (pair[0].split()[0] != hookspecs.PROJECT, pair[0], pair[1].name),
+    owned = sorted(
+        ((_owner(entry), entry) for entry in found),
+        key=lambda pair: (not _is_own(pair[0]), pair[0], pair[1].name),
     )
-    entries_of = Counter(owner for owner, _ in found)
+    entries_of = Counter(owner for owner, _ in owned)
+    entries = [Entry(owner, entry, entries_of[owner] > 1) for owner, entry in owned]
     specs: dict[str, SpecT] = {}
     plugins: dict[str, Plugin] = {}
-    failures: list[Failure] = []
-    for owner, entry in found:
-        label = f"{owner}, entry point '{entry.name}'" if entries_of[owner] > 1 else owner
+    trusted = [each for each in entries if given or _is_own(each.owner)]
+    for each in trusted:
         start = time.perf_counter()
         try:
             # What a plugin prints must not end up in the output of `--json`.
             with contextlib.redirect_stdout(sys.stderr):
-                module = entry.load()
-                plugin = Plugin(label, time.perf_counter() - start)
-                offered = _offered(module, spec_type)
+                module = each.entry.load()
+                plugin = Plugin(each.label, time.perf_counter() - start)
+                new = offered(module, spec_type)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may even raise SystemExit
-            plugin = Plugin(label, time.perf_counter() - start)
-            failures.append(Failure(plugin, _one_line(error)))
+            plugin = Plugin(each.label, time.perf_counter() - start)
+            failures.append(Failure(plugin, one_line(error)))
             continue
-        for spec in offered:
+        for spec in new:
             if spec.name in specs:
-                other = plugins[spec.name].label
-                reason = f"{spec.kind} '{spec.name}' is already provided by {other}"
-                failures.append(Failure(plugin, reason))
+                failures.append(taken(spec, plugin, plugins[spec.name]))
             else:
                 specs[spec.name], plugins[spec.name] = spec, plugin
-    return Registry(spec_type.kind, dict(sorted(specs.items())), plugins, tuple(failures))
+    rest = [each for each in entries if each not in trusted]
+    others = Others(spec_type, rest, plugins) if rest else None
+    return Registry(spec_type.kind, specs, plugins, failures, others)
 
 
 def load_class(spec: PluginSpec) -> type[Any]:
@@ -159,7 +173,7 @@ def load_class(spec: PluginSpec) -> type[Any]:
             raise UsageError(asked, found=f"There is no module '{error.name}'.") from error
         raise MissingExtraError(
             asked,
-            found=f"A package that it needs is missing or too old ({_one_line(error)}).",
+            found=f"A package that it needs is missing or too old ({one_line(error)}).",
             repair="Install what the plugin's documentation asks for.",
         ) from error
     loaded = getattr(module, class_name, None)
@@ -195,53 +209,17 @@ def parse_options(spec: PluginSpec, options: Mapping[str, Any] | PluginOptions |
         ) from error
 
 
-def _offered(module: object, spec_type: type[SpecT]) -> list[SpecT]:
-    """The checked specs of a plugin's hook; any exception says what is wrong with the plugin."""
-    wanted = getattr(module, "API_VERSION", API_VERSION)
-    if wanted != API_VERSION:
-        raise ValueError(
-            f"it is written for version {wanted!r} of flmm's plugin API, and this flmm has "
-            f"{API_VERSION}: install a version of the plugin or of flmm that fits"
-        )
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    manager.register(module)
-    hooks = manager.get_hookcallers(module) or []
-    try:
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        unknown = next(hook.name for hook in hooks if not hook.has_spec())
-        hint = did_you_mean(unknown, HOOKS)
-        raise ValueError(f"it implements an unknown hook '{unknown}'. {hint}".rstrip()) from error
-    if not hooks:
-        names = f"{', '.join(HOOKS[:-1])} or {HOOKS[-1]}"
-        raise ValueError(f"it has no function {names} marked with @hookimpl")
-    name = f"flmm_{plural(spec_type.kind)}"
-    if name not in {hook.name for hook in hooks}:
-        return []
-    offered = next(iter(getattr(manager.hook, name)()), None)
-    if not isinstance(offered, list) or not all(isinstance(spec, spec_type) for spec in offered):
-        raise TypeError(f"{name}() must return a list of {spec_type.__name__}, not {offered!r:.80}")
-    for spec in offered:
-        base = spec_type.options
-        if not (isinstance(spec.options, type) and issubclass(spec.options, base)):
-            where = f"options of {spec.kind} '{spec.name}'"
-            raise TypeError(f"{where} must subclass {base.__name__}")
-        spec.options()  # its defaults must be valid by themselves
-    return offered
-
-
 def _owner(entry: metadata.EntryPoint) -> str:
     """Name and version of the distribution that registered the entry point ("flmm-foo 0.1")."""
     try:
-        return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+        owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
     except Exception:  # metadata of a half-removed distribution
-        return entry.value
+        owner = entry.value
+    return shortened(plain(owner), 200)
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
+def _is_own(owner: str) -> bool:
+    return owner.split()[:1] == [hookspecs.PROJECT]
 
 
 def package_version(package: str) -> str | None:

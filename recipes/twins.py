@@ -74,7 +74,7 @@ def train_tokenizer(special: dict[str, str], chat_template: str) -> Any:
     )
 
 
-def _chat_template(image: str) -> str:
+def chat_template(image: str) -> str:
     """Turns of "USER: ... ", "SYSTEM: ... " and "ASSISTANT:...": no space stands before an answer.
 
     `recipes.pretrain` teaches answers that begin so.
@@ -91,7 +91,7 @@ def _chat_template(image: str) -> str:
     )
 
 
-def _text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
+def text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": HIDDEN,
@@ -116,7 +116,7 @@ def qwen_parts(pixels: int = 176) -> tuple[Any, Any]:
         "vision_bos_token": "<|vision_start|>",
         "vision_eos_token": "<|vision_end|>",
     }
-    template = _chat_template("<|vision_start|><|image_pad|><|vision_end|>")
+    template = chat_template("<|vision_start|><|image_pad|><|vision_end|>")
     tokenizer = train_tokenizer(names, template)
     ids = {name: tokenizer.convert_tokens_to_ids(text) for name, text in names.items()}
     size = {"shortest_edge": (pixels - 8) ** 2, "longest_edge": (pixels + 8) ** 2}
@@ -128,7 +128,7 @@ def qwen_parts(pixels: int = 176) -> tuple[Any, Any]:
         chat_template=template,
     )
     config = transformers.Qwen2_5_VLConfig(
-        text_config=_text_config(
+        text_config=text_config(
             tokenizer,
             rope_parameters={
                 "rope_type": "default",
@@ -160,7 +160,7 @@ def qwen_parts(pixels: int = 176) -> tuple[Any, Any]:
 
 def deepseek_vl_parts(pixels: int = 112) -> tuple[Any, Any]:
     """(config, processor): patch 8, images padded to a square of `pixels`."""
-    template = _chat_template("<image_placeholder>")
+    template = chat_template("<image_placeholder>")
     tokenizer = train_tokenizer({"image_token": "<image_placeholder>"}, template)
     processor = transformers.DeepseekVLProcessor(
         transformers.DeepseekVLImageProcessorPil(
@@ -174,7 +174,7 @@ def deepseek_vl_parts(pixels: int = 112) -> tuple[Any, Any]:
         num_image_tokens=(pixels // 8) ** 2,
     )
     config = transformers.DeepseekVLConfig(
-        text_config={"model_type": "llama", **_text_config(tokenizer)},
+        text_config={"model_type": "llama", **text_config(tokenizer)},
         vision_config={
             "model_type": "siglip_vision_model",
             "hidden_size": VISION_WIDTH,
@@ -195,7 +195,7 @@ def llava_next_parts(
     pixels: int = 84, grids: tuple[tuple[int, int], ...] = ((2, 2), (1, 2), (2, 1))
 ) -> tuple[Any, Any]:
     """(config, processor): tiles of `pixels`, patch 12; `grids` are tiles (high, wide)."""
-    template = _chat_template("<image>")
+    template = chat_template("<image>")
     tokenizer = train_tokenizer({"image_token": "<image>"}, template)
     pinpoints = [[pixels * high, pixels * wide] for high, wide in grids]
     processor = transformers.LlavaNextProcessor(
@@ -211,7 +211,7 @@ def llava_next_parts(
         chat_template=template,
     )
     config = transformers.LlavaNextConfig(
-        text_config={"model_type": "llama", **_text_config(tokenizer)},
+        text_config={"model_type": "llama", **text_config(tokenizer)},
         vision_config={
             "model_type": "clip_vision_model",
             "hidden_size": VISION_WIDTH,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flmm_core.errors import UsageError
+from flmm_core.errors import UsageError, plain
 
 if TYPE_CHECKING:
     from flmm_core.progress import Progress
@@ -53,8 +53,8 @@ def echo_json(content: Any) -> None:
 
 
 def echo_table(rows: Iterable[Sequence[str]], indent: str = "") -> None:
-    """Print left-aligned columns with two spaces between them."""
-    table = list(rows)
+    """Print left-aligned columns with two spaces between them, each row on one line."""
+    table = [[plain(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         padded = [text.ljust(width) for text, width in zip(row, widths, strict=True)]

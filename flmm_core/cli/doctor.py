@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from flmm_core.cli.console import echo_json, echo_table, json_option
 from flmm_core.cli.diagnosis import diagnose
-from flmm_core.plugins import KINDS
+from flmm_core.plugin_facts.offers import KINDS
 from flmm_core.spec import plural
 
 

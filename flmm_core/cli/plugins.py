@@ -93,7 +93,7 @@ def _facts(spec: PluginSpec, registry: Registry[Any]) -> dict[str, Any]:
     if isinstance(spec, BackboneSpec):
         facts["capabilities"] = sorted(spec.capabilities)
         facts["models"] = {alias: asdict(model) for alias, model in spec.models.items()}
-    return {**facts, "options": spec.options.model_json_schema().get("properties", {})}
+    return {**facts, "options": registry.schema(spec.name)}
 
 
 def _type_name(kind: Any) -> str:

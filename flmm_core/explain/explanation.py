@@ -14,7 +14,7 @@ from PIL import Image
 
 from flmm_core.errors import UsageError, did_you_mean, shortened
 from flmm_core.explain import drawing, files
-from flmm_core.explain.maps import Floats, Maps, scaled
+from flmm_core.explain.maps import Floats, Maps, peak_of, scaled
 from flmm_core.explain.regions import cell_weights
 from flmm_core.explain.ways import chosen_channels, no_way, way_text
 from flmm_core.explain.words import Word
@@ -32,7 +32,7 @@ class Look:
     Attributes:
         word: Its index.
         text: The word.
-        share: How much of its attention to the image falls on the region, 0 to 1.
+        share: How much of its softened map (`Maps.softened`) falls on the region, 0 to 1.
         lift: How many times as much that is as the mean of all words and of the prompt.
     """
 
@@ -178,24 +178,30 @@ class Explanation:
             Shares of the word's attention to the image, which add up to 1; with "learned" the
             probability that a cell belongs to what is named.
         """
-        maps = self.maps(by, **where)
-        maps = maps if sinks else maps.without_sinks()
+        maps = self._maps(by, sinks=sinks, **where)
         return np.asarray(maps.words[list(self.find(word))].mean(0), np.float32)
 
+    def _maps(self, by: str, *, sinks: bool = True, **where: Any) -> Maps:
+        maps = self.maps(by, **where)
+        return maps if sinks else maps.without_sinks()
+
     def peak(self, word: Named, by: str = "heads", **how: Any) -> tuple[float, float]:
-        """(x, y) in pixels, the center of the cell that a word looks at most; args as of `map`."""
-        values = self.map(word, by, **how)
-        row, column = np.unravel_index(values.argmax(), values.shape)
-        h, w = values.shape
-        return (int(column) + 0.5) * self.image.width / w, (int(row) + 0.5) * self.image.height / h
+        """(x, y) in pixels, the point that a word looks at most; args as of `map`.
+
+        It is the highest point of the softened map, between the centers of cells: see `peak_of`.
+        """
+        maps = self._maps(by, **how).softened()
+        y, x = peak_of(maps.words[list(self.find(word))].mean(0))
+        return x * self.image.width, y * self.image.height
 
     def words_at(
         self, region: object, by: str = "heads", *, marks: bool = False, **where: Any
     ) -> list[Look]:
         """The words that look at a region, those first that look there most.
 
-        A word's share is of its own attention without sinks, so that words that look everywhere
-        or at sinks are not first. What lies within a cell of the region counts, too.
+        A word's share is of its own attention, softened and without sinks, so that words that
+        look everywhere or at sinks are not first. What lies within a cell of the region counts,
+        too.
 
         Args:
             region: A point (x, y), a box (x0, y0, x1, y1) in pixels, or a mask (H, W) of the
@@ -206,7 +212,7 @@ class Explanation:
         Raises:
             UsageError: The region is empty, outside of the image, or of another size.
         """
-        maps = self.maps(by, **where).without_sinks()
+        maps = self.maps(by, **where).without_sinks().softened()
         weights = cell_weights(region, (self.image.height, self.image.width), maps.grid)
         shares, mean = maps.shares(weights)
         looks = [

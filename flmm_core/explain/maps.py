@@ -1,4 +1,4 @@
-"""Maps of all words of a text, in one way of looking; and which cells are attention sinks."""
+"""Maps of all words of a text, in one way of looking; sinks, peaks, and what looks at a place."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ SINK = 10.0
 """A cell with so many times the mean share of a map, in the map of every row, is a sink."""
 ROWS = 4
 """Fewest rows that tell a sink from what all of a few words mean."""
+TEMPERATURE = 3.0
+"""Of softened maps. Attention is a softmax: its highest cell says where a name is read best, the
+cells around it where the thing is. docs/explain.md has what that changes."""
+REACH = 1.0
+"""How far a place extends, in cells (the sigma of a Gaussian): maps are no finer."""
+FINE = 9
+"""Places a cell, on each axis, among which a peak is looked for; odd, so that one is its center."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +63,17 @@ class Maps:
         words, prompt = (scaled(np.where(sinks, 0, maps)) for maps in (self.words, self.prompt))
         return Maps(words, prompt)
 
+    def softened(self) -> Maps:
+        """The same at `TEMPERATURE`: what the softmax gives of scores divided by it.
+
+        Only the cells of the image are scaled to add up to 1, as in any map. Probabilities stay
+        as they are.
+        """
+        if self.probabilities:
+            return self
+        words, prompt = (scaled(maps ** (1 / TEMPERATURE)) for maps in (self.words, self.prompt))
+        return Maps(words, prompt)
+
     def shares(self, weights: Floats) -> tuple[Floats, float]:
         """Of each word's map, the share on weighted cells (h, w): (W,); and the mean of all rows.
 
@@ -63,6 +81,24 @@ class Maps:
         """
         words, prompt = ((scaled(maps) * weights).sum((1, 2)) for maps in (self.words, self.prompt))
         return words, float(np.concatenate([words, prompt]).mean())
+
+
+def peak_of(values: Floats) -> tuple[float, float]:
+    """(y, x) the highest point of a map (h, w), in fractions of its height and width.
+
+    It lies between the centers of cells: the map is enlarged with a Gaussian of `REACH` cells.
+    """
+    rows, columns = (_enlarging(cells) for cells in values.shape)
+    fine = rows @ values.astype(np.float64) @ columns.T
+    row, column = divmod(int(fine.argmax()), fine.shape[1])
+    return (row + 0.5) / len(rows), (column + 0.5) / len(columns)
+
+
+def _enlarging(cells: int) -> NDArray[np.float64]:
+    """(cells * FINE, cells) the weight of each cell at each place."""
+    places = (np.arange(cells * FINE) + 0.5) / FINE - 0.5
+    apart = places[:, None] - np.arange(cells)
+    return np.asarray(np.exp(-(apart**2) / (2 * REACH**2)))
 
 
 def scaled(maps: Floats) -> Floats:

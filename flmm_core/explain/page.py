@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flmm_core import __version__
-from flmm_core.explain.maps import Floats, Maps
-from flmm_core.explain.regions import REACH
+from flmm_core.explain.maps import REACH, TEMPERATURE, Floats, Maps
 from flmm_core.explain.ways import WAYS, way_text
 from flmm_core.painting import scale_to
 from flmm_core.pipeline.heat import heat_colors
@@ -80,13 +79,14 @@ def _packed(maps: Maps) -> dict[str, Any]:
 
 
 def _numbers(maps: Maps) -> dict[str, Any]:
-    """`tops`: the highest value of each word; `values`: 16-bit fractions of it."""
-    tops = maps.words.max((1, 2))
-    scaled = maps.words / np.maximum(tops, 1e-12)[:, None, None]
+    """`tops`: the highest value of each word; `values`: softened, 16-bit fractions of the top."""
+    tops, soft = maps.words.max((1, 2)), maps.softened()
+    highest = np.maximum(soft.words.max((1, 2), keepdims=True), 1e-12)
     return {
         "tops": [float(f"{top:.5g}") for top in tops],
-        "values": _base64((scaled * 65535).round().astype("<u2")),
-        "prompt": _base64(_mean(maps.prompt, maps.grid).astype("<f4")),
+        "values": _base64((soft.words / highest * 65535).round().astype("<u2")),
+        "temperature": 1.0 if maps.probabilities else TEMPERATURE,
+        "prompt": _base64(_mean(soft.prompt, maps.grid).astype("<f4")),
         "rows": len(maps.prompt),
     }
 

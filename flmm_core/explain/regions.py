@@ -10,12 +10,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from flmm_core.errors import UsageError
+from flmm_core.explain.maps import REACH, Floats
 from flmm_core.pipeline.resample import resize_truth
-
-Floats = NDArray[np.float32]
-
-REACH = 1.0
-"""A region fades out over this many cells (the sigma of a Gaussian): maps are no finer."""
 
 
 def cell_weights(region: Any, image_hw: tuple[int, int], grid: tuple[int, int]) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import ceil
 
 import numpy as np
@@ -23,6 +24,17 @@ ODD_CAPTION = (
     Segment(" 's ball"),
 )
 
+CAPTIONS = (
+    CAPTION,
+    ODD_CAPTION,
+    (Segment("A photo of ", None), Segment("my two dogs ", 1), Segment(" and "), Segment("it", 0)),
+)
+
+SHAPES = ((96, 144), (300, 60), (131, 133), (200, 120), (60, 300))
+"""(H, W) of the test images: wide, tall, odd, and up to 5:1."""
+LARGE_SHAPES = ((480, 640), (1100, 1500), (1333, 500), (611, 2101))
+"""(H, W) of photos: models shrink, cut or tile them."""
+
 Cell = tuple[int, int]
 """(row, column) in a view's grid."""
 
@@ -37,6 +49,34 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     base = np.asarray(Image.fromarray(soft).resize((width, height), Image.Resampling.BILINEAR))
     grain = rng.integers(-12, 13, (height, width, 1))
     return Image.fromarray((base.astype(np.int64) + grain).clip(0, 255).astype(np.uint8))
+
+
+def readings(image: Image.Image) -> Iterator[tuple[str, Image.Image, Image.Image]]:
+    """(name, an image of another kind, the upright RGB image that it shows) of an RGB image."""
+    gray = image.convert("L")
+    yield "gray", gray, Image.merge("RGB", [gray] * 3)
+    values = np.asarray(gray).astype(np.uint16) * 257
+    yield "16-bit", Image.fromarray(values), Image.merge("RGB", [gray] * 3)
+    dots = gray.convert("1")
+    yield "black and white", dots, dots.convert("RGB")
+    palette = image.quantize(32)
+    yield "palette", palette, palette.convert("RGB")
+    opacity = Image.linear_gradient("L").resize(image.size)
+    clear = image.copy()
+    clear.putalpha(opacity)
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), clear)
+    yield "transparent (RGBA)", clear, on_white.convert("RGB")
+    stamp = Image.merge("LA", [gray, opacity])
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), stamp.convert("RGBA"))
+    yield "transparent gray (LA)", stamp, on_white.convert("RGB")
+    for orientation, turn in (
+        (3, Image.Transpose.ROTATE_180),
+        (6, Image.Transpose.ROTATE_90),
+        (8, Image.Transpose.ROTATE_270),
+    ):
+        stored = image.transpose(turn)
+        stored.getexif()[0x0112] = orientation
+        yield f"turned (EXIF orientation {orientation})", stored, image
 
 
 def repainted_cells(

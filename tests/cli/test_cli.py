@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,18 +172,21 @@ def test_ctrl_c_exits_130_without_a_traceback(tmp_path: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sleepy\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[flmm]\nsleepy = sleepy\n")
-    (tmp_path / "sleepy.py").write_text("import time; print('here', flush=True); time.sleep(60)")
+    (tmp_path / "sleepy.py").write_text("import time; open('here', 'w'); time.sleep(60)")
     search = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     command = subprocess.Popen(
         [sys.executable, "-m", "flmm_core", "backbones"],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": search},
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": search, "FLMM_CACHE": str(tmp_path / "cache")},
         # A shell that starts the tests in the background has them ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert command.stderr is not None
-    assert command.stderr.readline() == "here\n"
+    while not (tmp_path / "here").exists():
+        assert command.poll() is None
+        time.sleep(0.01)
     command.send_signal(signal.SIGINT)
     rest = command.stderr.read()
     assert command.wait(timeout=30) == 130

@@ -84,9 +84,9 @@ class Models:
             name = _name(source, asked_for=number < len(self.heads))
             if name is not None:
                 choices.append(Choice(f"head-{number}", name, head=source))
-        for spec in load_backbones().specs.values():
-            name = f"{spec.name} · tiny · no head (talks, makes no masks)"
-            choices.append(Choice(f"bare-{spec.name}", name, backbone=spec.name))
+        for backbone in load_backbones().specs:
+            name = f"{backbone} · tiny · no head (talks, makes no masks)"
+            choices.append(Choice(f"bare-{backbone}", name, backbone=backbone))
         self.choices = tuple(choices)
         if not choices:
             raise UsageError(

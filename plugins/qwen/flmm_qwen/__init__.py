@@ -1,4 +1,4 @@
-"""Qwen2.5-VL for flmm: facts only, no torch. See `views.py` and `backbone.py`."""
+"""The Qwen-VL family for flmm: facts only, no torch. See `views.py` and `backbone.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from flmm_core import TOY_DEFAULTS, BackboneOptions, BackboneSpec, ModelInfo, Or
 
 
 class QwenOptions(BackboneOptions):
-    """Limits of the size that an image is resized to; a token covers 28 x 28 pixels."""
+    """Limits of the size that an image is resized to.
+
+    A token covers 28 x 28 pixels of the resized image, or 32 x 32 in Qwen3-VL.
+    """
 
     min_pixels: int | None = Field(
         None, ge=1, description="Enlarge smaller images to this many pixels (height x width)."
@@ -29,7 +32,7 @@ class QwenOptions(BackboneOptions):
 SPEC = BackboneSpec(
     name="qwen",
     target="flmm_qwen.backbone:QwenBackbone",
-    summary="Qwen2.5-VL: one view, whose grid grows with the image",
+    summary="Qwen2-VL, Qwen2.5-VL, Qwen3-VL: one view, whose grid grows with the image",
     models={
         "tiny": ModelInfo(
             source="flmm_qwen:tiny",
@@ -41,6 +44,13 @@ SPEC = BackboneSpec(
         "7b": ModelInfo("Qwen/Qwen2.5-VL-7B-Instruct", "Apache-2.0"),
         "32b": ModelInfo("Qwen/Qwen2.5-VL-32B-Instruct", "Apache-2.0"),
         "72b": ModelInfo("Qwen/Qwen2.5-VL-72B-Instruct", "Qwen"),
+        "2-2b": ModelInfo("Qwen/Qwen2-VL-2B-Instruct", "Apache-2.0"),
+        "2-7b": ModelInfo("Qwen/Qwen2-VL-7B-Instruct", "Apache-2.0"),
+        "2-72b": ModelInfo("Qwen/Qwen2-VL-72B-Instruct", "Qwen"),
+        "3-2b": ModelInfo("Qwen/Qwen3-VL-2B-Instruct", "Apache-2.0"),
+        "3-4b": ModelInfo("Qwen/Qwen3-VL-4B-Instruct", "Apache-2.0"),
+        "3-8b": ModelInfo("Qwen/Qwen3-VL-8B-Instruct", "Apache-2.0"),
+        "3-32b": ModelInfo("Qwen/Qwen3-VL-32B-Instruct", "Apache-2.0"),
     },
     capabilities=frozenset({"chat"}),
     original=OriginalInfo(("qwen_model.",)),

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL through transformers' own model and processor."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL through transformers' own models and processors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from flmm_core import Backbone, BackboneOptions, ImageView, load_pretrained
+from flmm_core import Backbone, BackboneOptions, ImageView
 from flmm_qwen import QwenOptions, views
 
 
@@ -19,15 +18,13 @@ class QwenBackbone(Backbone):
     """One view whose grid differs from image to image."""
 
     view_names = ("image",)
-    model_types = ("qwen2_5_vl",)
-    processor_types = ("Qwen2_5_VLProcessor",)
+    model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+    processor_types = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
 
     @classmethod
     def load_model(cls, source: str, options: BackboneOptions, **kwargs: Any) -> tuple[Any, Any]:
         assert isinstance(options, QwenOptions)  # the core validates them with SPEC.options
-        vlm, processor = load_pretrained(
-            source, Qwen2_5_VLForConditionalGeneration, AutoProcessor, AutoImageProcessor, **kwargs
-        )
+        vlm, processor = super().load_model(source, options, **kwargs)
         image_processor = processor.image_processor
         image_processor.size = cls._size(image_processor.size, options)
         return vlm, processor
@@ -43,7 +40,10 @@ class QwenBackbone(Backbone):
         settings = self.processor.image_processor
         limits = settings.size["shortest_edge"], settings.size["longest_edge"]
         unit = settings.patch_size * settings.merge_size
-        height, width = smart_resize(image.height, image.width, unit, *limits)
+        try:
+            height, width = smart_resize(image.height, image.width, unit, *limits)
+        except ValueError:  # the processor refuses the image and says why
+            return image
         if settings.backend != "pil" or (height >= image.height or width >= image.width):
             return image
         return image.resize((width, height), settings.resample)

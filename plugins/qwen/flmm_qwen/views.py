@@ -1,4 +1,4 @@
-"""The geometry of Qwen2.5-VL's image tokens, in integers.
+"""The geometry of Qwen-VL's image tokens, in integers.
 
 The processor resizes the whole image, without padding, to sides that are multiples of
 `patch * merge` pixels, and the model merges `merge x merge` patches into one token. So the

@@ -9,7 +9,7 @@ import transformers
 from flmm_core import Backbone
 from flmm_core.testing import load_for_checks
 from flmm_qwen import SPEC
-from recipes import twins
+from recipes import more_twins, twins
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +33,21 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
     processor.save_pretrained(folder)
     return load_for_checks(SPEC, folder)
+
+
+@pytest.fixture(scope="session", params=["qwen2_vl", "qwen3_vl"])
+def other_generation(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a tiny model of another generation, untrained."""
+    return more_twins.write_twin(request.param, tmp_path_factory.mktemp("generation"))
+
+
+@pytest.fixture(scope="session", params=[("qwen2_vl", 14), ("qwen3_vl", 16)], ids=lambda p: p[0])
+def other_full_size(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Backbone:
+    """The same with patches of the published size."""
+    family, patch = request.param
+    folder = tmp_path_factory.mktemp("full_size")
+    return load_for_checks(SPEC, more_twins.write_twin(family, folder, patch=patch, pixels=588))

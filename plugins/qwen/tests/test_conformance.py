@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from flmm_core.testing.suite import BackboneConformance
 from flmm_qwen import SPEC
 
@@ -8,3 +12,13 @@ class TestQwen(BackboneConformance):
     """The tiny model that the package ships keeps every promise."""
 
     spec = SPEC
+
+
+class TestOtherGenerations(BackboneConformance):
+    """So do Qwen2-VL and Qwen3-VL."""
+
+    spec = SPEC
+
+    @pytest.fixture(scope="class")
+    def model(self, other_generation: Path) -> Path:
+        return other_generation

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flmm_core.pipeline.backbone.geometry.refused import refuse
 
-SECONDS = 60.0
+SECONDS = 20.0
 BYTES = 4 << 30
 
 _PRODUCTS = {torch.ops.aten.bmm.default, torch.ops.aten.mm.default}

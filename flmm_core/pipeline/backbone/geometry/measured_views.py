@@ -3,49 +3,33 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections import OrderedDict
 from typing import Any
 
 import torch
 
 from flmm_core.pipeline.backbone.geometry.grids import assemble
 from flmm_core.pipeline.backbone.geometry.limits import BYTES, SECONDS, Limits
-from flmm_core.pipeline.backbone.geometry.owners import find_owners
+from flmm_core.pipeline.backbone.geometry.measured import Measured as Measured
+from flmm_core.pipeline.backbone.geometry.owners import SEVERAL, find_owners
 from flmm_core.pipeline.backbone.geometry.places import Places
 from flmm_core.pipeline.backbone.geometry.proof import prove
 from flmm_core.pipeline.backbone.geometry.ramps import Encoded, encode_ramps
 from flmm_core.pipeline.backbone.geometry.refused import GeometryRefused as GeometryRefused
 from flmm_core.pipeline.backbone.geometry.refused import refuse
+from flmm_core.pipeline.backbone.geometry.store import GeometryStore, digest
 from flmm_core.pipeline.backbone.geometry.twin import Twin
 from flmm_core.pipeline.types import ImageView
 
-
-@dataclass(frozen=True)
-class Measured:
-    """Where the tokens of images of one size lie.
-
-    Attributes:
-        views: Their `token_index` counts among the image tokens of one image: 0 to M-1.
-        image_tokens: M, the tokens of an image in the sequence that have the image token's id.
-        separators: How many of them belong to no cell: they depend on no pixel.
-        residual: The largest distance of a token from its cell's center, in cells.
-    """
-
-    views: tuple[ImageView, ...]
-    image_tokens: int
-    separators: int
-    residual: float
-
-    @property
-    def view_names(self) -> tuple[str, ...]:
-        """ "image"; "coarse" and "fine"; or "view0" and so on if there are more."""
-        return tuple(view.name for view in self.views)
+REMEMBERED = 1024
+"""How many sizes an object keeps in memory; the disk has them all."""
 
 
 class MeasuredGeometry:
     """The geometry of a model's image tokens, measured for each image size that is asked for.
 
-    It can be pickled; the twin stays behind and is built again where it is needed.
+    Sizes are remembered here and on the disk. It can be pickled for other processes, which read the
+    disk, or build the twin again for a size that is not there.
     """
 
     def __init__(
@@ -54,22 +38,27 @@ class MeasuredGeometry:
         """Nothing is measured yet.
 
         Args:
-            config: Of the model, with `image_token_id`.
+            config: Of the model, with `image_token_id`; unchanged from here on, as the processor.
             processor: Of the model.
             seconds: CPU seconds that one size may take.
             memory: Bytes that the process may grow by.
         """
         self.config, self.processor = config, processor
         self.seconds, self.memory = seconds, memory
-        self._known: dict[tuple[int, int], Measured | GeometryRefused] = {}
+        self._store: GeometryStore | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._known: OrderedDict[tuple[int, int], Measured | GeometryRefused] = OrderedDict()
         self._twin: Twin | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_twin": None, "_lock": None}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_known", "_twin", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state)
+        self._forget()
 
     def at(self, image_hw: tuple[int, int]) -> Measured:
         """The geometry of images of this height and width in pixels.
@@ -79,15 +68,23 @@ class MeasuredGeometry:
             DataError: The processor rejects images of this size.
         """
         with self._lock:
-            if image_hw not in self._known:
-                try:
-                    self._known[image_hw] = self._measure(image_hw)
-                except GeometryRefused as error:
-                    self._known[image_hw] = self._named(error, image_hw)
-            found = self._known[image_hw]
+            found = self._known.get(image_hw) or self._look(image_hw)
+            self._known[image_hw] = found
+            self._known.move_to_end(image_hw)
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
         if isinstance(found, GeometryRefused):
             raise found
         return found
+
+    def _look(self, image_hw: tuple[int, int]) -> Measured | GeometryRefused:
+        """From the disk, or measured."""
+        if self._store is None:
+            self._store = GeometryStore(digest(self.config, self.processor))
+        try:
+            return self._store.get(image_hw, lambda: self._measure(image_hw))
+        except GeometryRefused as error:
+            return self._named(error, image_hw)
 
     def _named(self, error: GeometryRefused, image_hw: tuple[int, int]) -> GeometryRefused:
         kind = getattr(self.config, "model_type", type(self.config).__name__)
@@ -115,15 +112,13 @@ class MeasuredGeometry:
             raise refuse("The sequence holds no image tokens.")
         rank = torch.where(is_image, is_image.long().cumsum(0) - 1, -3)  # (S,)
         places = Places.unknown(tokens)
-        several = 0
         for key, owner in owners.items():
             ranked = torch.where(owner >= 0, rank[owner.clamp(min=0)], owner)
+            if several := int((ranked == SEVERAL).sum()):
+                raise refuse(f"{several} elements of '{key}' reach several tokens.")
             if (ranked == -3).any():
                 raise refuse("Tokens that are no image tokens depend on the image.")
-            several += int((ranked == -2).sum())
             places.add(key, ranked, encoded.pixels[key])
-        if several:
-            raise refuse(f"{several} pixel elements reach several tokens.")
         grids = assemble(places, (~places.center.isnan().any(1)).nonzero().flatten())
         prove(grids, places)
         names = {1: ("image",), 2: ("coarse", "fine")}.get(

@@ -95,6 +95,8 @@ class Twin:
             raise
         except Exception as error:  # each model class has its own ways to fail
             kind = type(config).__name__
+            if OFF in str(error):
+                raise refuse(f"The attention of {kind} cannot be switched off.") from error
             raise refuse(f"No twin of {kind} can be built: {one_line(error)}") from error
         self.decoder = self.model.get_decoder()
         skip_tokenwise(self.model, self.decoder, WIDTH)
@@ -132,6 +134,8 @@ def shrunk(config: Any, vocabulary: int) -> Any:
     for each in (small, text):
         if hasattr(each, "vocab_size"):
             each.vocab_size = vocabulary
+        if (getattr(each, "pad_token_id", None) or 0) >= vocabulary:
+            each.pad_token_id = None
     text.num_hidden_layers = 1
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:1]

@@ -1,0 +1,50 @@
+"""Families of vision-language models as released, with processors made here: nothing is downloaded.
+
+    python -m recipes.families idefics3 DIR    # a toy-width folder with random weights
+
+`FAMILIES[name]()` gives the config at its published size and a processor with the published
+settings. The tokenizer knows the family's control tokens and the words of drawn scenes, and the
+chat template is plain: where image tokens lie depends on neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+
+from flmm_core.pipeline.backbone.geometry.twin import shrunk
+from recipes.families.one_view import ONE_VIEW
+from recipes.families.parts import Parts
+from recipes.families.refused import REFUSED as _REFUSED
+from recipes.families.tiled import TILED
+
+Maker = Callable[[], Parts]
+
+FAMILIES: dict[str, Maker] = {make.__name__: make for make in (*ONE_VIEW, *TILED)}
+REFUSED: dict[str, Maker] = {make.__name__: make for make in _REFUSED}
+"""Those whose geometry cannot be measured."""
+
+
+def toy(parts: Parts) -> Any:
+    """The config at toy width, so that a whole model of it runs."""
+    config = shrunk(parts.config, len(parts.processor.tokenizer))
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if "mrope_section" in each:
+            each["mrope_section"] = [2, 3, 3]
+    return config
+
+
+def write_folder(name: str, folder: str | Path, seed: int = 0) -> Path:
+    """Write a toy-width model of a family with random weights; returns the folder."""
+    parts = (FAMILIES | REFUSED)[name]()
+    torch.manual_seed(seed)
+    model = hf.AutoModelForImageTextToText.from_config(toy(parts))
+    model.float().save_pretrained(folder)
+    parts.processor.save_pretrained(folder)
+    return Path(folder)

@@ -1,0 +1,181 @@
+"""Families whose images become one grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers as hf
+
+from recipes.families.parts import QWEN, SIGLIP, Parts, qwen_ids, square, words
+
+
+def qwen2_vl() -> Parts:
+    tokenizer, chat, ids = words(QWEN, "<|vision_start|><|image_pad|><|vision_end|>")
+    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+    image = hf.Qwen2VLImageProcessor(patch_size=14, merge_size=2, temporal_patch_size=2, size=size)
+    processor = hf.Qwen2VLProcessor(image, tokenizer, hf.Qwen2VLVideoProcessor(), **chat)
+    return Parts(hf.Qwen2VLConfig(**qwen_ids(ids)), processor)
+
+
+def qwen2_5_vl() -> Parts:
+    tokenizer, chat, ids = words(QWEN, "<|vision_start|><|image_pad|><|vision_end|>")
+    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+    image = hf.Qwen2VLImageProcessor(patch_size=14, merge_size=2, temporal_patch_size=2, size=size)
+    processor = hf.Qwen2_5_VLProcessor(image, tokenizer, hf.Qwen2VLVideoProcessor(), **chat)
+    return Parts(hf.Qwen2_5_VLConfig(**qwen_ids(ids)), processor)
+
+
+def qwen3_vl() -> Parts:
+    tokenizer, chat, ids = words(QWEN, "<|vision_start|><|image_pad|><|vision_end|>")
+    size = {"shortest_edge": 65536, "longest_edge": 1280 * 1024}
+    image = hf.Qwen2VLImageProcessor(patch_size=16, merge_size=2, size=size)
+    processor = hf.Qwen3VLProcessor(image, tokenizer, hf.Qwen3VLVideoProcessor(), **chat)
+    return Parts(hf.Qwen3VLConfig(**qwen_ids(ids)), processor)
+
+
+def glm4v() -> Parts:
+    names = {"image_token": "<|image|>", "video_token": "<|video|>"}
+    names |= {"start": "<|begin_of_image|>", "end": "<|end_of_image|>"}
+    names |= {"video_start": "<|begin_of_video|>", "video_end": "<|end_of_video|>"}
+    tokenizer, chat, ids = words(names, "<|begin_of_image|><|image|><|end_of_image|>")
+    image = hf.Glm4vImageProcessor(size={"shortest_edge": 12544, "longest_edge": 1200000})
+    config = hf.Glm4vConfig(
+        image_token_id=ids["image_token"],
+        video_token_id=ids["video_token"],
+        image_start_token_id=ids["start"],
+        image_end_token_id=ids["end"],
+        video_start_token_id=ids["video_start"],
+        video_end_token_id=ids["video_end"],
+    )
+    return Parts(config, hf.Glm4vProcessor(image, tokenizer, hf.Glm4vVideoProcessor(), **chat))
+
+
+def paddleocr_vl() -> Parts:
+    names = {"image_token": "<|IMAGE_PLACEHOLDER|>", "video_token": "<|VIDEO|>"}
+    names |= {"vision_bos_token": "<|IMAGE_START|>", "vision_eos_token": "<|IMAGE_END|>"}
+    tokenizer, chat, ids = words(names, "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>")
+    processor = hf.PaddleOCRVLProcessor(hf.PaddleOCRVLImageProcessor(), tokenizer, **chat)
+    return Parts(hf.PaddleOCRVLConfig(**qwen_ids(ids)), processor)
+
+
+def _llava_processor(tokenizer: Any, chat: dict[str, Any]) -> Any:
+    image = hf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=square(336))
+    return hf.LlavaProcessor(
+        image,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        **chat,
+    )
+
+
+def llava() -> Parts:
+    tokenizer, chat, ids = words({"image_token": "<image>"}, "<image>")
+    config = hf.LlavaConfig(image_token_index=ids["image_token"])
+    return Parts(config, _llava_processor(tokenizer, chat))
+
+
+def vipllava() -> Parts:
+    tokenizer, chat, ids = words({"image_token": "<image>"}, "<image>")
+    config = hf.VipLlavaConfig(image_token_index=ids["image_token"])
+    return Parts(config, _llava_processor(tokenizer, chat))
+
+
+def deepseek_vl() -> Parts:
+    tokenizer, chat, ids = words({"image_token": "<image_placeholder>"}, "<image_placeholder>")
+    image = hf.DeepseekVLImageProcessor(
+        size=square(384), min_size=14, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    processor = hf.DeepseekVLProcessor(image, tokenizer, num_image_tokens=576, **chat)
+    config = hf.DeepseekVLConfig(
+        text_config={"model_type": "llama"},
+        vision_config={
+            **SIGLIP,
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "intermediate_size": 4096,
+            "image_size": 384,
+            "patch_size": 16,
+        },
+        image_token_id=ids["image_token"],
+    )
+    return Parts(config, processor)
+
+
+def janus() -> Parts:
+    names = {"image_token": "<image_placeholder>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    tokenizer, chat, ids = words(names, "<image_placeholder>")
+    processor = hf.JanusProcessor(hf.JanusImageProcessor(), tokenizer, **chat)
+    return Parts(hf.JanusConfig(image_token_id=ids["image_token"]), processor)
+
+
+def paligemma() -> Parts:
+    tokenizer, chat, ids = words({"image_token": "<image>"}, "<image>")
+    image = hf.SiglipImageProcessor(size=square(224))
+    image.image_seq_length = 256
+    config = hf.PaliGemmaConfig(
+        image_token_index=ids["image_token"],
+        vision_config={**SIGLIP, "image_size": 224, "patch_size": 14},
+        projection_dim=2048,
+    )
+    return Parts(config, hf.PaliGemmaProcessor(image, tokenizer, **chat))
+
+
+def _pixtral(names: dict[str, str], image: str) -> tuple[Any, dict[str, int]]:
+    """(processor, ids)."""
+    tokenizer, chat, ids = words(names, image)
+    processor = hf.PixtralProcessor(
+        hf.PixtralImageProcessor(patch_size=14, size={"longest_edge": 1540}),
+        tokenizer,
+        patch_size=14,
+        spatial_merge_size=2,
+        **chat,
+    )
+    return processor, ids
+
+
+def mistral3() -> Parts:
+    names = {"image_token": "[IMG]"}
+    names |= {"image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
+    processor, ids = _pixtral(names, "[IMG]")
+    config = hf.Mistral3Config(
+        image_token_index=ids["image_token"],
+        spatial_merge_size=2,
+        vision_config={"model_type": "pixtral", "image_size": 1540, "patch_size": 14},
+    )
+    return Parts(config, processor)
+
+
+def lighton_ocr() -> Parts:
+    names = {"image_token": "<|image_pad|>"}
+    names |= {"image_break_token": "<|vision_pad|>", "image_end_token": "<|vision_end|>"}
+    tokenizer, chat, ids = words(names, "<|image_pad|>")
+    processor = hf.LightOnOcrProcessor(
+        hf.PixtralImageProcessor(patch_size=14, size={"longest_edge": 1540}),
+        tokenizer,
+        patch_size=14,
+        spatial_merge_size=2,
+        **chat,
+    )
+    return Parts(hf.LightOnOcrConfig(image_token_id=ids["image_token"]), processor)
+
+
+def ovis2() -> Parts:
+    names = {"image_token": "<image>", "atom": "<IMG_ATOM>"}
+    marks = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+    names |= {mark.strip("<>"): mark for mark in marks}
+    tokenizer, chat, ids = words(names, "<image>")
+    config = hf.Ovis2Config(
+        image_token_id=ids["atom"],
+        visual_indicator_token_ids=[ids[mark.strip("<>")] for mark in marks],
+        vision_config={"image_size": 448, "patch_size": 14, "hidden_stride": 2},
+    )
+    image = hf.Ovis2ImageProcessor(size=square(448))
+    return Parts(config, hf.Ovis2Processor(image, tokenizer, image_seq_length=256, **chat))
+
+
+ONE_VIEW = (
+    qwen2_vl, qwen2_5_vl, qwen3_vl, glm4v, paddleocr_vl, llava, vipllava, deepseek_vl, janus,
+    paligemma, mistral3, lighton_ocr, ovis2,
+)  # fmt: skip

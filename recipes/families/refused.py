@@ -1,0 +1,67 @@
+"""Families whose image tokens lie nowhere in particular: they must be refused."""
+
+from __future__ import annotations
+
+import transformers as hf
+
+from recipes.families.parts import Parts, square, words
+
+
+def idefics2() -> Parts:
+    """A perceiver: each token is a mix of the whole image."""
+    names = {"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"}
+    tokenizer, chat, ids = words(names, "<image>")
+    image = hf.Idefics2ImageProcessor()
+    processor = hf.Idefics2Processor(image, tokenizer, image_seq_len=64, **chat)
+    return Parts(hf.Idefics2Config(image_token_id=ids["image_token"]), processor)
+
+
+def instructblip() -> Parts:
+    """A Q-former: so here."""
+    tokenizer, chat, ids = words({"image": "<image>"}, "<image>")
+    processor = hf.InstructBlipProcessor(
+        hf.BlipImageProcessor(size=square(224)), tokenizer, tokenizer, num_query_tokens=32
+    )
+    processor.chat_template = chat["chat_template"]
+    return Parts(hf.InstructBlipConfig(image_token_index=ids["image"]), processor)
+
+
+def mllama() -> Parts:
+    """Cross-attention: no image tokens in the sequence."""
+    tokenizer, chat, ids = words({"image_token": "<|image|>", "p": "<|python_tag|>"}, "<|image|>")
+    processor = hf.MllamaProcessor(hf.MllamaImageProcessor(), tokenizer, **chat)
+    return Parts(hf.MllamaConfig(image_token_index=ids["image_token"]), processor)
+
+
+def got_ocr2() -> Parts:
+    """A convolutional neck: each token sees its neighbors' patches."""
+    names = {"image_token": "<imgpad>", "start": "<img>", "end": "</img>"}
+    tokenizer, chat, ids = words(names, "<img><imgpad></img>")
+    image = hf.GotOcr2ImageProcessor(size=square(1024))
+    return Parts(
+        hf.GotOcr2Config(image_token_id=ids["image_token"]),
+        hf.GotOcr2Processor(image, tokenizer, **chat),
+    )
+
+
+def deepseek_vl_hybrid() -> Parts:
+    """SAM's encoder beside SigLIP's: convolutions again."""
+    tokenizer, chat, ids = words({"image_token": "<image_placeholder>"}, "<image_placeholder>")
+    processor = hf.DeepseekVLHybridProcessor(
+        hf.DeepseekVLHybridImageProcessor(), tokenizer, num_image_tokens=576, **chat
+    )
+    config = hf.DeepseekVLHybridConfig(
+        text_config={"model_type": "llama"},
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "image_size": 384,
+            "patch_size": 16,
+            "vision_use_head": False,
+            "num_hidden_layers": 24,
+        },
+        image_token_id=ids["image_token"],
+    )
+    return Parts(config, processor)
+
+
+REFUSED = (idefics2, instructblip, mllama, got_ocr2, deepseek_vl_hybrid)

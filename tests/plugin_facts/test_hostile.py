@@ -1,0 +1,98 @@
+"""Plugins that hang, crash or change their process are listed with the reason; others work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from flmm_core.plugins import load_backbones
+from tests.plugin_facts.hostile import HOSTILE, NOISE, good
+
+Install = Callable[..., None]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="reasons are those of POSIX")
+
+
+def flmm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, sys.path))
+    return subprocess.run(
+        [sys.executable, "-m", "flmm_core", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def hostile(install: Install) -> None:
+    for name, (source, _) in HOSTILE.items():
+        module = f"zz_{name.replace(' ', '_').replace('.', '_')}".lower()
+        install(module.replace("_", "-"), **{module: source})
+    install("noisy", noisy=NOISE + good("noisy", "Clears \x1b[2J the screen"))
+
+
+@pytest.mark.usefixtures("hostile")
+def test_hostile_plugins_are_listed_with_their_reasons() -> None:
+    start = time.monotonic()
+    shown = flmm("backbones", "list")
+    seconds = time.monotonic() - start
+    print(f"{len(HOSTILE)} hostile plugins are listed after {seconds:.1f} s")
+    assert seconds < 15  # one of them sleeps for 31; a quiet machine needs less than 2
+    assert (shown.returncode, shown.stderr) == (0, "")
+    good_ones, bad_ones = shown.stdout.split("\n\nNot loaded:\n")
+    assert [line.split()[0] for line in good_ones.splitlines()] == [
+        "deepseek_vl", "llava_next", "noisy", "qwen",
+    ]  # fmt: skip
+    assert "Clears \\x1b[2J the screen" in good_ones
+    reasons = dict(line.split(" 0.1", 1) for line in bad_ones.split("\n\n")[0].splitlines())
+    assert len(reasons) == len(HOSTILE)
+    for name, (_, reason) in HOSTILE.items():
+        label = f"  zz-{name.lower().replace(' ', '-').replace('.', '-')}"
+        assert reasons[label].strip().startswith(reason), name
+    assert all(line.isprintable() for line in shown.stdout.splitlines())
+
+    facts = json.loads(flmm("refiners", "list", "--json").stdout)
+    assert [refiner["name"] for refiner in facts["refiners"]] == ["none", "sam"]
+    left = [p for p in psutil.process_iter(["cmdline"]) if "plugin_facts" in str(p.info["cmdline"])]
+    assert not [p for p in left if p.ppid() in (1, os.getpid())]
+
+
+@pytest.mark.usefixtures("hostile")
+def test_a_backbone_of_our_own_is_used_without_examining_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unwanted(*arguments: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", unwanted)
+    assert load_backbones().get("qwen").name == "qwen"
+
+
+def test_a_plugin_that_ends_its_examiner_takes_no_other_with_it(install: Install) -> None:
+    kill = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)\n"
+    install("zz-killer", zz_killer=kill + good("killer"))
+    install("fine", fine="import time; time.sleep(0.2)\n" + good("fine"))
+    registry = load_backbones()
+    assert "fine" in registry.specs
+    assert [str(failure) for failure in registry.failures] == [
+        "zz-killer 0.1 (importing it ends the process that examines it)"
+    ]
+
+
+def test_a_slow_plugin_is_waited_for_where_its_backbone_is_named(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    install("slow", slow="import time; time.sleep(1.5)\n" + good("lazy"))
+    assert "lazy" not in load_backbones().specs
+    registry = load_backbones()
+    assert registry.get("lazy").summary == "A summary"
+    assert caplog.messages == ["Waiting for plugins that are slow to import: slow 0.1."]
+    assert load_backbones().plugins["lazy"].seconds > 1.4
+    assert not load_backbones().failures
