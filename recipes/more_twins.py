@@ -99,8 +99,87 @@ def qwen3_vl(patch: int = 8, pixels: int = 176) -> tuple[Any, Any]:
     return config, processor
 
 
+CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": VISION_WIDTH,
+    "intermediate_size": VISION_FEED_FORWARD,
+    "num_hidden_layers": 4,
+    "num_attention_heads": VISION_HEADS,
+    "projection_dim": HIDDEN,
+}
+SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": VISION_WIDTH,
+    "intermediate_size": VISION_FEED_FORWARD,
+    "num_hidden_layers": 3,
+    "num_attention_heads": VISION_HEADS,
+    "vision_use_head": False,
+}
+
+
+def llava(tile: int = 112, patch: int = 8) -> tuple[Any, Any]:
+    """(config, processor): the middle square of the image, as the published files have it."""
+    template = chat_template("<image>")
+    tokenizer = train_tokenizer({"image_token": "<image>"}, template)
+    images = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": tile}, crop_size={"height": tile, "width": tile}
+    )
+    processor = transformers.LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template,
+    )
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", **text_config(tokenizer)},
+        vision_config={**CLIP, "image_size": tile, "patch_size": patch},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=False,
+    )
+    return config, processor
+
+
+def llava_onevision(
+    tile: int = 56, patch: int = 8, most_tiles: int = 4, longest: int = 4
+) -> tuple[Any, Any]:
+    """(config, processor): canvases of up to `longest` x `longest` tiles."""
+    names = {"image_token": "<image>", "video_token": "<video>"}
+    template = chat_template("<image>")
+    tokenizer = train_tokenizer(names, template)
+    counts = range(1, longest + 1)
+    canvases = [[tile * high, tile * wide] for high in counts for wide in counts]
+    images = transformers.LlavaOnevisionImageProcessorPil(
+        size={"height": tile, "width": tile}, image_grid_pinpoints=canvases
+    )
+    most = f"anyres_max_{most_tiles}"
+    processor = transformers.LlavaOnevisionProcessor(
+        images,
+        tokenizer,
+        transformers.LlavaOnevisionVideoProcessor(size={"height": tile, "width": tile}),
+        num_image_tokens=(tile // patch) ** 2,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio=most,
+        chat_template=template,
+    )
+    config = transformers.LlavaOnevisionConfig(
+        text_config={
+            "model_type": "qwen2",
+            **text_config(tokenizer, max_position_embeddings=32768),
+        },
+        vision_config={**SIGLIP, "image_size": tile, "patch_size": patch},
+        image_grid_pinpoints=canvases,
+        vision_aspect_ratio=most,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        tie_word_embeddings=False,
+    )
+    return config, processor
+
+
 FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {
-    each.__name__: each for each in (qwen2_vl, qwen3_vl)
+    each.__name__: each for each in (qwen2_vl, qwen3_vl, llava, llava_onevision)
 }
 
 

@@ -9,7 +9,7 @@ import transformers
 from flmm_core import Backbone
 from flmm_core.testing import load_for_checks
 from flmm_llava_next import SPEC
-from recipes import twins
+from recipes import more_twins, twins
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +31,9 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
     processor.save_pretrained(folder)
     return load_for_checks(SPEC, folder)
+
+
+@pytest.fixture(scope="session", params=["llava", "llava_onevision"])
+def relative(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model of another generation, untrained."""
+    return more_twins.write_twin(request.param, tmp_path_factory.mktemp("relative"))

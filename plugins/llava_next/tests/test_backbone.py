@@ -17,7 +17,7 @@ from flmm_core.testing.checks import (
 )
 from flmm_core.testing.probes import CAPTION, picture, repainted_cells
 from flmm_llava_next import SPEC
-from flmm_llava_next.backbone import LlavaNextBackbone
+from flmm_llava_next.backbone import LlavaBackbone
 from recipes import twins
 
 
@@ -86,4 +86,4 @@ def test_a_processor_that_cuts_otherwise_is_refused(twin: Path, tmp_path: Path) 
     config["image_grid_pinpoints"] = [[84, 168]]
     file.write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="cut images differently"):
-        LlavaNextBackbone.load(SPEC, str(folder))
+        LlavaBackbone.load(SPEC, str(folder))

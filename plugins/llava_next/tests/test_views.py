@@ -11,6 +11,7 @@ from transformers.models.llava_next.modeling_llava_next import unpad_image
 from flmm_core import Backbone
 from flmm_llava_next import views
 
+TILE = views.Tile(336, 14)
 CANVASES = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
 SHAPES = [
     (480, 640),
@@ -41,7 +42,7 @@ SHAPES = [
 )
 def test_known_shapes(hw: tuple[int, int], tokens: int, fine: tuple[int, int]) -> None:
     canvas = views.best_canvas(hw, CANVASES)
-    assert views.fine_shape(hw, canvas, patch_size=14) == fine
+    assert views.fine_shape(hw, canvas, TILE) == fine
     assert views.token_count(24, fine) == tokens
 
 
@@ -52,7 +53,7 @@ def test_count_is_that_of_the_processor(full_size: Backbone, hw: tuple[int, int]
     encoded = processor(text=processor.image_token, images=white, return_tensors="pt")
     tokens = int((encoded["input_ids"] == full_size.image_token_id).sum())
     canvas = views.best_canvas(hw, CANVASES)
-    assert views.token_count(24, views.fine_shape(hw, canvas, patch_size=14)) == tokens
+    assert views.token_count(24, views.fine_shape(hw, canvas, TILE)) == tokens
 
 
 def test_shape_is_that_of_the_model_for_any_image() -> None:
@@ -65,7 +66,7 @@ def test_shape_is_that_of_the_model_for_any_image() -> None:
             assert canvas == select_best_resolution(hw, CANVASES), hw
             cells = torch.empty(1, canvas[0] // 14, canvas[1] // 14)
             left = tuple(unpad_image(cells, hw).shape[1:])
-            assert views.fine_shape(hw, canvas, patch_size=14) == left, hw
+            assert views.fine_shape(hw, canvas, TILE) == left, hw
 
 
 @pytest.mark.parametrize("hw", [s for s in SHAPES if s != (1, 1)], ids=str)
@@ -82,16 +83,16 @@ def test_fine_box_is_where_the_processor_puts_the_image(
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     left, right = int(columns[0]), int(columns[-1]) + 1
     cells = canvas.shape[0] // 14, canvas.shape[1] // 14
-    fine = views.fine_shape(hw, tuple(canvas.shape), patch_size=14)
+    fine = views.fine_shape(hw, tuple(canvas.shape), TILE)
     y0, x0 = ((whole - kept) // 2 * 14 for whole, kept in zip(cells, fine, strict=True))
     y1, x1 = y0 + fine[0] * 14, x0 + fine[1] * 14
     height, width = bottom - top, right - left
-    assert views.fine_box(hw, tuple(canvas.shape), patch_size=14) == pytest.approx(
+    assert views.fine_box(hw, tuple(canvas.shape), TILE) == pytest.approx(
         ((y0 - top) / height, (x0 - left) / width, (y1 - top) / height, (x1 - left) / width)
     )
 
 
 def test_newlines_belong_to_no_cell() -> None:
-    assert views.coarse_rows(2) == [[0, 1], [2, 3]]
+    assert views.square_rows(2) == [[0, 1], [2, 3]]
     assert views.fine_rows((2, 3), first=4) == [[4, 5, 6], [8, 9, 10]]  # 7 and 11 end the rows
     assert views.token_count(2, (2, 3)) == 12
