@@ -231,7 +231,7 @@ def test_unknown_backbone_says_what_there_is_and_what_failed(install: Install) -
         load_backbones().get("qwenn")
     assert str(caught.value) == (
         "Unknown backbone 'qwenn'. Did you mean 'qwen'?\n"
-        "Installed: deepseek_vl, llava_next, qwen.\n"
+        "Installed: auto, deepseek_vl, llava_next, qwen.\n"
         "Not loaded: flmm-foo 0.1 (ModuleNotFoundError: No module named 'foo')."
     )
 
