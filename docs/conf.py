@@ -76,7 +76,7 @@ def _plain(app: Any, *args: Any) -> None:
             if n % 2:
                 parts[n] = f"``{part.strip('`')}``\\ "
             else:
-                parts[n] = re.sub(r"(?<!\\)([*|])|(?<=\w)_(?!\w)", r"\\\g<0>", part)
+                parts[n] = re.sub(r"(?<!\\)([*|@])|(?<=\w)_(?!\w)", r"\\\g<0>", part)
         lines[place] = "".join(parts)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import flmm_core
 from flmm_core.cli import COMMANDS
@@ -67,6 +68,18 @@ def test_every_command_and_name_is_in_the_reference() -> None:
     names = (ROOT / "docs" / "api.md").read_text()
     for name in set(flmm_core.__all__) - {"__version__"}:
         assert re.search(rf"^\.\. \S+:: {name}$", names, re.M), name
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (flmm_core.__version__, "Apache-2.0")
+    assert citation["cff-version"] == "1.2.0"
+
+
+def test_issue_forms_have_what_github_wants() -> None:
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.md"):
+        _, head, _ = form.read_text().split("---\n", 2)
+        assert {"name", "about"} <= yaml.safe_load(head).keys(), form
 
 
 def test_figures_of_others_are_those_that_reports_show() -> None:
