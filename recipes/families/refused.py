@@ -16,20 +16,10 @@ def idefics2() -> Parts:
     return Parts(hf.Idefics2Config(image_token_id=ids["image_token"]), processor)
 
 
-def instructblip() -> Parts:
-    """A Q-former: so here."""
-    tokenizer, chat, ids = words({"image": "<image>"}, "<image>")
-    processor = hf.InstructBlipProcessor(
-        hf.BlipImageProcessor(size=square(224)), tokenizer, tokenizer, num_query_tokens=32
-    )
-    processor.chat_template = chat["chat_template"]
-    return Parts(hf.InstructBlipConfig(image_token_index=ids["image"]), processor)
-
-
 def mllama() -> Parts:
     """Cross-attention: no image tokens in the sequence."""
     tokenizer, chat, ids = words({"image_token": "<|image|>", "p": "<|python_tag|>"}, "<|image|>")
-    processor = hf.MllamaProcessor(hf.MllamaImageProcessor(), tokenizer, **chat)
+    processor = hf.MllamaProcessor(hf.MllamaImageProcessor(size=square(448)), tokenizer, **chat)
     return Parts(hf.MllamaConfig(image_token_index=ids["image_token"]), processor)
 
 
@@ -64,4 +54,4 @@ def deepseek_vl_hybrid() -> Parts:
     return Parts(config, processor)
 
 
-REFUSED = (idefics2, instructblip, mllama, got_ocr2, deepseek_vl_hybrid)
+REFUSED = (idefics2, mllama, got_ocr2, deepseek_vl_hybrid)

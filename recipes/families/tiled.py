@@ -82,17 +82,6 @@ def gemma3() -> Parts:
     return Parts(config, processor)
 
 
-def gemma3_pan_and_scan() -> Parts:
-    """Gemma 3 with crops of images that are not square."""
-    config, processor = gemma3()
-    settings = processor.image_processor
-    settings.do_pan_and_scan = True
-    settings.pan_and_scan_min_crop_size = 256
-    settings.pan_and_scan_max_num_crops = 4
-    settings.pan_and_scan_min_ratio_to_activate = 1.2
-    return Parts(config, processor)
-
-
 def internvl() -> Parts:
     names = {"start_image_token": "<img>", "end_image_token": "</img>"}
     names |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
@@ -193,6 +182,6 @@ def llama4() -> Parts:
 
 
 TILED = (
-    llava_next, llava_onevision, idefics3, gemma3, gemma3_pan_and_scan, internvl,
+    llava_next, llava_onevision, idefics3, gemma3, internvl,
     aya_vision, cohere2_vision, lfm2_vl, minicpm_v, llama4,
 )  # fmt: skip

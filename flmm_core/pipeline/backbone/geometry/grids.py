@@ -50,21 +50,26 @@ def assemble(places: Places, tokens: Tensor) -> list[Grid]:
         found = [_grids(group, places) for group in groups]
         if all(found):
             grids = [grid for several in found for grid in several]
-            return sorted(grids, key=lambda grid: (grid.tiles, int(grid.tokens.min())))
+            return sorted(grids, key=_coarse_first)
     raise refuse(f"The tokens make no regular grids: none fits them to {TOLERANCE} cells.")
+
+
+def _coarse_first(grid: Grid) -> tuple[int, int, int]:
+    return grid.tiles, grid.tokens.numel(), int(grid.tokens.min())
 
 
 def _by_scale(places: Places, tokens: Tensor) -> list[Tensor]:
     """Tokens of one size together."""
-    scales: list[tuple[Tensor, list[int]]] = []
-    for token, size in zip(tokens.tolist(), places.size[tokens], strict=True):
-        for scale, group in scales:
-            if ((size / scale).log().abs() < SAME_SCALE).all():
-                group.append(token)
-                break
-        else:
-            scales.append((size, [token]))
-    return [torch.tensor(group) for _, group in scales]
+    sizes = places.size[tokens]
+    left = torch.ones(len(tokens), dtype=torch.bool)
+    groups = []
+    while left.any():
+        first = sizes[left.nonzero()[0, 0]]
+        same = left & ((sizes / first).log().abs() < SAME_SCALE).all(1)
+        same[left.nonzero()[0, 0]] = True  # a size of zero is like no other
+        groups.append(tokens[same])
+        left &= ~same
+    return groups
 
 
 def _by_phase(places: Places, tokens: Tensor) -> list[Tensor]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from flmm_core.pipeline.backbone.geometry.blocks import Blocks, cut_blocks
 from flmm_core.pipeline.backbone.geometry.grids import assemble
 from flmm_core.pipeline.backbone.geometry.limits import BYTES, SECONDS, Limits
 from flmm_core.pipeline.backbone.geometry.measured import Measured as Measured
-from flmm_core.pipeline.backbone.geometry.owners import SEVERAL, find_owners
-from flmm_core.pipeline.backbone.geometry.places import Places
+from flmm_core.pipeline.backbone.geometry.owners import SEVERAL, Ratios, find_ratios
+from flmm_core.pipeline.backbone.geometry.places import Places, tile_lines
 from flmm_core.pipeline.backbone.geometry.proof import prove
 from flmm_core.pipeline.backbone.geometry.ramps import Encoded, encode_ramps
 from flmm_core.pipeline.backbone.geometry.refused import GeometryRefused as GeometryRefused
@@ -20,6 +22,9 @@ from flmm_core.pipeline.backbone.geometry.refused import refuse
 from flmm_core.pipeline.backbone.geometry.store import GeometryStore, digest
 from flmm_core.pipeline.backbone.geometry.twin import Twin
 from flmm_core.pipeline.types import ImageView
+
+FOREIGN = -3
+"""A token of the sequence that is no image token."""
 
 REMEMBERED = 1024
 """How many sizes an object keeps in memory; the disk has them all."""
@@ -102,23 +107,25 @@ class MeasuredGeometry:
             if self._twin is None:
                 self._twin = Twin(self.config, len(self.processor.tokenizer))
             with limits:
-                owners = find_owners(self._twin, encoded)
-            return self._assembled(encoded, owners.by_key)
+                ratios = find_ratios(self._twin, encoded)
+            return self._assembled(encoded, ratios)
 
-    def _assembled(self, encoded: Encoded, owners: dict[str, torch.Tensor]) -> Measured:
+    def _assembled(self, encoded: Encoded, ratios: Ratios) -> Measured:
         is_image = encoded.ids == self.config.image_token_id
         tokens = int(is_image.sum())
         if not tokens:
             raise refuse("The sequence holds no image tokens.")
-        rank = torch.where(is_image, is_image.long().cumsum(0) - 1, -3)  # (S,)
+        rank = torch.where(is_image, is_image.long().cumsum(0) - 1, FOREIGN)  # (S,)
         places = Places.unknown(tokens)
-        for key, owner in owners.items():
-            ranked = torch.where(owner >= 0, rank[owner.clamp(min=0)], owner)
-            if several := int((ranked == SEVERAL).sum()):
-                raise refuse(f"{several} elements of '{key}' reach several tokens.")
-            if (ranked == -3).any():
-                raise refuse("Tokens that are no image tokens depend on the image.")
-            places.add(key, ranked, encoded.pixels[key])
+        for key in ratios.by_key:
+            blocks = cut_blocks(key, ratios, encoded.pixels[key])
+            blocks = self._owned(key, blocks, rank)
+            lines = tile_lines(blocks, tokens)
+            if lines is None and blocks.side > 1:  # a tile can show less of the image than a block
+                blocks = cut_blocks(key, ratios, encoded.pixels[key], single=True)
+                blocks = self._owned(key, blocks, rank)
+                lines = tile_lines(blocks, tokens)
+            places.add(blocks, lines)
         grids = assemble(places, (~places.center.isnan().any(1)).nonzero().flatten())
         prove(grids, places)
         names = {1: ("image",), 2: ("coarse", "fine")}.get(
@@ -134,3 +141,13 @@ class MeasuredGeometry:
             separators=tokens - cells,
             residual=max(grid.residual for grid in grids),
         )
+
+    @staticmethod
+    def _owned(key: str, blocks: Blocks, rank: torch.Tensor) -> Blocks:
+        """The same with owners counted as (S,) `rank` does; all must be single image tokens."""
+        owner = torch.where(blocks.owner >= 0, rank[blocks.owner.clamp(min=0)], blocks.owner)
+        if several := int((owner == SEVERAL).sum()) * blocks.elements:
+            raise refuse(f"{several} elements of '{key}' reach several tokens.")
+        if (owner == FOREIGN).any():
+            raise refuse("Tokens that are no image tokens depend on the image.")
+        return replace(blocks, owner=owner)

@@ -23,51 +23,43 @@ CLOSE = 1e-4
 
 
 @dataclass(frozen=True)
-class Owners:
-    """Of every element of each pixel tensor, the place in the sequence of its token.
+class Ratios:
+    """Codes of tokens, as pixel elements give them.
 
-    int64, of the tensor's shape; NOBODY reads it, or SEVERAL tokens do.
+    Attributes:
+        codes: (S,) float64; the code of place j in the sequence lies between j + 1 and j + 1.4.
+        by_key: Of each pixel tensor, of its shape; NaN where no token reads an element.
     """
 
+    codes: Tensor
     by_key: dict[str, Tensor]
-    several: int
+
+    def owners(self, low: Tensor, high: Tensor) -> Tensor:
+        """int64 places in the sequence of those whose code is both of two ratios, or SEVERAL."""
+        owner = (high.nan_to_num(0, 0, 0) - 1.2).round().clamp(0, len(self.codes) - 1).long()
+        code = self.codes[owner]
+        exact = ((low - code).abs() < CLOSE) & ((high - code).abs() < CLOSE)
+        owner[~exact] = SEVERAL
+        return owner
 
 
-def find_owners(twin: Twin, encoded: Encoded) -> Owners:
+def find_ratios(twin: Twin, encoded: Encoded) -> Ratios:
     """Two passes back through the twin; raises `GeometryRefused` as that does."""
     with torch.inference_mode(False), torch.enable_grad():
-        leaves = {key: one.values.clone().requires_grad_() for key, one in encoded.pixels.items()}
+        leaves = {key: one.values.requires_grad_() for key, one in encoded.pixels.items()}
         rows = twin.inputs_embeds({**encoded.others, **leaves})  # (S, D)
         if not rows.requires_grad:
             raise refuse("No token depends on the image.")
         random = torch.Generator().manual_seed(1)
         mixed = rows @ torch.randn(rows.shape[1], generator=random, dtype=rows.dtype)  # (S,)
-        codes = (
-            torch.arange(len(rows))
-            + 1
-            + 0.4 * torch.rand(len(rows), generator=random, dtype=rows.dtype)
-        )  # (S,)
+        irregular = 0.4 * torch.rand(len(rows), generator=random, dtype=rows.dtype)
+        codes = torch.arange(len(rows)) + 1 + irregular  # (S,)
         values = list(leaves.values())
         plain = torch.autograd.grad(mixed.sum(), values, retain_graph=True, allow_unused=True)
         coded = torch.autograd.grad((mixed * codes).sum(), values, allow_unused=True)
-    by_key = {}
-    several = 0
-    for key, one, other in zip(leaves, plain, coded, strict=True):
-        if one is not None and other is not None:
-            by_key[key] = _read(one, other, codes)
-            several += int((by_key[key] == SEVERAL).sum())
-    return Owners(by_key, several)
-
-
-def _read(plain: Tensor, coded: Tensor, codes: Tensor) -> Tensor:
-    """The owners, from the two gradients; both are used up."""
-    strength = plain.abs().maximum(coded.abs() / codes[-1])
-    unread = strength <= 1e-12 * strength.max()
-    plain[unread] = 1.0
-    ratio = coded.div_(plain)
-    ratio.nan_to_num_(0.0, 0.0, 0.0).clamp_(0, len(codes) + 1)
-    owner = (ratio - 1.2).round_().clamp_(0, len(codes) - 1).long()
-    exact = (ratio - codes[owner]).abs_() < CLOSE
-    owner[~exact] = SEVERAL
-    owner[unread] = NOBODY
-    return owner
+    found = {
+        key: other.div_(one)
+        for key, one, other in zip(leaves, plain, coded, strict=True)
+        if one is not None and other is not None
+    }
+    return Ratios(codes, found)

@@ -1,4 +1,4 @@
-"""The place of each token on the image, from those of the pixel elements that it owns.
+"""The place of each token on the image, from those of the blocks that it owns.
 
 Within one tile the processor resamples affinely, so a line through the measured coordinates
 reaches into padding and averages the rounding to 8 bits away. Pixel tensors of another layout, such
@@ -12,26 +12,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flmm_core.pipeline.backbone.geometry.owners import SEVERAL
-from flmm_core.pipeline.backbone.geometry.ramps import Elements
+from flmm_core.pipeline.backbone.geometry.blocks import Blocks
 from flmm_core.pipeline.backbone.geometry.refused import refuse
 
-CHANNELS = 3
 EDGE = 0.15
 """The part of a tile at each end that is not fitted: resampling clamps there."""
-
-
-@dataclass(frozen=True)
-class Sites:
-    """Pixels, or single elements: (n,) tensors each.
-
-    `owner` is an image token, or negative; `real` is false in padding.
-    """
-
-    owner: Tensor
-    real: Tensor
-    y: Tensor
-    x: Tensor
+STRAIGHT = 0.25
+"""How far from a line a block may lie, in blocks."""
+ROUNDING = 1 / 255
+"""How exact a single coordinate is: ramps have 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +31,8 @@ class Line:
     step: float
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Where a tile lies: `key` and `index` of the pixel tensor, and a line for each axis."""
-
-    key: str
-    index: int
-    y: Line
-    x: Line
+Lines = dict[int, tuple[Line, ...]]
+"""By tile: one line for rows and one for columns, or none if it shows only padding."""
 
 
 @dataclass
@@ -57,130 +40,141 @@ class Places:
     """Of M image tokens.
 
     Attributes:
-        center: (M, 2) float64, y and x in fractions of the image; NaN if not known.
+        center: (M, 2) float64, y and x in fractions of the image; NaN if it reads no pixel.
         size: (M, 2) float64 of its cell.
-        tile: (M,) int64; -1 if not known.
-        tiles: Those that show a part of the image.
-        sites: What the grids are proved with.
+        tile: (M,) int64; -1 if it reads no pixel.
+        blocks: Those that the tokens own; they prove the grids.
     """
 
     center: Tensor
     size: Tensor
     tile: Tensor
-    tiles: list[Tile] = field(default_factory=list)
-    sites: list[Sites] = field(default_factory=list)
+    blocks: list[Blocks] = field(default_factory=list)
 
     @classmethod
     def unknown(cls, tokens: int) -> Places:
         nowhere = torch.full((tokens, 2), torch.nan, dtype=torch.float64)
         return cls(nowhere, nowhere.clone(), torch.full((tokens,), -1))
 
-    def add(self, key: str, owner: Tensor, elements: Elements) -> None:
-        """Place the tokens that own elements of one pixel tensor; `owner` is of its shape.
+    def add(self, blocks: Blocks, lines: Lines | None) -> None:
+        """Place the owners of blocks; `owner` counts image tokens, `lines` are `tile_lines`.
 
         Raises:
-            GeometryRefused: A tile is no upright resampling of the image.
+            GeometryRefused: A token sees only padding of which nothing says where it lies.
         """
-        if not self._add_tiles(key, owner, elements):
-            self._add_elements(owner, elements)
+        table = _table(blocks, len(self.tile))
+        if lines is None:
+            self._add_elements(blocks, table)
+        else:
+            for tile, both in lines.items():
+                self._add_tile(blocks, tile, both, table[tile])
+        if lost := int(((table.sum(0) > 0) & self.center.isnan().any(1)).sum()):
+            raise refuse(f"{lost} image tokens see only padding, and nothing says where it lies.")
+        self.blocks.append(blocks)
 
-    def _add_tiles(self, key: str, owner: Tensor, elements: Elements) -> bool:
-        shape = owner.shape
-        axis = next((a for a in (-3, -1) if len(shape) >= 4 and shape[a] == CHANNELS), None)
-        tokens = len(self.tile)
-        if axis is None or shape[:-3].numel() >= tokens > 1:  # the latter has one patch a row
-            return False
-        planes = [_planes(each, axis) for each in (owner, elements.real, elements.y, elements.x)]
-        owners, real = planes[0], planes[1].any(1)
-        same = (owners[:, :1] == owners).all(1)
-        own = torch.where(same, owners[:, 0], SEVERAL)  # (tiles, h, w)
-        y, x = planes[2].mean(1), planes[3].mean(1)
-        counts = torch.stack([_sums(each.flatten(), None, tokens) for each in own])  # (tiles, M)
-        if ((counts > 0).sum(0) > 1).any():
-            return False
-        for number in range(len(own)):
-            if not (own[number] != -1).any():
-                continue
-            lines = _lines(real[number], y[number], x[number])
-            if lines is None:
-                continue
-            self.tiles.append(Tile(key, number, *lines))
-            self._place(own[number], counts[number], lines, len(self.tiles) - 1)
-        self.sites.append(Sites(own.flatten(), real.flatten(), y.flatten(), x.flatten()))
-        return True
-
-    def _place(self, own: Tensor, count: Tensor, lines: tuple[Line, Line], tile: int) -> None:
-        """Tokens by the mean place of their pixels in a tile."""
+    def _add_tile(self, blocks: Blocks, tile: int, lines: tuple[Line, ...], count: Tensor) -> None:
+        """Tokens by the mean place of their blocks in a tile; `count` is how many each has."""
+        inside = _of_tile(blocks, tile)
         has = count > 0
-        h, w = own.shape
-        rows = torch.arange(h, dtype=torch.float64)[:, None].expand(h, w).flatten()
-        columns = torch.arange(w, dtype=torch.float64).expand(h, w).flatten()
-        for axis, (at, line) in enumerate(zip((rows, columns), lines, strict=True)):
-            mean, spread = _mean_and_spread(own.flatten(), at, count)
+        owner = blocks.owner[inside]
+        for axis, line in enumerate(lines):
+            at = blocks.at[inside, axis]
+            mean, width = _mean_and_width(
+                count, _sums(owner, at, count), _sums(owner, at**2, count)
+            )
             self.center[has, axis] = line.start + line.step * mean[has]
-            self.size[has, axis] = line.step * (spread[has] + 1).sqrt()
-        self.tile[has] = tile
+            self.size[has, axis] = line.step * (width[has] + blocks.side**2).sqrt()
+        self.tile[has] = len(self.tile) * len(self.blocks) + tile
 
-    def _add_elements(self, owner: Tensor, elements: Elements) -> None:
-        """Tokens by the mean coordinate of their elements."""
-        flat = Sites(
-            owner.flatten(), elements.real.flatten(), elements.y.flatten(), elements.x.flatten()
-        )
-        own = torch.where(flat.real, flat.owner, -1)
-        count = _sums(own, None, len(self.tile))
-        has = count > 0
-        for axis, at in enumerate((flat.y, flat.x)):
-            mean, spread = _mean_and_spread(own, at.double(), count)
+    def _add_elements(self, blocks: Blocks, table: Tensor) -> None:
+        """Tokens by the mean coordinate of their elements; (tiles, M) `table` counts blocks."""
+        real = _sums(blocks.owner, blocks.real, self.tile)
+        has = real > 0
+        for axis, one in enumerate((blocks.y, blocks.x)):
+            sums = (_sums(blocks.owner, each, self.tile) for each in (one.total, one.squares))
+            mean, width = _mean_and_width(real, *sums)
             self.center[has, axis] = mean[has]
-            self.size[has, axis] = spread[has].sqrt()
-        self.tile[has] = 0
-        self.sites.append(flat)
+            self.size[has, axis] = width[has].sqrt()
+        one_tile = (table > 0).sum(0) == 1 if len(table) < len(self.tile) else has & False
+        tile = torch.where(one_tile, table.argmax(0), 0)
+        self.tile[has] = len(self.tile) * len(self.blocks) + tile[has]
 
 
-def _planes(values: Tensor, axis: int) -> Tensor:
-    """(..., 3, h, w) or (..., h, w, 3) -> (tiles, 3, h, w)."""
-    moved = values.movedim(axis, -3)
-    return moved.reshape(-1, *moved.shape[-3:])
+def _sums(owner: Tensor, values: Tensor, like: Tensor) -> Tensor:
+    """(M,) sums of values over the blocks of each owner; negative ones are none."""
+    return torch.bincount((owner + 2).clamp_(min=0), values, minlength=len(like) + 2)[2:]
 
 
-def _sums(owner: Tensor, values: Tensor | None, tokens: int) -> Tensor:
-    """(tokens,) sums of values, or counts, over the sites of each owner; negative ones are none."""
-    return torch.bincount((owner + 2).clamp_(min=0), values, minlength=tokens + 2)[2:]
-
-
-def _mean_and_spread(owner: Tensor, values: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_width(count: Tensor, total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
     """Mean, and the square of the width of a uniform distribution of the same variance."""
-    mean = _sums(owner, values, len(count)) / count
-    square = _sums(owner, values**2, len(count)) / count
-    return mean, 12 * (square - mean**2).clamp(min=0)
+    mean = total / count
+    return mean, 12 * (squares / count - mean**2).clamp(min=0)
 
 
-def _lines(real: Tensor, y: Tensor, x: Tensor) -> tuple[Line, Line] | None:
-    """How a tile, (h, w) each, lies on the image; None if it shows only padding.
+def tile_lines(blocks: Blocks, tokens: int) -> Lines | None:
+    """How each tile lies on the image, that shows some of it and has owners; None without tiles.
+
+    So it is where a token reads several tiles, each tile is one token, or along no lines.
 
     Raises:
-        GeometryRefused: It is no upright resampling.
+        GeometryRefused: A tile is no upright resampling of the image.
     """
-    found = []
-    for axis, values in ((1, y), (0, x)):
-        count = real.sum(axis)
-        at = (count > 0).nonzero().flatten()
-        if len(at) < 2:
+    used = _table(blocks, tokens) > 0
+    if not blocks.side or len(used) >= tokens or (used.sum(0) > 1).any():
+        return None
+    found: Lines = {}
+    for tile in used.any(1).nonzero().flatten().tolist():
+        lines = _lines(blocks, tile)
+        if lines is None:
             return None
-        line = _fit(at.double(), ((values * real).sum(axis)[at] / count[at]).double())
+        found[tile] = lines
+    return found
+
+
+def _table(blocks: Blocks, tokens: int) -> Tensor:
+    """(tiles, M): how many blocks of each tile a token owns."""
+    tiles = int(blocks.tile[-1]) + 1
+    owned = blocks.owner >= 0
+    pairs = blocks.tile[owned] * tokens + blocks.owner[owned]
+    return torch.bincount(pairs, minlength=tiles * tokens).view(tiles, tokens)
+
+
+def _of_tile(blocks: Blocks, tile: int) -> slice:
+    """Its blocks: all tiles have as many."""
+    each = len(blocks.tile) // (int(blocks.tile[-1]) + 1)
+    return slice(tile * each, (tile + 1) * each)
+
+
+def _lines(blocks: Blocks, tile: int) -> tuple[Line, ...] | None:
+    """Of one tile: nothing if it shows only padding, None if it is along no lines."""
+    inside = _of_tile(blocks, tile)
+    some = blocks.real[inside] > 0
+    real = blocks.real[inside][some]
+    found = []
+    for axis, one in enumerate((blocks.y, blocks.x)):
+        at, values = blocks.seen_at[inside, axis][some] / real, one.total[inside][some] / real
+        if not len(at):
+            return ()
+        if at.max() == at.min():
+            return None
+        line, error = _fit(at, values, real)
+        if error > STRAIGHT * abs(line.step) * blocks.side + ROUNDING:
+            return None
         if not line.step > 0:
             raise refuse("A tile is no upright resampling of the image.")
         found.append(line)
-    return found[0], found[1]
+    return tuple(found)
 
 
-def _fit(at: Tensor, values: Tensor) -> Line:
-    """The line through the middle part."""
-    low, high = at[0], at[-1]
-    cut = EDGE * (high - low)
-    inner = (at >= low + cut) & (at <= high - cut)
-    if inner.sum() >= 3:
-        at, values = at[inner], values[inner]
-    away = at - at.mean()
-    step = float((away * (values - values.mean())).sum() / (away**2).sum())
-    return Line(float(values.mean() - step * at.mean()), step)
+def _fit(at: Tensor, values: Tensor, weight: Tensor) -> tuple[Line, float]:
+    """The line through the middle part, and the largest error there."""
+    cut = EDGE * (at.max() - at.min())
+    inner = (at >= at.min() + cut) & (at <= at.max() - cut)
+    if len(at[inner].unique()) >= 3:
+        at, values, weight = at[inner], values[inner], weight[inner]
+    weight = weight / weight.sum()
+    middle, value = (weight * at).sum(), (weight * values).sum()
+    away = at - middle
+    step = (weight * away * (values - value)).sum() / (weight * away**2).sum()
+    error = (values - value - step * away).abs().max()
+    return Line(float(value - step * middle), float(step)), float(error)

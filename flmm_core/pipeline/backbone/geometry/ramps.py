@@ -130,9 +130,10 @@ def _check_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
 
 
 def _elements(black: Tensor, white: Tensor, ramp_y: Tensor, ramp_x: Tensor) -> Elements:
-    span = white - black
+    """`white` and the ramps are used up."""
+    span = white.sub_(black)
     real = span.abs() > 1e-6
-    span[~real] = 1.0
-    noise = torch.rand(black.shape, generator=torch.Generator().manual_seed(0))
-    values = black.double() + real * (0.2 + 0.6 * noise) * span
-    return Elements(values, real, (ramp_y - black).div_(span), (ramp_x - black).div_(span))
+    values = torch.rand(black.shape, generator=torch.Generator().manual_seed(0))
+    values = values.mul_(0.6).add_(0.2).mul_(span).add_(black).double()
+    span.masked_fill_(~real, 1.0)
+    return Elements(values, real, ramp_y.sub_(black).div_(span), ramp_x.sub_(black).div_(span))

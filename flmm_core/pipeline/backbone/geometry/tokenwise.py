@@ -1,4 +1,4 @@
-"""Skips the blocks of a twin that mix no tokens: with attention off, most of them.
+"""Makes a twin quick: skips the blocks that mix no tokens, which with attention off are most.
 
 A block is tried the first time that it runs: some rows of its input are changed, and no other row
 of its output may change. Then it is the identity, which owners do not depend on.
@@ -28,6 +28,27 @@ def skip_tokenwise(model: nn.Module, decoder: nn.Module, width: int) -> None:
         if isinstance(module, nn.ModuleList) and module not in inside and len(module) > 1:
             for block in module:
                 block.forward = _Tried(block, known, width)
+
+
+def one_product(model: nn.Module) -> None:
+    """Convolutions over inputs of the kernel's size, one patch a row, as one matrix product."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d) and module.groups == 1:
+            module.forward = _Product(module)  # type: ignore[assignment]
+
+
+class _Product:
+    """The forward of such a convolution, or of another."""
+
+    def __init__(self, convolution: nn.Conv2d | nn.Conv3d) -> None:
+        self.run, self.convolution = convolution.forward, convolution
+
+    def __call__(self, values: Tensor) -> Tensor:
+        weight, bias = self.convolution.weight, self.convolution.bias
+        if values.shape[1:] != weight.shape[1:] or any(self.convolution.padding):
+            return self.run(values)
+        rows = nn.functional.linear(values.flatten(1), weight.flatten(1), bias)
+        return rows.view(*rows.shape, *[1] * (values.ndim - 2))
 
 
 class _Tried:

@@ -11,35 +11,21 @@ from torch import Tensor
 from transformers import AttentionInterface, AutoModelForImageTextToText, PreTrainedConfig
 
 from flmm_core.pipeline.backbone.geometry.refused import GeometryRefused, one_line, refuse
-from flmm_core.pipeline.backbone.geometry.tokenwise import skip_tokenwise
+from flmm_core.pipeline.backbone.geometry.tokenwise import one_product, skip_tokenwise
 
 OFF = "flmm_off"
 """The name of the attention function that mixes nothing."""
 
-WIDTH = 32
-SIZES: dict[str, int] = {
-    **dict.fromkeys(
-        (
-            "hidden_size", "embed_dim", "d_model", "out_hidden_size", "projection_dim",
-            "hidden_dim", "projector_hidden_size", "vision_output_dim", "vision_embed_dim",
-        ),
-        WIDTH,
-    ),
-    **dict.fromkeys(
-        (
-            "intermediate_size", "ffn_dim", "projector_intermediate_size",
-            "moe_intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim",
-        ),
-        2 * WIDTH,
-    ),
-    **dict.fromkeys(("num_attention_heads", "num_heads", "num_key_value_heads"), 2),
-    "head_dim": WIDTH // 2,
-    "num_experts": 2,
-    "num_local_experts": 2,
-    "num_experts_per_tok": 1,
-    "hidden_size_per_layer_input": 8,
+WIDTH = 16
+SIZES = {
+    WIDTH: ("hidden_size", "embed_dim", "hidden_dim", "d_model", "projection_dim",
+            "projector_input_dim", "projector_output_dim", "vision_output_dim"),
+    4 * WIDTH: ("intermediate_size", "ffn_dim", "mlp_dim"),
+    2: ("attention_heads", "num_heads", "key_value_heads", "num_experts", "local_experts"),
+    1: ("num_experts_per_tok",),
+    WIDTH // 2: ("head_dim", "hidden_size_per_layer_input"),
 }  # fmt: skip
-"""What decides the number of weights, and nothing about where tokens lie."""
+"""Endings of settings that decide the number of weights, and nothing about where tokens lie."""
 
 
 def off(
@@ -99,6 +85,7 @@ class Twin:
                 raise refuse(f"The attention of {kind} cannot be switched off.") from error
             raise refuse(f"No twin of {kind} can be built: {one_line(error)}") from error
         self.decoder = self.model.get_decoder()
+        one_product(self.model)
         skip_tokenwise(self.model, self.decoder, WIDTH)
 
     def inputs_embeds(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -143,11 +130,18 @@ def shrunk(config: Any, vocabulary: int) -> Any:
 
 
 def _shrink(config: Any) -> None:
+    width = getattr(config, "hidden_size", 0)
     for name, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
             _shrink(value)
-        elif name in SIZES and type(value) is int:
-            setattr(config, name, SIZES[name])
+        elif type(value) is int and (size := _small(name)):
+            # an output of several layers is as wide as they are together
+            layers = value // width if name == "vision_output_dim" and not value % width else 1
+            setattr(config, name, size * layers)
+
+
+def _small(name: str) -> int | None:
+    return next((size for size, ends in SIZES.items() if name.endswith(ends)), None)
 
 
 def _wake(model: torch.nn.Module) -> None:
