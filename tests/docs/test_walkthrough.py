@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flmm_core.cli import main
-from flmm_core.testing import check_backbone
+from flmm_core.testing import check_skips
+from flmm_core.testing.suite import BackboneConformance
 from tests.docs.pages import ROOT, SHELL, blocks, commands
 from tests.docs.stand_ins import arguments
 
@@ -42,10 +45,31 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_from_an_empty_folder_to_a_green_kit(plugin: Path, capsys: Capture) -> None:
     code = [line for name in FILES if name.startswith("flmm_") for line in FILES[name].splitlines()]
     assert sum(1 for line in code if line.strip()) <= 25
+    said = ""
     for block in blocks(PAGE):
         for words in commands(block) if block.language in SHELL else ():
             if (given := arguments(words)) is not None:
                 given = ["--print-config" if word == "--dry-run" else word for word in given]
                 assert main(given) == 0, words
-    assert "llava15" in capsys.readouterr().out
-    check_backbone(importlib.import_module("flmm_llava15").SPEC)
+                said = capsys.readouterr().out
+        if block.language == "text":
+            assert shown(block.text) - {"..."} <= shown(said), block.place
+
+
+def shown(text: str) -> set[str]:
+    """Lines, without spaces and with N for every number."""
+    return {re.sub(r"[\d.]*\d", "N", " ".join(line.split())) for line in text.splitlines()}
+
+
+def test_the_test_class_of_the_page_is_one(plugin: Path) -> None:
+    skipped = []
+    for block in blocks(PAGE):
+        if "BackboneConformance" in block.text and block.language == "python":
+            names: dict[str, object] = {}
+            exec(FILES["tests/test_conformance.py"] + block.text, names)
+            kind: Any = names["TestLlava15"]
+            assert issubclass(kind, BackboneConformance)
+            assert kind.spec.name == "llava15"
+            check_skips(kind.skip)
+            skipped.append(len(kind.skip))
+    assert skipped == [0, 1]
