@@ -28,6 +28,7 @@ from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.plugins import load_class
 from flmm_core.spec import BackboneSpec
 from flmm_core.testing.checks import CHECKS
+from flmm_core.testing.probes import other_images
 from flmm_core.testing.promise import BrokenPromiseError, NotPromised
 
 __all__ = ["CHECKS", "Outcome", "check_backbone", "check_skips", "load_for_checks", "run_checks"]
@@ -41,7 +42,7 @@ class Outcome:
         check: Its name.
         promise: What it checks, in one sentence.
         result: "not promised" if the backbone does not declare what is checked.
-        reason: Why it was skipped or is not promised; for "failed", what was examined.
+        reason: Why it was skipped or is not promised; for "failed", what was examined, if known.
         expected: For "failed"; so is `found`.
         seconds: By the clock.
     """
@@ -60,7 +61,8 @@ class Outcome:
         """What is wrong, in one sentence; empty if nothing is."""
         if self.result != "failed":
             return ""
-        return f"{self.reason}: expected {self.expected}, found {self.found}"
+        where = f"{self.reason}: " if self.reason else ""
+        return f"{where}expected {self.expected}, found {self.found}"
 
 
 def load_for_checks(spec: BackboneSpec, model: str | Path = "tiny") -> Backbone:
@@ -79,11 +81,14 @@ def check_skips(skip: Mapping[str, str]) -> None:
             raise AssertionError(f"{name} is skipped without a reason")
 
 
-def run_checks(backbone: Backbone, skip: Mapping[str, str] | None = None) -> Iterator[Outcome]:
+def run_checks(
+    backbone: Backbone, skip: Mapping[str, str] | None = None, *, seed: int = 0
+) -> Iterator[Outcome]:
     """Run every check on a loaded backbone, one by one; a check that crashes has failed.
 
     Args:
         skip: Names of checks to skip, with the reason of each.
+        seed: Another one gives other test images.
 
     Raises:
         AssertionError: A name is unknown, or a reason is missing.
@@ -97,7 +102,8 @@ def run_checks(backbone: Backbone, skip: Mapping[str, str] | None = None) -> Ite
             continue
         start = perf_counter()
         try:
-            check(backbone)
+            with other_images(seed):
+                check(backbone)
         except NotPromised as reason:
             yield Outcome(name, promise, "not promised", str(reason))
         except BrokenPromiseError as broken:
@@ -105,7 +111,7 @@ def run_checks(backbone: Backbone, skip: Mapping[str, str] | None = None) -> Ite
             yield Outcome(name, promise, "failed", *said, perf_counter() - start, broken)
         except Exception as error:  # the others still run
             found = f"{type(error).__name__}: {error}"
-            said = name, "no error", found
+            said = "", "no error", found
             yield Outcome(name, promise, "failed", *said, perf_counter() - start, error)
         else:
             yield Outcome(name, promise, "ok", seconds=perf_counter() - start)

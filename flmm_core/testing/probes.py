@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from flmm_core.errors import FlmmError
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.probe import CAPTION as CAPTION
 from flmm_core.pipeline.backbone.probe import decoder_inputs
-from flmm_core.pipeline.types import ImageView
+from flmm_core.pipeline.types import BackboneInputs, ImageView
 from flmm_core.segment import Segment
+from flmm_core.testing.promise import BrokenPromiseError
 
 ODD_CAPTION = (
     Segment("there  is "),
@@ -35,6 +40,8 @@ SHAPES = ((96, 144), (300, 60), (131, 133), (200, 120), (60, 300))
 LARGE_SHAPES = ((480, 640), (1100, 1500), (1333, 500), (611, 2101))
 """(H, W) of photos: models shrink, cut or tile them."""
 
+MEASURED_SHAPES = (*SHAPES[1:], (480, 640), (1100, 700))
+
 Cell = tuple[int, int]
 """(row, column) in a view's grid."""
 
@@ -42,13 +49,40 @@ Spot = tuple[int, int, int, int]
 """(y0, x0, y1, x1) in whole pixels."""
 
 
+_OTHER: ContextVar[int] = ContextVar("other_images", default=0)
+
+
+@contextmanager
+def other_images(seed: int) -> Iterator[None]:
+    """In the block, `picture` gives other images; with 0 the usual ones."""
+    token = _OTHER.set(seed)
+    try:
+        yield
+    finally:
+        _OTHER.reset(token)
+
+
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     """An image with soft colors and grain, the same for the same arguments."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed + 1000 * _OTHER.get())
     soft = rng.integers(60, 196, (5, 5, 3), dtype=np.uint8)
     base = np.asarray(Image.fromarray(soft).resize((width, height), Image.Resampling.BILINEAR))
     grain = rng.integers(-12, 13, (height, width, 1))
     return Image.fromarray((base.astype(np.int64) + grain).clip(0, 255).astype(np.uint8))
+
+
+def prepared(
+    backbone: Backbone,
+    image: Image.Image,
+    where: str,
+    caption: Sequence[Segment] = CAPTION,
+    **settings: Any,
+) -> BackboneInputs:
+    """A sample, as `Backbone.prepare` gives it; `BrokenPromiseError` if that refuses it."""
+    try:
+        return backbone.prepare(image, caption, **settings)
+    except FlmmError as error:
+        raise BrokenPromiseError(where, "a sample", str(error)) from error
 
 
 def readings(image: Image.Image) -> Iterator[tuple[str, Image.Image, Image.Image]]:

@@ -77,8 +77,7 @@ def _write(folder: Path, step: StepValues, head: Head, found: dict[str, Any]) ->
                 "finite": {
                     "attention maps": _finite(features.maps.maps),
                     "hidden states": _finite(features.hidden),
-                    "image embedding": features.image is None
-                    or all(map(_finite, features.image.tensors)),
+                    "image embedding": features.image is None or _finite(features.image.embedding),
                     "coarse logits": _finite(grounding.coarse_logits),
                     "refined logits": _finite(grounding.logits),
                 },

@@ -96,7 +96,7 @@ def _known_program(block: Block, words: list[str]) -> None:
             assert any((ROOT / place / words[1]).is_file() for place in places), block.place
         elif words[2] == "performance":
             assert set(words[3:4]) <= {*MEASUREMENTS, "gpu"}, block.place
-        elif words[2].startswith("recipes"):
+        elif words[2].startswith(("recipes", "tests.")):
             assert importlib.util.find_spec(words[2]), block.place
         else:
             assert words[2] in ("venv", "spacy"), block.place

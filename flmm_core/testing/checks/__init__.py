@@ -46,7 +46,11 @@ from flmm_core.testing.checks.traces import (
     check_trace_shapes,
     check_vlm_stays_unchanged,
 )
-from flmm_core.testing.checks.views import check_repainted_spot, check_views_cover_image_tokens
+from flmm_core.testing.checks.views import (
+    check_measured_geometry,
+    check_repainted_spot,
+    check_views_cover_image_tokens,
+)
 
 Check = Callable[[Backbone], None]
 
@@ -56,6 +60,7 @@ CHECKS: tuple[Check, ...] = (
     check_loads_frozen,
     check_stored_model,
     check_views_cover_image_tokens,
+    check_measured_geometry,
     check_repainted_spot,
     check_pixels,
     check_image_kinds,

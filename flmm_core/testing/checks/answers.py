@@ -50,31 +50,41 @@ def check_answers(backbone: Backbone) -> None:
 
 
 def check_answers_see_image_and_prompt(backbone: Backbone) -> None:
-    """Another image, or another prompt, gives another answer where the model's own is another.
+    """Another image, prompt or system message changes the answer as it changes the model's own.
 
     Of two tokens, the model prefers one with the first input and the other with the second; only
     these two are allowed as an answer.
     """
-    stored, found = _stored(backbone), 0
+    stored, found, usual = _stored(backbone), 0, backbone.system
+    image, question = picture(96, 144, 3), QUESTIONS[0]
     cases = [
-        ("image", [(picture(96, 144, seed), QUESTIONS[0]) for seed in (3, 4)]),
-        ("image", [(Image.new("RGB", (144, 96), c), QUESTIONS[0]) for c in ("black", "white")]),
-        ("prompt", [(picture(96, 144, 3), question) for question in QUESTIONS]),
+        ("image", [(picture(96, 144, seed), question, usual) for seed in (3, 4)]),
+        ("image", [(Image.new("RGB", (144, 96), c), question, usual) for c in ("black", "white")]),
+        ("image", [(each, question, usual) for each in (image, image.rotate(180))]),
+        ("prompt", [(image, each, usual) for each in QUESTIONS]),
+        ("system message", [(image, question, usual), (image, question, SYSTEM)]),
     ]
     for kind, inputs in cases:
-        given = [stored.encode(user_turns(q, backbone.system), [image]) for image, q in inputs]
+        try:
+            given = [stored.encode(user_turns(q, system), [i]) for i, q, system in inputs]
+        except NotPromised:  # the template takes no system message
+            continue
         first, second = (stored.run(each.tensors).logits[-1] for each in given)  # (vocabulary,)
         pair = _opposed(stored, first, second)
         if pair is None:
             continue
         found += 1
-        for number, (image, question) in enumerate(inputs):
-            text = backbone.generate(
-                image,
-                question,
-                max_new_tokens=1,
-                prefix_allowed_tokens_fn=lambda *_, allowed=pair: list(allowed),
-            )
+        for number, (image, question, system) in enumerate(inputs):
+            backbone.system = system
+            try:
+                text = backbone.generate(
+                    image,
+                    question,
+                    max_new_tokens=1,
+                    prefix_allowed_tokens_fn=lambda *_, allowed=pair: list(allowed),
+                )
+            finally:
+                backbone.system = usual
             expected = stored.read([pair[number]])
             require_equal(text, expected, f"answer to {kind} {number} of 2 ({question!r})")
     require(found, "probes that tell inputs apart", expected="some", found="none")
@@ -139,18 +149,17 @@ def check_conversations(backbone: Backbone) -> None:
     first, other = picture(120, 150, seed=7), picture(120, 150, seed=8)
     how: dict[str, Any] = {"max_new_tokens": 6, "prefix_allowed_tokens_fn": lambda *_: words}
     history: list[dict[str, Any]] = []
-    for image, new, what in (
-        (first, True, "first turn"),
-        (first, False, "second turn"),
-        (first, False, "third turn"),
-        (other, True, "first turn with another image"),
-        (other, False, "second turn with another image"),
-        (first, True, "first turn with the first image again"),
+    for image, known, what in (
+        (first, 0, "first turn"),
+        (first, 1, "second turn"),
+        (first, 2, "third turn"),
+        (other, 0, "first turn with another image"),
+        (first, 1, "second turn after the same words, with the first image again"),
+        (first, 0, "first turn with the first image again"),
     ):
-        question = QUESTIONS[len(history) // 2 % 2] if not new else QUESTIONS[0]
-        said = [] if new else history
+        question, said = QUESTIONS[known % 2], history[: 2 * known]
         content: list[dict[str, Any]] = [{"type": "text", "text": question}]
-        if new:
+        if not said:
             content.insert(0, {"type": "image"})
         turns: Turns = (*said, {"role": "user", "content": content})
         reply = backbone.reply(image, list(turns), **how)
@@ -190,15 +199,26 @@ def _require_rows(stored: Reference, encoded: Encoded, reply: Reply, what: str) 
     ids: list[int] = reply.token_ids.tolist()
     require_equal(reply.first, len(encoded.ids), f"position of the {what}")
     run = stored.run(stored.longer(encoded, ids))
-    rows = [reply.first + place for place, (a, b) in enumerate(reply.offsets) if a < b]
-    require_equal(len(rows), len(ids), f"tokens with text of the {what}, {reply.text!r}")
+    offsets = _offsets(stored, ids)
+    require_equal(list(reply.offsets), offsets, f"characters of each token of the {what}")
+    rows = [reply.first + place for place in range(len(ids))]
     half = len(reply.text) // 2
     trace = reply.trace([(0, len(reply.text)), (0, half)])
     columns = torch.cat([view.token_index.flatten() for view in trace.views])
-    begun = [reply.first + n for n, (a, _) in enumerate(reply.offsets) if a < half]
+    begun = [reply.first + n for n, (a, _) in enumerate(offsets) if a < half]
     expected = [run.attention[:, :, each][..., columns].mean(2) for each in (rows, begun)]
     require_near(trace.attention, torch.stack(expected, 2), f"attention of the {what}")
     require_near(trace.hidden, run.hidden[:, [*rows, *begun]], f"hidden states of the {what}")
+
+
+def _offsets(stored: Reference, ids: list[int]) -> list[tuple[int, int]]:
+    """The characters of the answer's text that each of its printable tokens covers."""
+    show = stored.processor.tokenizer.decode
+    text: str = show(ids)
+    leading, length = len(text) - len(text.lstrip()), len(text.strip())
+    lengths = [len(show(ids[: n + 1])) - leading for n in range(len(ids))]
+    ends = [min(length, max(0, end)) for end in lengths]
+    return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def _printable(stored: Reference) -> list[int]:

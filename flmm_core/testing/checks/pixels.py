@@ -11,7 +11,7 @@ from torch import Tensor
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.batch import to_vlm
 from flmm_core.pipeline.backbone.conversation import user_turns
-from flmm_core.testing.probes import CAPTION, LARGE_SHAPES, SHAPES, picture, readings
+from flmm_core.testing.probes import LARGE_SHAPES, SHAPES, picture, prepared, readings
 from flmm_core.testing.promise import require, require_equal, require_near
 from flmm_core.testing.reference import decoder_embeds, reference
 
@@ -25,10 +25,11 @@ def check_pixels(backbone: Backbone) -> None:
     for height, width in (*SHAPES, *LARGE_SHAPES):
         image = picture(height, width)
         expected = stored.encode(user_turns(backbone.prompt, backbone.system), [image]).tensors
+        where = f"image of {width} x {height}"
         _require_same(
-            dict(backbone.prepare(image, CAPTION).prefix.image),
+            dict(prepared(backbone, image, where).prefix.image),
             {k: v for k, v in expected.items() if v.shape != expected["input_ids"].shape},
-            f"image of {width} x {height}",
+            where,
         )
 
 
@@ -46,8 +47,8 @@ def check_shrunk_images(backbone: Backbone) -> None:
 def check_image_kinds(backbone: Backbone) -> None:
     """Gray, palette, 16-bit, transparent and turned images are seen as upright RGB on white."""
     for name, given, upright in readings(picture(90, 150)):
-        expected = backbone.prepare(upright, CAPTION)
-        found = backbone.prepare(given, CAPTION)
+        expected = prepared(backbone, upright, "RGB image")
+        found = prepared(backbone, given, f"{name} image")
         require_equal(found.image_hw, (upright.height, upright.width), f"image_hw, {name} image")
         _require_same(dict(found.prefix.image), dict(expected.prefix.image), f"{name} image")
         if "chat" in backbone.spec.capabilities:

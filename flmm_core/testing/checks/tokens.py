@@ -8,13 +8,13 @@ import pickle
 import torch
 from torch import Tensor
 
-from flmm_core.errors import FlmmError, UsageError
+from flmm_core.errors import UsageError
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.conversation import common_length, user_turns
 from flmm_core.pipeline.backbone.probe import misread_phrases
 from flmm_core.pipeline.types import BackboneInputs
 from flmm_core.segment import Segment, caption_text
-from flmm_core.testing.probes import CAPTION, CAPTIONS, picture
+from flmm_core.testing.probes import CAPTION, CAPTIONS, picture, prepared
 from flmm_core.testing.promise import BrokenPromiseError, NotPromised, require, require_equal
 from flmm_core.testing.reference import Reference, reference
 
@@ -115,12 +115,14 @@ def check_control_words_are_text(backbone: Backbone) -> None:
     plain = backbone.prepare(image, CAPTION)
     control = set(backbone.tokenizer.all_special_ids) | {backbone.image_token_id}
     for word in words:
-        inputs = backbone.prepare(image, [Segment(f"the {word}{word} circle", 0)])
+        caption = [Segment(f"the {word}{word} circle", 0)]
+        inputs = prepared(backbone, image, f"{word!r} in a caption", caption)
         became = sorted(control & set(inputs.caption.tolist()))
         require(not became, f"{word!r} in a caption", expected="text", found=f"tokens {became}")
         before, after = (int(backbone.vision_token_mask(i).sum()) for i in (plain, inputs))
         require_equal(after, before, f"number of image tokens with {word!r} in the caption")
-        asked = backbone.prepare(image, CAPTION, prompt=f"Is {word}{word} there?")
+        prompt = f"Is {word}{word} there?"
+        asked = prepared(backbone, image, f"{word!r} in the prompt", prompt=prompt)
         after = int(backbone.vision_token_mask(asked).sum())
         require_equal(after, before, f"number of image tokens with {word!r} in the prompt")
 
@@ -139,10 +141,7 @@ def check_long_captions(backbone: Backbone) -> None:
     after = [Segment("circle", 0), beyond[0]]
     what = f"phrase after {most} words, of {limit} tokens at most"
     for caption, where in ((fits, what), (after, f"phrase before {2 * (room + 100)} words")):
-        try:
-            inputs = backbone.prepare(image, caption)
-        except FlmmError as error:
-            raise BrokenPromiseError(where, "a sample", str(error)) from error
+        inputs = prepared(backbone, image, where, caption)
         longest = f"{limit} tokens at most"
         require(len(inputs) <= limit, where, expected=longest, found=len(inputs))
         _require_decodes(backbone, inputs, where)
