@@ -6,6 +6,9 @@
     sentences   several sentences about one image
     cache       training epochs with and without a feature cache
     loading     reading images with DataLoader workers
+    answering   what recording attention adds to writing an answer
+    serving     `flmm serve`: one client and 64, for a minute
+    starting    `flmm ground` from the prompt to the mask file
     forecast    what a run says it will take, and what it takes
     overflow    float16: do values overflow, and is it noticed
 

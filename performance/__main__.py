@@ -8,6 +8,7 @@ python -m performance answering             what recording attention adds to wri
 python -m performance cache                 training epochs with and without a feature cache
 python -m performance loading               reading images with DataLoader workers
 python -m performance serving               `flmm serve`: one client and 64, for a minute
+python -m performance starting              `flmm ground` from the prompt to the mask file
 python -m performance forecast              what a run says it will take, and what it takes
 python -m performance overflow              values in float16: do they overflow, is it noticed
 python -m performance gpu                   the first four and overflow at published sizes, with
@@ -47,7 +48,7 @@ import torch
 from performance import tables
 
 ON_GPU = ("recording", "training", "refining", "sentences", "overflow")
-MEASUREMENTS = (*ON_GPU, "answering", "cache", "loading", "serving", "forecast")
+MEASUREMENTS = (*ON_GPU, "answering", "cache", "loading", "serving", "starting", "forecast")
 GPU_SECONDS = 7 * 60
 NO_GPU = f"""Published sizes need a GPU.
 torch {torch.__version__} sees no CUDA device here.

@@ -1,0 +1,164 @@
+"""What `flmm ground` does from the prompt to the mask file, and what every further image takes.
+
+Each run is a process of its own, in which what loads is loaded one after the other, and beside it
+one that runs the command itself. Seconds are those of the processor and those of a clock: only on a
+machine that nothing else uses are they close.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+COLUMNS = "| | CPU, s | clock, s | why |"
+STAGES = {
+    "the command line": "settings, from which options are made",
+    "torch": "",
+    "torch's compiler": "not used; torchvision imports it",
+    "torchvision": "transformers and segment-anything import it",
+    "scipy": "for losses that are not used; transformers imports it",
+    "transformers": "with the classes of the model and its processor",
+    "flmm": "",
+    "loading": "model and head, with all checks; `--no-check` does without the look at a drawn image",
+    "first image": "with its files",
+}
+IMPORTED = {
+    "torch": ("torch",),
+    "torch's compiler": ("torch._dynamo",),
+    "torchvision": ("torchvision",),
+    "scipy": ("scipy.optimize",),
+    "flmm": ("flmm_core.annotate.folder", "flmm_core.pipeline.refiners.sam"),
+}
+COMMAND, FURTHER = "`flmm ground`", "every further image"
+AGAIN = {"tiny": 5, "medium": 40}
+"""Further images; the median counts."""
+
+
+@dataclass(frozen=True)
+class Starting:
+    """Of each stage, of the command, and of a further image: (CPU, clock) seconds of each run."""
+
+    stages: dict[str, list[tuple[float, float]]]
+
+    def median(self, name: str) -> tuple[float, float]:
+        """(CPU, clock)."""
+        cpu, clock = (statistics.median(column) for column in zip(*self.stages[name], strict=True))
+        return cpu, clock
+
+
+def measure(size: str, repeats: int, until: float) -> tuple[list[Starting], str]:
+    """The figures, and their table."""
+    from PIL import Image
+
+    from flmm_core.data.drawn.scenes import make_scene, paint
+    from performance.serving import fresh_head
+    from performance.tables import seconds, table
+
+    found: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        head, image = fresh_head("qwen", folder), folder / "image.png"
+        Image.fromarray(paint(make_scene((1, 1), "plain"))[0]).save(image)
+        for number in range(repeats):
+            if number and time.monotonic() > until:
+                break
+            given = [str(image), str(head), str(folder / f"out-{number}"), str(AGAIN[size])]
+            for way in ("stages", "command"):
+                parts = [sys.executable, "-m", "performance.starting", way, *given]
+                done = subprocess.run(parts, check=True, capture_output=True, text=True)
+                for stage, taken in json.loads(done.stdout.splitlines()[-1]).items():
+                    found.setdefault(stage, []).append(tuple(taken))
+    row = Starting(found)
+    why = {**STAGES, COMMAND: "", FURTHER: ""}
+    lines = [
+        (f"**{stage}**" if stage == COMMAND else stage, *map(seconds, row.median(stage)), text)
+        for stage, text in why.items()
+    ]
+    return [row], table(COLUMNS, lines)
+
+
+class Watch:
+    """Notes what each stage takes, from the process's own beginning."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self.found: dict[str, tuple[float, float]] = {}
+        self.last = 0.0, psutil.Process().create_time()
+
+    def note(self, name: str) -> None:
+        """The end of a stage."""
+        now = time.process_time(), time.time()
+        self.found[name] = now[0] - self.last[0], now[1] - self.last[1]
+        self.last = now
+
+
+def stages(image: str, head: str, output: str, again: str) -> dict[str, tuple[float, float]]:
+    """One after the other, in this process."""
+    watch = Watch()
+    import_module("flmm_core.cli.ground")
+    watch.note("the command line")
+    gc.disable()  # as the command does
+    for name, modules in IMPORTED.items():
+        if name == "flmm":
+            from flmm_core.plugins import load_backbones, load_class
+
+            load_class(load_backbones().get("qwen"))
+            watch.note("transformers")
+        for module in modules:
+            import_module(module)
+        watch.note(name)
+    from flmm_core import Grounder
+
+    grounder = Grounder.from_pretrained(head)
+    watch.note("loading")
+    gc.freeze()
+    gc.enable()
+    ground = _grounding(grounder, Path(image), Path(output))
+    ground()
+    watch.note("first image")
+    every = []
+    for _ in range(int(again)):
+        ground()
+        watch.note(FURTHER)
+        every.append(watch.found[FURTHER])
+    cpu, clock = (statistics.median(column) for column in zip(*every, strict=True))
+    return {**watch.found, FURTHER: (cpu, clock)}
+
+
+def _grounding(grounder: Any, image: Path, output: Path) -> Callable[[], object]:
+    from flmm_core.data.images import read_image
+    from flmm_core.pipeline.result_files import write_result
+
+    return lambda: write_result(grounder.ground(read_image(image), ["a red ring"]), output)
+
+
+def command(image: str, head: str, output: str, again: str) -> dict[str, tuple[float, float]]:
+    """The command itself, in this process."""
+    watch = Watch()
+    from flmm_core.cli import main
+
+    if code := main(["ground", image, "a red ring", "--head", head, "--output", output]):
+        raise SystemExit(code)
+    watch.note(COMMAND)
+    return watch.found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    for argument in ("way", "image", "head", "output", "again"):
+        parser.add_argument(argument)
+    given = vars(parser.parse_args())
+    ways = {"stages": stages, "command": command}
+    print(json.dumps(ways[given.pop("way")](**given)))
