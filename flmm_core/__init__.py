@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from flmm_core.hookspecs import hookimpl as hookimpl
     from flmm_core.pipeline.backbone.base import Backbone as Backbone
     from flmm_core.pipeline.backbone.weights import load_pretrained as load_pretrained
+    from flmm_core.pipeline.conversation.answer import Answer as Answer
+    from flmm_core.pipeline.conversation.answer import Span as Span
     from flmm_core.pipeline.conversation.phrases.base import PhraseContext as PhraseContext
     from flmm_core.pipeline.conversation.phrases.base import PhraseFinder as PhraseFinder
     from flmm_core.pipeline.grounder import Grounder as Grounder
     from flmm_core.pipeline.mask_logits import MaskLogits as MaskLogits
     from flmm_core.pipeline.refiners.base import ImageEncoder as ImageEncoder
     from flmm_core.pipeline.refiners.base import Refiner as Refiner
+    from flmm_core.pipeline.result import Result as Result
     from flmm_core.pipeline.types import BackboneBatch as BackboneBatch
     from flmm_core.pipeline.types import BackboneInputs as BackboneInputs
     from flmm_core.pipeline.types import EncodedImage as EncodedImage
@@ -54,9 +57,11 @@ _HOMES = {
     "hookspecs": "hookimpl",
     "pipeline.backbone.base": "Backbone",
     "pipeline.backbone.weights": "load_pretrained",
+    "pipeline.conversation.answer": "Answer Span",
     "pipeline.conversation.phrases.base": "PhraseContext PhraseFinder",
     "pipeline.mask_logits": "MaskLogits",
     "pipeline.refiners.base": "ImageEncoder Refiner",
+    "pipeline.result": "Result",
     "pipeline.types": "BackboneBatch BackboneInputs EncodedImage ImageView Trace",
     "plugins": "load_backbones load_phrase_finders load_refiners",
     "segment": "Segment",

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -104,9 +105,9 @@ def _line(row: Serving, alone: float) -> Sequence[object]:
     )
 
 
-def fresh_head(backbone: str, folder: Path) -> Path:
-    """A head with fresh weights, which takes as long as a trained one."""
-    recipe = Recipe(backbone)
+def fresh_head(backbone: str, folder: Path, **how: Any) -> Path:
+    """A head with fresh weights, which takes as long as a trained one; `how` as for `Recipe`."""
+    recipe = Recipe(backbone, **how)
     observer, head = build_flow(recipe)
     return Grounder(observer, head, HeadInfo(recipe, observer.vlm)).save_pretrained(folder / "head")
 

@@ -21,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from flmm_core.spec import TOY_DEFAULTS
+
 COLUMNS = "| | CPU, s | clock, s | why |"
 STAGES = {
     "the command line": "settings, from which options are made",
@@ -30,7 +32,7 @@ STAGES = {
     "scipy": "for losses that are not used; transformers imports it",
     "transformers": "with the classes of the model and its processor",
     "flmm": "",
-    "loading": "model and head, with all checks; `--no-check` does without the look at a drawn image",
+    "loading": "model and head, with all checks; `--no-check` leaves out a look at a drawn image",
     "first image": "with its files",
 }
 IMPORTED = {
@@ -40,6 +42,13 @@ IMPORTED = {
     "scipy": ("scipy.optimize",),
     "flmm": ("flmm_core.annotate.folder", "flmm_core.pipeline.refiners.sam"),
 }
+AS_TRAINED: dict[str, Any] = {
+    "base_channels": TOY_DEFAULTS["head.base_channels"],
+    "enlarge_to": TOY_DEFAULTS["head.enlarge_to"],
+    "refiner_options": {"text": TOY_DEFAULTS["refiner_options.text"]},
+    "presence": True,
+}
+"""The head that `flmm train --backbone NAME` trains for a tiny model."""
 COMMAND, FURTHER = "`flmm ground`", "every further image"
 AGAIN = {"tiny": 5, "medium": 40}
 """Further images; the median counts."""
@@ -68,7 +77,7 @@ def measure(size: str, repeats: int, until: float) -> tuple[list[Starting], str]
     found: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        head, image = fresh_head("qwen", folder), folder / "image.png"
+        head, image = fresh_head("qwen", folder, **AS_TRAINED), folder / "image.png"
         Image.fromarray(paint(make_scene((1, 1), "plain"))[0]).save(image)
         for number in range(repeats):
             if number and time.monotonic() > until:

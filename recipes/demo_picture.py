@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.browser import opened
+from recipes.browser import opened
 
 
 def take_picture(address: str, output: Path, width: int, height: int) -> None:

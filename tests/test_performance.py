@@ -32,6 +32,7 @@ from performance import (
     roofline,
     sentences,
     serving,
+    starting,
     tables,
     training,
 )
@@ -89,6 +90,21 @@ def test_epochs_and_loading_are_measured(measure: Any, columns: str) -> None:
         assert loaded.read[0].images_per_second > loaded.whole[0].images_per_second > 0
         assert buckets.grids < shuffled.grids
         assert 0 < buckets.share < shuffled.share
+
+
+@pytest.mark.multiprocess
+def test_what_starts_is_measured_stage_by_stage() -> None:
+    (row,), text = starting.measure("tiny", 1, math.inf)
+    assert list(row.stages) == [*starting.STAGES, starting.FURTHER, starting.COMMAND]
+    cpu, _ = zip(*map(row.median, starting.STAGES), strict=True)
+    assert min(cpu) > 0
+    whole = row.median(starting.COMMAND)[0]
+    assert 0.6 < sum(cpu) / whole < 1.6  # nothing is loaded that is no stage
+    assert row.median(starting.FURTHER)[0] < whole / 10
+    page = (Path(__file__).parents[1] / "docs" / "ground.md").read_text()
+    names = re.findall(r"^\| (.+?) \|.*\| .*\|$", text, re.M)[1:]
+    assert [name for name in names if f"| {name} |" not in page] == []
+    assert starting.COLUMNS in page
 
 
 @pytest.mark.multiprocess

@@ -46,7 +46,10 @@ def _numbers(
 
 @click.command("explain")
 @click.argument("path", metavar="IMAGE", type=click.Path(path_type=Path))
-@click.option("--text", help="Words that the model is taken to have answered.")
+@click.option(
+    "--text",
+    help="Words that the model is taken to have answered; [[marked phrases]] get overlays.",
+)
 @click.option("--ask", help="A question; the model's own answer is explained.")
 @click.option("--head", help="Trained head, which adds its learned maps; brings its model along.")
 @click.option("--word", "words", multiple=True, help="Word or phrase of the text; repeatable.")
@@ -169,10 +172,7 @@ def command(
     click.echo(found.text.strip())
     rows = [("word", "looks most at", "overlay")]
     overlays = files[3:]
-    numbers = [found.find(word) for word in words] or [
-        (number,) for number, word in enumerate(found.words) if word.names
-    ]
-    for places, file in zip(numbers, overlays, strict=True):
+    for places, file in zip(found.chosen(words), overlays, strict=True):
         x, y = found.peak(places, by, sinks=not no_sinks, **where)
         said = found.text[found.words[places[0]].start : found.words[places[-1]].end]
         rows.append((said, f"{x:.0f},{y:.0f}", str(file)))

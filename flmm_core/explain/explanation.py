@@ -62,6 +62,8 @@ class Explanation:
         channels: (W + R, K, h, w) float16, single channels of the words and of R prompt's tokens.
         kept: The numbers of these K channels.
         facts: Backbone and model, for files.
+        marked: The words of each phrase that was marked as `[[red ring]]`; the text is without
+            the marks.
     """
 
     image: Image.Image
@@ -75,6 +77,7 @@ class Explanation:
     channels: NDArray[np.float16]
     kept: tuple[int, ...]
     facts: Mapping[str, str]
+    marked: tuple[tuple[int, ...], ...] = ()
 
     def __repr__(self) -> str:
         shown = shortened(self.text, 60)
@@ -136,12 +139,8 @@ class Explanation:
             UsageError: The text is not among the words, or the index is out of range.
         """
         if isinstance(word, str):
-            for start, end in occurrences(self.text, [word])[:1]:
-                return tuple(
-                    number
-                    for number, one in enumerate(self.words)
-                    if one.start < end and start < one.end
-                )
+            for place in occurrences(self.text, [word])[:1]:
+                return self.within(place)
             known = dict.fromkeys(one.text for one in self.words)
             near = did_you_mean(word, known)
             raise UsageError(
@@ -158,6 +157,26 @@ class Explanation:
                 repair=f"Give a number from 0 to {len(self.words) - 1}, or the word itself.",
             )
         return (word % len(self.words),)
+
+    def within(self, place: tuple[int, int]) -> tuple[int, ...]:
+        """The indices of the words that a range (start, end) of characters covers some of."""
+        start, end = place
+        return tuple(
+            number
+            for number, word in enumerate(self.words)
+            if word.start < end and start < word.end
+        )
+
+    def chosen(self, words: Sequence[Named] = ()) -> list[tuple[int, ...]]:
+        """The indices of each of some words; of none, those that are marked, or else all words.
+
+        Raises:
+            UsageError: As `find`.
+        """
+        if words:
+            return [self.find(word) for word in words]
+        every = ((number,) for number, word in enumerate(self.words) if word.names)
+        return list(self.marked or every)
 
     def map(
         self,
@@ -262,12 +281,15 @@ class Explanation:
         """Write explanation.npz, explanation.json, explanation.html and one overlay per word.
 
         Args:
-            words: Those that get an overlay; all by default.
+            words: Those that get an overlay; see `chosen`.
 
         Returns:
             The files.
         """
         return files.save(self, Path(folder), words, by, **how)
+
+    def _repr_html_(self) -> str:
+        return files.frame(self)
 
     def save_html(self, path: str | os.PathLike[str]) -> Path:
         """Write one HTML page that needs no other file and no network."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 
 from flmm_core.explain.page import render_page
 from flmm_core.files import whole_folder, write_json, write_text
@@ -15,14 +16,14 @@ from flmm_core.files import whole_folder, write_json, write_text
 if TYPE_CHECKING:
     from flmm_core.explain.explanation import Explanation, Named
 
+FRAME = 640
+"""Height of the page in a notebook, in pixels; it scrolls."""
 ARRAYS, FACTS, PAGE = "explanation.npz", "explanation.json", "explanation.html"
 
 
 def save(one: Explanation, folder: Path, words: Sequence[Named], by: str, **how: Any) -> list[Path]:
     """See `Explanation.save`; overlays of an earlier explanation in the folder are removed."""
-    chosen = [one.find(word) for word in words] or [
-        (number,) for number, word in enumerate(one.words) if word.names
-    ]
+    chosen = one.chosen(words)
     earlier = (folder / FACTS).exists()
     names = [ARRAYS, FACTS, PAGE]
     with whole_folder(folder) as aside:
@@ -45,6 +46,12 @@ def save_html(one: Explanation, path: Path) -> Path:
     """See `Explanation.save_html`."""
     write_text(path, render_page(one))
     return path
+
+
+def frame(one: Explanation) -> str:
+    """The page for a notebook, apart from the notebook's own styles and scripts."""
+    page = Markup('<iframe srcdoc="{}" style="width:100%;height:{}px;border:0"></iframe>')
+    return str(page.format(render_page(one), FRAME))
 
 
 def arrays(one: Explanation) -> dict[str, Any]:

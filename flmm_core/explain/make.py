@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from flmm_core.explain.ways import chosen_channels
 from flmm_core.images import to_image
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.reply import Reply
+from flmm_core.pipeline.conversation.phrases.marks import strip_marks
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.resample import resample
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, VlmShape
@@ -49,7 +51,8 @@ def explain(
     Args:
         source: A backbone, or a grounder, which adds the learned map of its head.
         image: As for `Grounder.ground`.
-        text: What the model is taken to have answered. Give it or `ask`.
+        text: What the model is taken to have answered. Give it or `ask`. It is read without the
+            marks of `[[marked phrases]]`, which say what `Explanation.save` draws.
         ask: A question, or messages as for `Grounder.chat`; the text is the model's own answer.
         prompt: The user's text before `text`; by default the backbone's own.
         split: "words", or "tokens" as the tokenizer cuts them.
@@ -59,7 +62,7 @@ def explain(
         generation: Of the answer, as for `Grounder.chat`.
 
     Raises:
-        UsageError: There is no text, an unknown layer, or no image.
+        UsageError: There is no text, an unknown layer, or no image; marks are not balanced.
         DataError: The image cannot be read.
         RunError: The model answered with nothing, or values are not finite.
     """
@@ -72,9 +75,11 @@ def explain(
             source, reply, split=split, top_k=top_k, layers=layers, progress=progress
         )
     assert text is not None
-    found = read_text(backbone, image, text, prompt, split)
+    marked = strip_marks(text)
+    found = read_text(backbone, image, marked.text, prompt, split)
     asked = backbone.prompt if prompt is None else prompt
-    return _explained(source, image, found, asked, False, top_k, layers, progress)
+    explained = _explained(source, image, found, asked, False, top_k, layers, progress)
+    return replace(explained, marked=tuple(map(explained.within, marked.ranges)))
 
 
 def explain_reply(

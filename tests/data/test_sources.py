@@ -135,7 +135,7 @@ def test_an_unknown_name() -> None:
             (
                 "The data source 'shapes' needs a split.\n"
                 "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent, narrated, "
-                "narrated-test.\n"
+                "narrated-val, narrated-test.\n"
                 "Write the split after an '@', for example '@train'."
             ),
         ),
@@ -144,7 +144,7 @@ def test_an_unknown_name() -> None:
             (
                 "The data source 'shapes:/data@train' takes no path, but '/data' was given.\n"
                 "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent, narrated, "
-                "narrated-test.\n"
+                "narrated-val, narrated-test.\n"
                 "Leave out the path and the ':'."
             ),
         ),
@@ -161,7 +161,7 @@ def test_an_unknown_name() -> None:
             (
                 "The data source 'shapes@train,exif=ignore' takes no option 'exif'.\n"
                 "Expected shapes@SPLIT: drawn scenes: train, val, test, hard, absent, narrated, "
-                "narrated-test.\n"
+                "narrated-val, narrated-test.\n"
                 "Leave it out."
             ),
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,3 +190,25 @@ def test_what_cannot_be_explained_is_said(given: dict[str, Any], problem: str) -
     with pytest.raises(UsageError, match=problem) as error:
         explain(shared("qwen"), IMAGE, **given)
     assert error.value.repair
+
+
+def test_marked_phrases_are_read_without_marks_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_heads(monkeypatch, 0)
+    plain, found = (
+        explain(shared("qwen"), IMAGE, text=text)
+        for text in (TEXT, "a [[red ring]], it's [[left]]")
+    )
+    assert found.text == plain.text
+    np.testing.assert_array_equal(found.ways["mean"].words, plain.ways["mean"].words)
+    assert [[found.words[n].text for n in each] for each in found.marked] == [
+        ["red", "ring"], ["left"],
+    ]  # fmt: skip
+    assert [path.name for path in found.save(tmp_path / "a")[3:]] == [
+        "word-002-red-ring.png", "word-006-left.png",
+    ]  # fmt: skip
+    assert [path.name for path in found.save(tmp_path / "b", ["a"])[3:]] == ["word-001-a.png"]
+    assert len(plain.save(tmp_path / "c")[3:]) == 5
+    with pytest.raises(UsageError, match="is not closed"):
+        explain(shared("qwen"), IMAGE, text="a [[red ring")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -123,6 +124,19 @@ def test_a_phone_shows_all_of_it(page: Page, tmp_path: Path, scheme: str) -> Non
     # the image stays in sight while the words are read
     page.run("[...document.querySelectorAll('#text button')].at(-1).scrollIntoView()")
     assert page.run("document.getElementById('stage').getBoundingClientRect().top") >= 0
+
+
+def test_a_notebook_shows_the_page_in_a_frame() -> None:
+    class Frame(HTMLParser):
+        pages: ClassVar[list[str]] = []
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            assert tag == "iframe"  # nothing of the page leaves it
+            self.pages.append(str(dict(attrs)["srcdoc"]))
+
+    found = known(TEXT, CELLS)
+    Frame().feed(found._repr_html_())
+    assert Frame.pages == [render_page(found)]
 
 
 def test_the_page_names_nothing_elsewhere() -> None:

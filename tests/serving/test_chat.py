@@ -164,6 +164,32 @@ def test_our_options_choose_phrases_and_masks(
             assert ("segmentation" in span) == (masks != "none")
 
 
+@pytest.mark.parametrize("family", ["qwen", "llava_next"])
+def test_several_images_are_seen_in_their_order(family: str, images: list[Image.Image]) -> None:
+    talker = fresh_grounder(Recipe(family, refiner="none"))
+    wide = [images[0], images[1].resize((150, 60))]
+    turns = [user(QUESTION, wide[0]), {"role": "assistant", "content": "a red ring"}]
+    turns.append(user("And here?", wide[1]))
+    messages = [plain(QUESTION), turns[1], plain("And here?")]
+    options = {"phrases": lambda text: [(0, len(text.split()[0]))], "max_new_tokens": 12}
+    with running({"twin": talker}, Limits(new_tokens=12, images=2)) as http:
+        client = client_of(http)
+        for ordered in (wide, wide[::-1]):
+            one = talker.chat(ordered, [plain(QUESTION, 2)], **options)
+            first = one.text.split()[0]
+            asked = {"extra_body": {"flmm": {"phrases": [first]}}}
+            message = ask(client, user(QUESTION, *ordered), **asked).choices[0].message
+            assert message.content == one.text
+            record, (span, *_) = message.flmm["spans"][0], one
+            assert record["image"] == span.image
+            width, height = ordered[span.image].size
+            assert record["segmentation"]["size"] == [height, width]
+        later = ask(client, *turns).choices[0].message
+        assert later.content == talker.chat(wide, messages, max_new_tokens=12).text
+        with pytest.raises(openai.BadRequestError, match="3 images"):
+            ask(client, user(QUESTION, *wide, wide[0]))
+
+
 @pytest.mark.parametrize(
     ("options", "param"),
     [

@@ -42,6 +42,7 @@ SPLITS = {
     "hard": Split(250, 74, HARD_KINDS),
     "absent": Split(150, 75, ("plain",), 1, ("half absent",)),
     "narrated": Split(1000, 76, ("plain",), 1, ("narration",), "png"),
+    "narrated-val": Split(100, 78, ("plain",), 1, ("narration",), "png"),
     "narrated-test": Split(200, 77, ("plain",), 1, ("narration",), "png"),
 }
 

@@ -93,7 +93,7 @@ class DataFormat:
 _TABLE = (
     DataFormat(
         "shapes",
-        "drawn scenes: train, val, test, hard, absent, narrated, narrated-test",
+        "drawn scenes: train, val, test, hard, absent, narrated, narrated-val, narrated-test",
         module="flmm_core.data.drawn.splits",
         writable=False,
         has_path=False,

@@ -133,7 +133,7 @@ def test_unknown_split_and_kind_are_named() -> None:
         ensure_shapes("tset")
     assert str(split.value) == (
         "Unknown split 'tset' of 'shapes'. Did you mean 'test'?\n"
-        "Known: train, val, test, hard, absent, narrated, narrated-test."
+        "Known: train, val, test, hard, absent, narrated, narrated-val, narrated-test."
     )
     with pytest.raises(UsageError, match=r"Unknown kind of scene 'plane'. Did you mean 'plain'"):
         next(draw_images(1, 0, kinds=("plane",)))
