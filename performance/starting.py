@@ -1,8 +1,8 @@
 """What `flmm ground` does from the prompt to the mask file, and what every further image takes.
 
 Each run is a process of its own, in which what loads is loaded one after the other, and beside it
-one that runs the command itself. Seconds are those of the processor and those of a clock: only on a
-machine that nothing else uses are they close.
+one that runs the command itself. Seconds are the processor's; those of the clock, which stand below
+the table and in the JSON file, mean something only on a machine that nothing else uses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from flmm_core.spec import TOY_DEFAULTS
 
-COLUMNS = "| | CPU, s | clock, s | why |"
+COLUMNS = "| | CPU, s | why |"
 STAGES = {
     "the command line": "settings, from which options are made",
     "torch": "",
@@ -91,10 +91,12 @@ def measure(size: str, repeats: int, until: float) -> tuple[list[Starting], str]
     row = Starting(found)
     why = {**STAGES, COMMAND: "", FURTHER: ""}
     lines = [
-        (f"**{stage}**" if stage == COMMAND else stage, *map(seconds, row.median(stage)), text)
+        (f"**{stage}**" if stage == COMMAND else stage, seconds(row.median(stage)[0]), text)
         for stage, text in why.items()
     ]
-    return [row], table(COLUMNS, lines)
+    whole, further = (seconds(row.median(stage)[1]) for stage in (COMMAND, FURTHER))
+    clock = f"By the clock, {COMMAND} took {whole} s, {FURTHER} {further} s."
+    return [row], f"{table(COLUMNS, lines)}\n\n{clock}"
 
 
 class Watch:

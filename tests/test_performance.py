@@ -102,6 +102,7 @@ def test_what_starts_is_measured_stage_by_stage() -> None:
     assert 0.6 < sum(cpu) / whole < 1.6  # nothing is loaded that is no stage
     assert row.median(starting.FURTHER)[0] < whole / 10
     page = (Path(__file__).parents[1] / "docs" / "ground.md").read_text()
+    assert "By the clock, `flmm ground` took" in text
     names = re.findall(r"^\| (.+?) \|.*\| .*\|$", text, re.M)[1:]
     assert [name for name in names if f"| {name} |" not in page] == []
     assert starting.COLUMNS in page
