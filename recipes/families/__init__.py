@@ -28,11 +28,16 @@ FAMILIES: dict[str, Maker] = {make.__name__: make for make in (*ONE_VIEW, *TILED
 REFUSED: dict[str, Maker] = {make.__name__: make for make in _REFUSED}
 """Those whose geometry cannot be measured."""
 
+LONGEST = 32768
+"""Tokens of a sequence: some configs default to fewer than an image has."""
+
 
 def toy(parts: Parts) -> Any:
     """The config at toy width, so that a whole model of it runs."""
     config = shrunk(parts.config, len(parts.processor.tokenizer))
     text = config.get_text_config()
+    if hasattr(text, "max_position_embeddings"):
+        text.max_position_embeddings = LONGEST
     rope = getattr(text, "rope_parameters", None) or {}
     for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         if "mrope_section" in each:

@@ -87,7 +87,8 @@ class MeasuredGeometry:
         if self._store is None:
             self._store = GeometryStore(digest(self.config, self.processor))
         try:
-            return self._store.get(image_hw, lambda: self._measure(image_hw))
+            with torch.inference_mode(False), torch.no_grad():
+                return self._store.get(image_hw, lambda: self._measure(image_hw))
         except GeometryRefused as error:
             return self._named(error, image_hw)
 
@@ -101,14 +102,13 @@ class MeasuredGeometry:
         )
 
     def _measure(self, image_hw: tuple[int, int]) -> Measured:
-        with torch.no_grad():
-            limits = Limits(self.seconds, self.memory)
-            encoded = encode_ramps(self.processor, image_hw, limits)
-            if self._twin is None:
-                self._twin = Twin(self.config, len(self.processor.tokenizer))
-            with limits:
-                ratios = find_ratios(self._twin, encoded)
-            return self._assembled(encoded, ratios)
+        limits = Limits(self.seconds, self.memory)
+        encoded = encode_ramps(self.processor, image_hw, limits)
+        if self._twin is None:
+            self._twin = Twin(self.config, len(self.processor.tokenizer))
+        with limits:
+            ratios = find_ratios(self._twin, encoded)
+        return self._assembled(encoded, ratios)
 
     def _assembled(self, encoded: Encoded, ratios: Ratios) -> Measured:
         is_image = encoded.ids == self.config.image_token_id

@@ -45,7 +45,7 @@ class Ratios:
 
 def find_ratios(twin: Twin, encoded: Encoded) -> Ratios:
     """Two passes back through the twin; raises `GeometryRefused` as that does."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         leaves = {key: one.values.requires_grad_() for key, one in encoded.pixels.items()}
         rows = twin.inputs_embeds({**encoded.others, **leaves})  # (S, D)
         if not rows.requires_grad:

@@ -72,7 +72,7 @@ class Twin:
         """
         small = shrunk(config, vocabulary)
         try:
-            with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 model = AutoModelForImageTextToText.from_config(small, attn_implementation=OFF)
                 self.model = model.double().eval().requires_grad_(False)

@@ -20,12 +20,6 @@ SIZE = (40, 60)
 OTHER = (60, 40)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FLMM_CACHE", str(tmp_path))
-    return tmp_path
-
-
 def geometry(family: str = "deepseek_vl") -> MeasuredGeometry:
     config, processor = PARTS[family](pixels=32)
     return MeasuredGeometry(config, processor)
