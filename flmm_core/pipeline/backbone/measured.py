@@ -22,10 +22,14 @@ EDGE = 0.03
 """Cells within which a measured edge is taken for that of the image."""
 SIZES = ((480, 640), (640, 427), (96, 96), (1080, 1920), (400, 160), (120, 600))
 """(H, W) that are measured when a model is loaded: photos, small, large, and up to 5:1."""
+NEEDED = SIZES[:2]
+"""A model of which one of these cannot be measured is refused; of others, images are."""
 
 
 class MeasuredViews:
     """The measured geometry of a model, with views that are the same for every image.
+
+    `refused` says why images of some sizes cannot be measured, once `probed` is known.
 
     Models that cut images into tiles show some images, mostly small ones, only as a whole. The one
     view then stands for all: see `Requirements.optional_views`.
@@ -36,10 +40,11 @@ class MeasuredViews:
         self._kind = getattr(config, "model_type", type(config).__name__)
         patch = getattr(getattr(config, "vision_config", None), "patch_size", None)
         self._patch = patch if isinstance(patch, int) else None
+        self.refused: dict[tuple[int, int], str] = {}
 
     @cached_property
     def probed(self) -> Mapping[tuple[int, int], Measured]:
-        """By image size, what was measured; without sizes that the processor does not take.
+        """By image size, what was measured; without those in `refused`.
 
         Raises:
             WeightsError: A size cannot be measured, or no two views are the same for all of them.
@@ -48,10 +53,11 @@ class MeasuredViews:
         for image_hw in SIZES:
             try:
                 found[image_hw] = self._measured(image_hw)
-            except GeometryRefused as error:
-                raise WeightsError(error.asked, found=error.found, repair=error.repair) from error
-            except DataError:
-                continue
+            except (GeometryRefused, DataError) as error:
+                if image_hw in NEEDED:
+                    asked, repair = error.asked, error.repair
+                    raise WeightsError(asked, found=error.found, repair=repair) from error
+                self.refused[image_hw] = error.found or error.asked
         counts = {len(one.views) for one in found.values()}
         if not counts or len(counts - {1}) > 1:
             shown = ", ".join(f"{w} x {h}: {len(one.views)}" for (h, w), one in found.items())

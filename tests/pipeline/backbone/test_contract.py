@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from recipes.families import FAMILIES, toy, write_folder
+from safetensors.torch import save_file
 
 from flmm_core import (
     Backbone,
     DataError,
-    FlmmError,
     ImageView,
     Requirements,
     RunError,
+    UsageError,
     WeightsError,
 )
+from flmm_core.pipeline.backbone.processor_check import check_processor
 from flmm_core.segment import Segment
 from tests.models import CAPTIONS, OneView, TwoViews, build, kind, parts, picture, spec
 
@@ -28,7 +30,7 @@ TEMPLATE = "{% for m in messages %}{% for p in m['content'] %}{{ p.text or '<ima
 
 @pytest.fixture(scope="module")
 def gemma3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder("gemma3", tmp_path_factory.mktemp("gemma3"))
+    return example("gemma3").make_tiny(tmp_path_factory.mktemp("gemma3"))
 
 
 class Nothing(Backbone):
@@ -51,8 +53,6 @@ class TestLoading:
             (tmp_path / path.name).write_bytes(path.read_bytes())
         weights = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path).state_dict()
         weights = {name: v.contiguous() for name, v in weights.items() if "o_proj" not in name}
-        from safetensors.torch import save_file
-
         save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(WeightsError, match="of the model's tensors are missing"):
             Nothing.load(spec(), str(tmp_path))
@@ -76,16 +76,13 @@ class TestImageToken:
         assert backbone.processor.image_token == "<start_of_image>"
         assert backbone.image_token == "<image_soft_token>"
         assert backbone.image_token_id == backbone.config.image_token_id
-        assert int(backbone.vision_token_mask(backbone.prepare(picture(40, 30), [])).sum()) == 256
+        assert int(backbone.vision_token_mask(backbone.prepare(picture(40, 30), [])).sum()) == 36
 
-    def test_a_plugin_may_name_it(self) -> None:
-        backbone = build("deepseek_vl")
-        named = type("Named", (OneView,), {"image_token": "<image_placeholder>"})
-        del backbone.config.image_token_id
-        loaded = named(spec(), backbone.vlm, backbone.processor)
-        assert loaded.image_token_id == loaded.tokenizer.convert_tokens_to_ids(
-            "<image_placeholder>"
-        )
+    def test_a_plugin_may_name_it_where_the_config_does_not(self) -> None:
+        _, processor = parts("deepseek_vl")
+        silent = transformers.LlamaConfig()
+        named = check_processor(processor, silent, "here", "<image_placeholder>", "")
+        assert named == ("<image_placeholder>", processor.tokenizer.get_vocab()[named[0]])
 
     def test_another_than_the_models_is_refused(self) -> None:
         backbone = build("deepseek_vl")
@@ -215,12 +212,13 @@ def test_requirements_say_what_the_config_says() -> None:
 
 
 def test_a_decoder_that_cannot_be_recorded_is_refused_before_its_weights_are_read(
-    tmp_path: Path,
+    gemma3: Path, tmp_path: Path
 ) -> None:
-    made = FAMILIES["gemma3"]()
-    config = toy(made)
-    config.text_config.attn_logit_softcapping = 30.0
-    config.save_pretrained(tmp_path)
-    made.processor.save_pretrained(tmp_path)
-    with pytest.raises(FlmmError, match="The attention of this model cannot be recorded"):
+    for path in gemma3.glob("*"):
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["attn_logit_softcapping"] = 30.0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="The attention of this model cannot be recorded"):
         Nothing.load(spec(), str(tmp_path))
