@@ -23,6 +23,7 @@ from flmm_core import (
 )
 from flmm_core.pipeline.backbone.processor_check import check_processor
 from flmm_core.segment import Segment
+from tests.examples import example
 from tests.models import CAPTIONS, OneView, TwoViews, build, kind, parts, picture, spec
 
 TEMPLATE = "{% for m in messages %}{% for p in m['content'] %}{{ p.text or '<image>' }}{% endfor %}"
