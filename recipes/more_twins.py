@@ -178,8 +178,47 @@ def llava_onevision(
     return config, processor
 
 
+def deepseek_vl_hybrid(
+    pixels: int = 112, patch: int = 8, high_res: int = 224, high_res_patch: int = 16
+) -> tuple[Any, Any]:
+    """(config, processor): squares of `pixels` and `high_res` pixels for two encoders."""
+    template = chat_template("<image_placeholder>")
+    tokenizer = train_tokenizer({"image_token": "<image_placeholder>"}, template)
+    images = transformers.DeepseekVLHybridImageProcessorPil(
+        size={"height": pixels, "width": pixels},
+        high_res_size={"height": high_res, "width": high_res},
+        min_size=14,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    processor = transformers.DeepseekVLHybridProcessor(
+        images, tokenizer, chat_template=template, num_image_tokens=(pixels // patch) ** 2
+    )
+    config = transformers.DeepseekVLHybridConfig(
+        text_config={"model_type": "llama", **text_config(tokenizer)},
+        vision_config={**SIGLIP, "image_size": pixels, "patch_size": patch},
+        high_res_vision_config={
+            "model_type": "sam_vision_model",
+            "hidden_size": 64,
+            "output_channels": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": high_res,
+            "patch_size": high_res_patch,
+            "window_size": 7,
+            "global_attn_indexes": [1],
+            "num_pos_feats": 8,
+            "mlp_dim": 128,
+            "initializer_range": 0.02,  # the default, 1e-10, would leave nothing to see
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
+        tie_word_embeddings=False,
+    )
+    return config, processor
+
+
 FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {
-    each.__name__: each for each in (qwen2_vl, qwen3_vl, llava, llava_onevision)
+    each.__name__: each for each in (qwen2_vl, qwen3_vl, llava, llava_onevision, deepseek_vl_hybrid)
 }
 
 

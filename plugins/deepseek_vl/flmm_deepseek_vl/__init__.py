@@ -32,6 +32,8 @@ SPEC = BackboneSpec(
         ),
         "1.3b-chat": ModelInfo("deepseek-community/deepseek-vl-1.3b-chat", "DeepSeek Model"),
         "1.3b-base": ModelInfo("deepseek-community/deepseek-vl-1.3b-base", "DeepSeek Model"),
+        "7b-chat": ModelInfo("deepseek-community/deepseek-vl-7b-chat", "DeepSeek Model"),
+        "7b-base": ModelInfo("deepseek-community/deepseek-vl-7b-base", "DeepSeek Model"),
     },
     capabilities=frozenset({"chat"}),
     original=OriginalInfo(("deepseek_vl.",), {"resize": "original"}),

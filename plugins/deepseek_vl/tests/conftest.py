@@ -9,7 +9,7 @@ import transformers
 from flmm_core import Backbone
 from flmm_core.testing import load_for_checks
 from flmm_deepseek_vl import SPEC
-from recipes import twins
+from recipes import more_twins, twins
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +29,9 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
     processor.save_pretrained(folder)
     return load_for_checks(SPEC, folder)
+
+
+@pytest.fixture(scope="session")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model of the hybrid kind, untrained."""
+    return more_twins.write_twin("deepseek_vl_hybrid", tmp_path_factory.mktemp("hybrid"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flmm_core import Backbone, DataError, UsageError, WeightsError
+from flmm_core import Backbone, DataError, UsageError
 from flmm_core.testing import load_for_checks
 from flmm_core.testing.probes import CAPTION, picture, repainted_cells
 from flmm_deepseek_vl import SPEC
@@ -40,9 +40,3 @@ def test_a_processor_with_another_number_of_tokens_is_refused(full_size: Backbon
 def test_an_unknown_option_is_refused(full_size: Backbone, option: str) -> None:
     with pytest.raises(UsageError, match=f"Unknown option '{option}'"):
         DeepseekVLBackbone.load(SPEC, full_size.source, options={option: 8})
-
-
-def test_the_hybrid_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "deepseek_vl_hybrid"}')
-    with pytest.raises(WeightsError, match="deepseek_vl_hybrid"):
-        DeepseekVLBackbone.load(SPEC, str(tmp_path))

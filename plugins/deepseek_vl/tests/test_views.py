@@ -43,7 +43,7 @@ def test_box_is_where_the_processor_puts_the_image(
     rows, columns = shown.any(1).nonzero().flatten(), shown.any(0).nonzero().flatten()
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     left, right = int(columns[0]), int(columns[-1]) + 1
-    box = views.image_box(hw, image_size=384, patch_size=16, min_size=14)
+    box = views.image_box(hw, square=384, seen=1, min_size=14)
     height, width = bottom - top, right - left
     assert box == pytest.approx(
         (-top / height, -left / width, (384 - top) / height, (384 - left) / width)
@@ -64,12 +64,12 @@ def test_grid_has_the_tokens_that_the_processor_writes(
 
 
 def test_a_square_image_is_covered_exactly() -> None:
-    assert views.image_box((70, 70), 112, 8, 14) == (0, 0, 1, 1)
+    assert views.image_box((70, 70), 112, 1, 14) == (0, 0, 1, 1)
 
 
 def test_pixels_beyond_the_last_whole_patch_are_not_seen() -> None:
     assert views.grid_shape(image_size=100, patch_size=16) == (6, 6)
-    assert views.image_box((50, 50), 100, 16, 14) == (0, 0, 0.96, 0.96)
+    assert views.image_box((50, 50), 100, 0.96, 14) == (0, 0, 0.96, 0.96)
 
 
 # --- option resize=original ---------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_sizes_and_boxes_are_the_originals(case: Any) -> None:
     shape, padding = case["meta_data"]["image_shape"], case["meta_data"]["padding"]
     resized = views.resized_hw((height, width), 384, 14, cut=True)
     assert resized == (shape["height"], shape["width"])
-    y0, x0, _, _ = views.image_box((height, width), 384, 16, 14, cut=True)
+    y0, x0, _, _ = views.image_box((height, width), 384, 1, 14, cut=True)
     assert y0 * shape["height"] == pytest.approx(-padding["before_height"])
     assert x0 * shape["width"] == pytest.approx(-padding["before_width"])
 
@@ -99,7 +99,7 @@ def test_333_rows_of_500_become_255_as_in_the_original() -> None:
     assert item["gt_masks_shape"][1:] == [333, 500]
     assert list(views.resized_hw((333, 500), 384, 14, cut=True)) == item["masks_shape"][1:]
     assert views.resized_hw((333, 500), 384, 14) == (256, 384)
-    y0, _, y1, _ = views.image_box((333, 500), 384, 16, 14, cut=True)
+    y0, _, y1, _ = views.image_box((333, 500), 384, 1, 14, cut=True)
     assert (y0, y1) == pytest.approx((-64 / 255, (255 + 65) / 255))
 
 
