@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flmm_core.pipeline.mask_head import MaskHead
+from flmm_core.pipeline.refiners.sam2_model import Sam2Parts
 from flmm_core.pipeline.refiners.sam_model import SamParts, SamShape, build_untrained_sam
 
 REFERENCE = Path(__file__).parent / "fixtures" / "reference"
@@ -73,6 +74,50 @@ def reference_sam() -> SamParts:
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         getattr(parts, part).load_state_dict(own)
     return parts
+
+
+def small_sam2_config(width: int = 16) -> Any:
+    """transformers' `Sam2Config` of a small SAM 2, whose images have 64 pixels per side."""
+    from transformers import (
+        Sam2Config,
+        Sam2HieraDetConfig,
+        Sam2MaskDecoderConfig,
+        Sam2PromptEncoderConfig,
+        Sam2VisionConfig,
+    )
+
+    hiera = Sam2HieraDetConfig(
+        hidden_size=4, blocks_per_stage=[1, 1, 2, 1], embed_dim_per_stage=[4, 8, 16, 32],
+        global_attention_blocks=[3], image_size=[64, 64],
+    )  # fmt: skip
+    return Sam2Config(
+        vision_config=Sam2VisionConfig(
+            backbone_config=hiera, backbone_channel_list=[32, 16, 8, 4], fpn_hidden_size=width,
+            backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+        ),
+        prompt_encoder_config=Sam2PromptEncoderConfig(hidden_size=width, image_size=64),
+        mask_decoder_config=Sam2MaskDecoderConfig(
+            hidden_size=width, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16
+        ),
+    )  # fmt: skip
+
+
+def small_sam2_model(seed: int = 0) -> Any:
+    """transformers' own `Sam2Model`, with random weights as of `small_sam`."""
+    from transformers import Sam2Model
+
+    torch.manual_seed(seed)
+    model = Sam2Model(small_sam2_config())
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.ndim > 1:
+                value.normal_(std=0.3)
+    return model.eval()
+
+
+def small_sam2(seed: int = 0) -> Sam2Parts:
+    """The parts of `small_sam2_model`."""
+    return Sam2Parts.of("tiny", small_sam2_model(seed))
 
 
 def small_sam(shape: SamShape = SMALL_SAM, seed: int = 0) -> SamParts:

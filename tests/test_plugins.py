@@ -44,7 +44,7 @@ def reasons(registry: Registry[Any]) -> list[str]:
 def test_the_built_in_plugins_come_through_the_public_door() -> None:
     for load, names in (
         (load_backbones, BUILT_IN),
-        (load_refiners, ["none", "sam"]),
+        (load_refiners, ["none", "sam", "sam2"]),
         (load_phrase_finders, FINDERS),
     ):
         registry: Registry[Any] = load()
@@ -74,7 +74,7 @@ def test_a_plugin_may_bring_backbones_refiners_or_both(install: Install) -> None
     install("flmm-refiner", "1", flmm_refiner=REFINER.replace("sharp", "sharper"))
     backbones, refiners = load_backbones(), load_refiners()
     assert list(backbones.specs) == ["auto", "deepseek_vl", "good", "llava_next", "qwen"]
-    assert list(refiners.specs) == ["none", "sam", "sharp", "sharper"]
+    assert list(refiners.specs) == ["none", "sam", "sam2", "sharp", "sharper"]
     assert refiners.plugins["sharp"].label == "flmm-both 1"
     assert not backbones.failures + refiners.failures
 
@@ -184,7 +184,7 @@ def test_a_broken_refiner_is_reported_and_the_others_work(install: Install) -> N
     install("flmm-zoo", "2", flmm_zoo=REFINER)
     check_failures(install, BROKEN_REFINERS, load_refiners)
     registry = load_refiners()
-    assert [*registry.specs] == ["none", "sam", "sharp"]
+    assert [*registry.specs] == ["none", "sam", "sam2", "sharp"]
     assert registry.plugins["sharp"].label == "flmm-zoo 2"
 
 

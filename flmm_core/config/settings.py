@@ -254,7 +254,9 @@ class RunConfig(Section):
         {}, description="Option of the refiner (see `flmm refiners show`); repeatable."
     )
     refiner_weights: UserPath | None = Field(
-        None, description="The refiner's pretrained weights; required by sam:vit_b, vit_l, vit_h."
+        None,
+        description="The refiner's pretrained weights, a file, a folder or, of sam2, a hub id;"
+        " required by all sizes but tiny.",
     )
     head: HeadConfig = HeadConfig()
     absent_share: float = Field(

@@ -11,7 +11,6 @@ import platform
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -252,7 +251,7 @@ def _forecast(
     share = len(missing) / len(looked_at)
     embedding = 0
     if observer.encoder is not None:
-        embedding = prod(observer.encoder.embedding_shape) * packing.embedding_type.itemsize
+        embedding = observer.encoder.size * packing.embedding_type.itemsize
     return Forecast(
         samples=len(missing),
         images=images,
@@ -303,8 +302,7 @@ def _fill(
                 facts = SampleFacts.of(features, key.image)
                 writer.add_sample(key.sample, facts, pack(features, manifest.packing, dtype))
                 if features.image is not None:
-                    embedding = features.image.embedding.to("cpu", manifest.packing.embedding_type)
-                    writer.add_image(key.image, features.image.input_hw, embedding)
+                    writer.add_image(key.image, features.image, manifest.packing.embedding_type)
                     images.discard(key.image)
             full = writer.bytes >= SHARD_BYTES or time.monotonic() - since > SHARD_SECONDS
             if writer.bytes and (full or stop.asked or done == total):

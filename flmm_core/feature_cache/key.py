@@ -34,10 +34,10 @@ MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt"
 
 TRAINED_HALF = {
     "boxes.py", "build.py", "check_head.py", "checkpoint_file.py", "confidence.py", "drift.py",
-    "fingerprint.py", "grounder.py", "head.py", "head_folder.py", "hub.py", "keywords.py",
-    "load_check.py",
-    "mask_head.py", "model_card.py", "none.py", "original.py", "probe.py",
-    "publish.py", "result.py", "text_prompts.py", "unet.py", "verify.py",
+    "fingerprint.py", "grounder.py", "head.py", "head_folder.py", "hub.py", "kernels.py",
+    "keywords.py", "load_check.py", "mask_head.py", "model_card.py", "none.py", "original.py",
+    "probe.py", "prompted.py", "publish.py", "result.py", "sam2_decoder.py", "text_prompts.py",
+    "unet.py", "verify.py",
 }  # fmt: skip
 """Files of the pipeline that features do not depend on."""
 

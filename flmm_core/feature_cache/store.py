@@ -16,8 +16,9 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -99,12 +100,20 @@ class Manifest(BaseModel):
             ) from error
 
 
+class StoredImage(NamedTuple):
+    """An encoded image in a shard: its `input_hw`, and how many `details` it has."""
+
+    input_hw: tuple[int, int]
+    details: int
+    path: Path
+
+
 class Store:
     """Reads a cache. It can be pickled; shards are opened when needed.
 
     Attributes:
         samples: Facts and shard of each sample, by its key.
-        images: Input size and shard of each encoded image, by its key.
+        images: What is known of each encoded image, by its key.
         broken: Shards that cannot be read, with the reason.
         left_out: Why samples without features cannot be used, by key. A key holds the contents of
             the image, so a repaired image is another sample.
@@ -114,7 +123,7 @@ class Store:
         self.folder = folder
         self.manifest = Manifest.read(folder)
         self.samples: dict[str, tuple[SampleFacts, Path]] = {}
-        self.images: dict[str, tuple[tuple[int, int], Path]] = {}
+        self.images: dict[str, StoredImage] = {}
         self.broken: dict[Path, str] = {}
         self._open = lru_cache(OPEN_SHARDS)(_open)
         for path in shards(folder):
@@ -133,8 +142,8 @@ class Store:
                 about = json.loads((file.metadata() or {})["flmm cache"])
             for key, record in about["samples"].items():
                 self.samples[key] = SampleFacts.model_validate(record), path
-            for key, (height, width) in about["images"].items():
-                self.images[key] = (height, width), path
+            for key, (height, width, details) in about["images"].items():
+                self.images[key] = StoredImage((height, width), details, path)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             self.broken[path] = f"{type(error).__name__}: {error}"
 
@@ -171,8 +180,10 @@ class Store:
     def _image(self, key: str) -> EncodedImage | None:
         if key not in self.images:
             return None
-        input_hw, path = self.images[key]
-        return EncodedImage(self._open(path).get_tensor(f"{key}.embedding"), input_hw)
+        stored = self.images[key]
+        file = self._open(stored.path)
+        embedding, *details = map(file.get_tensor, _image_names(key, stored.details))
+        return EncodedImage(embedding, stored.input_hw, tuple(details))
 
 
 class ShardWriter:
@@ -195,11 +206,12 @@ class ShardWriter:
             self._tensors[f"{key}.{name}"] = tensor
             self.bytes += tensor.nbytes
 
-    def add_image(self, key: str, input_hw: tuple[int, int], embedding: Tensor) -> None:
-        """Add the embedding of an image, (E, g, g) on the CPU."""
-        self._about["images"][key] = input_hw
-        self._tensors[f"{key}.embedding"] = embedding.contiguous()
-        self.bytes += embedding.nbytes
+    def add_image(self, key: str, image: EncodedImage, dtype: torch.dtype) -> None:
+        """Add an encoded image, its values stored in `dtype`."""
+        self._about["images"][key] = *image.input_hw, len(image.details)
+        for name, values in zip(_image_names(key, len(image.details)), image.tensors, strict=True):
+            self._tensors[name] = values.to("cpu", dtype).contiguous()
+            self.bytes += self._tensors[name].nbytes
 
     def flush(self) -> None:
         """Write a shard.
@@ -219,6 +231,11 @@ class ShardWriter:
             code = int(number[1]) if number else errno.EIO
             raise OSError(code, str(error), str(path)) from error
         self._tensors, self._about, self.bytes = {}, {"samples": {}, "images": {}}, 0
+
+
+def _image_names(key: str, details: int) -> list[str]:
+    """The names of an encoded image's tensors in a shard, in the order of `tensors`."""
+    return [f"{key}.embedding", *(f"{key}.detail{place}" for place in range(details))]
 
 
 def read_left_out(folder: Path) -> dict[str, str]:

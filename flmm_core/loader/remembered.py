@@ -101,7 +101,7 @@ def size_of(features: Features) -> int:
 
 
 def _tensors(features: Features) -> list[Tensor]:
-    image = [] if features.image is None else [features.image.embedding]
+    image = () if features.image is None else features.image.tensors
     caption = features.caption
     whole = [] if caption is None else [caption.hidden, caption.phrase]
     return [features.maps.maps, features.hidden, features.row_phrase, *whole, *image]
@@ -113,7 +113,8 @@ def _on_host(features: Features) -> Features:
         torch.empty_like(each, device="cpu", memory_format=torch.contiguous_format).copy_(each)
         for each in _tensors(features)
     )
-    encoded = features.image and replace(features.image, embedding=others[-1])
+    image = features.image
+    encoded = image and image.with_tensors(others[-len(image.tensors) :])
     caption = features.caption and replace(features.caption, hidden=others[0], phrase=others[1])
     return Features(
         replace(features.maps, maps=maps), hidden, rows, encoded, features.image_hw, caption

@@ -37,7 +37,8 @@ def check_features(features: Sequence[Features], names: Sequence[str], dtype: to
         ]
         if each.image is not None:
             asked = f"The refiner's embedding of the image{about} is not finite."
-            seen.append((asked, each.image.embedding, "its own weights made it", REFINER))
+            made = "its own weights made it"
+            seen += [(asked, values, made, REFINER) for values in each.image.tensors]
     finite = [torch.isfinite(values).all() for _, values, _, _ in seen]
     if not seen or bool(torch.stack([flag.to(finite[0].device) for flag in finite]).all()):
         return  # one wait for the accelerator

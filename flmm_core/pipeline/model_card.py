@@ -130,7 +130,8 @@ def _usage(repo: str, info: HeadInfo, evidence: Evidence) -> str:
     file = evidence.refiner_weights or refiner.weights_file(options)
     extra = f', refiner_weights="{file}"' if file else ""
     option = f" --refiner-weights {file}" if file else ""
-    needed = f"It needs the refiner's own weights, `{file}`, in the current folder.\n\n"
+    where = "from the hub" if HUB_ID.fullmatch(split_revision(file)[0]) else "in the current folder"
+    needed = f"It needs the refiner's own weights, `{file}`, {where}.\n\n"
     return (
         "## Use\n\n"
         + (needed if file else "")

@@ -5,7 +5,7 @@ The legend of shape letters is in `flmm_core.pipeline`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Self
@@ -250,14 +250,28 @@ class VlmShape:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image's embedding by a refiner's frozen image encoder.
+    """What a refiner's frozen image encoder makes of an image.
 
-    `embedding` is (E, g, g); `input_hw` are height and width of the part of the encoder's square
-    that the image fills, in pixels.
+    Attributes:
+        embedding: (E, g, g).
+        input_hw: Height and width of the part of the encoder's square that the image fills, in
+            pixels.
+        details: Maps of a higher resolution, (e, k·g, k·g) each; the first is the finest.
     """
 
     embedding: Tensor
     input_hw: tuple[int, int]
+    details: tuple[Tensor, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it: the embedding, then the details."""
+        return self.embedding, *self.details
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> EncodedImage:
+        """The same with other tensors, in the order of `tensors`."""
+        embedding, *details = tensors
+        return replace(self, embedding=embedding, details=tuple(details))
 
 
 @dataclass(frozen=True)
@@ -303,7 +317,7 @@ class Features:
             self,
             maps=replace(self.maps, maps=self.maps.maps.pin_memory()),
             hidden=self.hidden.pin_memory(),
-            image=image and replace(image, embedding=image.embedding.pin_memory()),
+            image=image and image.with_tensors(each.pin_memory() for each in image.tensors),
         )
 
 

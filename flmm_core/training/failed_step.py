@@ -77,7 +77,8 @@ def _write(folder: Path, step: StepValues, head: Head, found: dict[str, Any]) ->
                 "finite": {
                     "attention maps": _finite(features.maps.maps),
                     "hidden states": _finite(features.hidden),
-                    "image embedding": features.image is None or _finite(features.image.embedding),
+                    "image embedding": features.image is None
+                    or all(map(_finite, features.image.tensors)),
                     "coarse logits": _finite(grounding.coarse_logits),
                     "refined logits": _finite(grounding.logits),
                 },

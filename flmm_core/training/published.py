@@ -11,6 +11,7 @@ from flmm_core.config.resume import CONFIG
 from flmm_core.config.yaml_files import read_yaml
 from flmm_core.errors import UsageError
 from flmm_core.pipeline.head_folder import find_head
+from flmm_core.pipeline.hub import HUB_ID, split_revision
 from flmm_core.pipeline.model_card import Evidence
 from flmm_core.training.run_folder import ENVIRONMENT, SUMMARY
 
@@ -49,9 +50,16 @@ def evidence_of(run: Path, terms: str = "") -> Evidence:
         scores=_read(run / SUMMARY).get("evaluations") or {},
         settings=shown,
         versions=_read(run / ENVIRONMENT).get("packages") or {},
-        refiner_weights=Path(str(weights)).name if weights else "",
+        refiner_weights=_shown(str(weights)) if weights else "",
         license=terms,
     )
+
+
+def _shown(weights: str) -> str:
+    """What a refiner's weights are called elsewhere: a hub id, or a file's or folder's name."""
+    path = Path(weights)
+    on_hub = HUB_ID.fullmatch(split_revision(weights)[0]) and path.suffix not in (".pt", ".pth")
+    return weights if on_hub and not path.exists() else path.name
 
 
 def _read(path: Path) -> dict[str, Any]:

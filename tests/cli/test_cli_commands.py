@@ -282,7 +282,7 @@ def test_refiners_are_listed_and_shown(capsys: Capture) -> None:
     assert "Options (--refiner-option KEY=VALUE):\n  size       tiny|vit_b|vit_l|vit_h  " in shown
     assert main(["refiners", "list", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert [fact["name"] for fact in facts["refiners"]] == ["none", "sam"]
+    assert [fact["name"] for fact in facts["refiners"]] == ["none", "sam", "sam2"]
     assert facts["refiners"][1]["options"]["size"]["default"] == "tiny"
 
 

@@ -20,7 +20,8 @@ def observed(dtype: torch.dtype = torch.float32) -> Features:
     maps = torch.randn(3, 4, 5, 6, generator=chance).mul(3).flatten(2).softmax(2).view(3, 4, 5, 6)
     hidden = torch.randn(2, 6, 8, generator=chance).to(dtype).float()
     rows = torch.tensor([0, 0, 1, 2, 2, 2])
-    image = EncodedImage(torch.randn(7, 3, 3, generator=chance), (20, 30))
+    details = tuple(torch.randn(2, side, side, generator=chance) for side in (12, 6))
+    image = EncodedImage(torch.randn(7, 3, 3, generator=chance), (20, 30), details)
     return Features(AttentionMaps(maps, (-0.1, 0.0, 1.1, 1 / 3)), hidden, rows, image, (40, 60))
 
 
@@ -81,7 +82,7 @@ def test_a_store_gives_back_what_was_written_and_can_be_pickled(tmp_path: Path) 
     facts = SampleFacts.of(features, "sky")
     writer.add_sample("one", facts, pack(features, manifest.packing, torch.float32))
     assert features.image is not None
-    writer.add_image("sky", features.image.input_hw, features.image.embedding)
+    writer.add_image("sky", features.image, torch.float32)
     writer.flush()
     store = Store(tmp_path)
     assert store.manifest == manifest
@@ -89,7 +90,9 @@ def test_a_store_gives_back_what_was_written_and_can_be_pickled(tmp_path: Path) 
         back: Any = each.features("one")
         assert torch.equal(back.maps.maps, features.maps.maps)
         assert torch.equal(back.hidden, features.hidden)
-        assert torch.equal(back.image.embedding, features.image.embedding)
+        assert back.image.input_hw == features.image.input_hw
+        for ours, theirs in zip(back.image.tensors, features.image.tensors, strict=True):
+            assert torch.equal(ours, theirs)
         assert (back.image.input_hw, back.image_hw) == ((20, 30), (40, 60))
         with pytest.raises(KeyError):
             each.features("two")

@@ -59,7 +59,7 @@ def test_hostile_plugins_are_listed_with_their_reasons() -> None:
     assert all(line.isprintable() for line in shown.stdout.splitlines())
 
     facts = json.loads(flmm("refiners", "list", "--json").stdout)
-    assert [refiner["name"] for refiner in facts["refiners"]] == ["none", "sam"]
+    assert [refiner["name"] for refiner in facts["refiners"]] == ["none", "sam", "sam2"]
     left = [p for p in psutil.process_iter(["cmdline"]) if "plugin_facts" in str(p.info["cmdline"])]
     assert not [p for p in left if p.ppid() in (1, os.getpid())]
 

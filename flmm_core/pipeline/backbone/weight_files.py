@@ -53,7 +53,7 @@ def check_weight_files(folder: Path) -> None:
     """
     asked = f"The weights in '{folder}' are incomplete."
     repair = "Download the folder again, with all its weights files."
-    files = list(_files(folder))
+    files = list(weight_files(folder))
     others = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.gguf")]
     if not files and not others:
         raise WeightsError(asked, found="It has no weights files.", repair=repair)
@@ -72,7 +72,7 @@ def loaded_bytes(folder: Path, dtype: str | torch.dtype) -> int:
     Reads the headers only; of files that are not safetensors, their size.
     """
     total = 0
-    for path in _files(folder):
+    for path in weight_files(folder):
         if path.suffix != ".safetensors" or isinstance(dtype, str):
             total += path.stat().st_size
             continue
@@ -82,7 +82,7 @@ def loaded_bytes(folder: Path, dtype: str | torch.dtype) -> int:
     return total
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def weight_files(folder: Path) -> Iterator[Path]:
     """What transformers would load: safetensors before pickled, one file before shards."""
     for name in (SAFETENSORS, PICKLED):
         index = folder / f"{name}.index.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,13 @@ class ImageEncoder(ABC):
 
     embedding_shape: tuple[int, int, int]
     """(E, g, g) of one image."""
+    detail_shapes: tuple[tuple[int, int, int], ...] = ()
+    """Of `EncodedImage.details`."""
+
+    @property
+    def size(self) -> int:
+        """How many numbers one encoded image has."""
+        return sum(map(prod, (self.embedding_shape, *self.detail_shapes)))
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:

@@ -1,14 +1,11 @@
 """segment-anything's modules with fused attention, padded prompts and a faster memory layout.
 
 Modules keep their weights and names; only their `forward` is replaced. Fused attention does not
-store the attention weights, and prompts may be padded: padding has exactly no weight. Transposed
-convolutions whose windows do not overlap are computed as matrix products.
+store the attention weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,8 +16,7 @@ from segment_anything.modeling.transformer import Attention as DecoderAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FEW_KEYS = 16
-"""Up to this many prompt tokens, image-to-prompt attention is not fused: see `_attend_to_few`."""
+from flmm_core.pipeline.refiners.kernels import attend, quarter
 
 
 class FusedEncoderAttention(EncoderAttention):  # type: ignore[misc]
@@ -58,15 +54,8 @@ class FusedDecoderAttention(DecoderAttention):  # type: ignore[misc]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, Q, E), (B, K, E), (B, K, E) -> (B, Q, E)."""
-        projected = (self.q_proj(q), self.k_proj(k), self.v_proj(v))
-        query, key, value = (
-            x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in projected
-        )
-        mask = None if self.real_keys is None else self.real_keys[:, None, None]
-        few = key.shape[2] <= FEW_KEYS < query.shape[2]
-        attend = _attend_to_few if few else F.scaled_dot_product_attention
-        attended = attend(query, key, value, mask)  # (B, N, Q, d)
-        out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        projected = self.q_proj(q), self.k_proj(k), self.v_proj(v)
+        out: Tensor = self.out_proj(attend(*projected, self.num_heads, self.real_keys))
         return out
 
 
@@ -81,9 +70,9 @@ class FusedUpscaling(nn.Sequential):
         """(B, C, h, w) -> (B, C / 8, 4h, 4w)."""
         parts: Any = self  # modules of known kinds in a known order
         first, norm, activation, second, last = parts
-        x = _quarter(x.permute(0, 2, 3, 1), first)
+        x = quarter(x.permute(0, 2, 3, 1), first)
         x = activation(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-        masks: Tensor = last(_quarter(x, second))
+        masks: Tensor = last(quarter(x, second))
         return masks.permute(0, 3, 1, 2)
 
 
@@ -105,28 +94,6 @@ class LastChannelTransformer(TwoWayTransformer):  # type: ignore[misc]
         return tokens, cells
 
 
-def _quarter(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
-    """A transposed convolution with 2 × 2 kernel and stride 2: (B, h, w, C) -> (B, 2h, 2w, D)."""
-    b, h, w, _ = x.shape
-    weight = convolution.weight.permute(2, 3, 1, 0)  # (2, 2, D, C)
-    assert convolution.bias is not None
-    cells = F.linear(x, weight.flatten(0, 2), convolution.bias.repeat(4))
-    return cells.view(b, h, w, 2, 2, -1).transpose(2, 3).reshape(b, 2 * h, 2 * w, -1)
-
-
-def _attend_to_few(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """`F.scaled_dot_product_attention` from many queries (image) to few keys (prompt).
-
-    The fused kernel vectorizes over keys, of which there are too few. With the queries last,
-    this is two to ten times as fast, and the stored weights are small.
-    """
-    scores = (key * query.shape[-1] ** -0.5) @ query.transpose(-1, -2)  # (B, N, K, Q)
-    if mask is not None:
-        scores.masked_fill_(~mask.transpose(-1, -2), -torch.inf)
-    attended: Tensor = value.transpose(-1, -2) @ scores.softmax(dim=-2)  # (B, N, d, Q)
-    return attended.transpose(-1, -2)
-
-
 def fuse(part: nn.Module) -> None:
     """Replace the `forward` of segment-anything's modules in `part`."""
     fused: dict[type[nn.Module], type[nn.Module]] = {
@@ -139,22 +106,3 @@ def fuse(part: nn.Module) -> None:
         elif isinstance(module, MaskDecoder):
             module.transformer.__class__ = LastChannelTransformer
             module.output_upscaling.__class__ = FusedUpscaling
-
-
-@contextmanager
-def padded_prompts(decoder: MaskDecoder, real: Tensor | None) -> Iterator[None]:
-    """Make a fused decoder ignore the sparse prompt tokens where `real` (B, K) is false."""
-    own = 1 + decoder.num_mask_tokens  # the decoder's own tokens come before the prompt
-    keys = None if real is None else F.pad(real, (own, 0), value=True)
-    over_tokens = [
-        attention
-        for layer in decoder.transformer.layers
-        for attention in (layer.self_attn, layer.cross_attn_image_to_token)
-    ]
-    for attention in over_tokens:
-        attention.real_keys = keys
-    try:
-        yield
-    finally:
-        for attention in over_tokens:
-            attention.real_keys = None

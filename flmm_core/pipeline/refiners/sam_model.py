@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -248,13 +248,7 @@ def _read_official(name: str, weights: Path | None, *, mapped: bool = False) -> 
         raise WeightsError(f"SAM '{name}' needs its weights.", found="None given.", repair=download)
     if not weights.is_file():
         raise failed("No such file.")
-    try:
-        mapped = mapped and zipfile.is_zipfile(weights)  # torch.save once wrote other files
-        state = torch.load(weights, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a corrupt pickle can raise anything
-        kind = type(error).__name__
-        raise failed(f"The file is truncated or holds no PyTorch weights ({kind}).") from error
-    state = _unwrapped(state)
+    state = read_checkpoint(weights, "image_encoder.pos_embed", failed, mapped=mapped)
     if not (
         isinstance(state, Mapping)
         and all(isinstance(value, Tensor) for value in state.values())
@@ -272,7 +266,27 @@ def _read_official(name: str, weights: Path | None, *, mapped: bool = False) -> 
     return dict(state)
 
 
-def _unwrapped(content: Any) -> Any:
+def read_checkpoint(
+    path: Path, known: str, failed: Callable[[str], WeightsError], *, mapped: bool = False
+) -> Any:
+    """What Meta or a training script saved: weights by name, if it holds any.
+
+    Args:
+        path: A file of `torch.save`.
+        known: The end of a name that tells what others have before theirs.
+        failed: The error with what was found.
+        mapped: Leave the values on the disk until they are read.
+    """
+    try:
+        mapped = mapped and zipfile.is_zipfile(path)  # torch.save once wrote other files
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a corrupt pickle can raise anything
+        kind = type(error).__name__
+        raise failed(f"The file is truncated or holds no PyTorch weights ({kind}).") from error
+    return _unwrapped(content, known)
+
+
+def _unwrapped(content: Any, known: str) -> Any:
     """The weights in what a training script saved: under a key of their own, or behind a prefix.
 
     `{"model": ...}` and `{"state_dict": ...}` are how fine-tunes are saved; DataParallel writes
@@ -283,9 +297,8 @@ def _unwrapped(content: Any) -> Any:
             content = content[key]
     if not isinstance(content, Mapping):
         return content
-    end = "image_encoder.pos_embed"
-    first = next((str(name) for name in content if str(name).endswith(end)), end)
-    prefix = first.removesuffix(end)
+    first = next((str(name) for name in content if str(name).endswith(known)), known)
+    prefix = first.removesuffix(known)
     return {str(name).removeprefix(prefix): value for name, value in content.items()}
 
 

@@ -255,7 +255,7 @@ def test_images_are_encoded_together(encoder: SamEncoder, monkeypatch: pytest.Mo
 def test_large_images_are_encoded_one_at_a_time(
     encoder: SamEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flmm_core.pipeline.refiners.sam.ENCODED_PIXELS", 64 * 64)
+    monkeypatch.setattr("flmm_core.pipeline.refiners.encoding.ENCODED_PIXELS", 64 * 64)
     images = [encoder.prepare(image(60, 40, seed)) for seed in range(3)]
     assert encode_counting(encoder, images, monkeypatch)[1] == [1, 1, 1]
 

@@ -10,14 +10,13 @@ from segment_anything.modeling.image_encoder import Attention as EncoderAttentio
 from segment_anything.modeling.transformer import Attention as DecoderAttention
 from torch import Tensor
 
+from flmm_core.pipeline.refiners.kernels import FEW_KEYS, padded_prompts
 from flmm_core.pipeline.refiners.sam import SamEncoder, SamRefiner
 from flmm_core.pipeline.refiners.sam_attention import (
-    FEW_KEYS,
     FusedDecoderAttention,
     FusedEncoderAttention,
     FusedUpscaling,
     fuse,
-    padded_prompts,
 )
 from flmm_core.pipeline.refiners.sam_model import build_sam
 
@@ -148,7 +147,7 @@ def test_what_pads_a_prompt_is_never_read(image: Tensor) -> None:
     }
     with torch.no_grad():
         expected, _ = decoder(sparse_prompt_embeddings=tokens, **shared)
-        with padded_prompts(decoder, real):
+        with padded_prompts(decoder.transformer, real, own=5):
             masked, _ = decoder(sparse_prompt_embeddings=wild, **shared)
         unmasked, _ = decoder(sparse_prompt_embeddings=wild, **shared)
     near(masked, expected, 1e-4)

@@ -78,7 +78,7 @@ def plugin(install: Callable[..., None], tmp_path: Path, monkeypatch: pytest.Mon
 def test_it_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["refiners", "list", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)["refiners"]
-    assert [fact["name"] for fact in facts] == ["blur", "none", "sam"]
+    assert [fact["name"] for fact in facts] == ["blur", "none", "sam", "sam2"]
     assert facts[0]["plugin"] == "flmm-blur 0.1"
     assert main(["refiners", "show", "blur"]) == 0
     assert "  radius  int  Radius in pixels.\n" in capsys.readouterr().out
