@@ -96,11 +96,11 @@ def refiner_class(recipe: Recipe) -> tuple[type[Refiner], RefinerOptions]:
 
 
 def load_refiner(
-    recipe: Recipe, weights: Path | None = None
+    recipe: Recipe, weights: str | Path | None = None
 ) -> tuple[ImageEncoder | None, Refiner]:
     """Both halves of the refiner, on the CPU; raises as `refiner_class` and `Refiner.load`."""
     refiner, options = refiner_class(recipe)
-    return refiner.load(options, weights=weights, paper_rounding=recipe.paper_rounding)
+    return refiner.load(options, weights=_path(weights), paper_rounding=recipe.paper_rounding)
 
 
 def reads_hidden(recipe: Recipe) -> bool:
@@ -135,7 +135,7 @@ def check_flow(
     *,
     spec: BackboneSpec | None = None,
     device: str | torch.device = "auto",
-    refiner_weights: Path | None = None,
+    refiner_weights: str | Path | None = None,
     **pass_through: Any,
 ) -> None:
     """Add what `build_flow` would refuse to `problems`, in seconds; args as there.
@@ -155,7 +155,11 @@ def check_flow(
         check_model_files(spec, recipe.model, types, given)
     with problems.part():
         refiner, options = refiner_class(recipe)
-        refiner.check(options, refiner_weights)
+        refiner.check(options, _path(refiner_weights))
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given).expanduser()
 
 
 def load_backbone(recipe: Recipe, spec: BackboneSpec, **given: Any) -> Backbone:
@@ -178,7 +182,7 @@ def build_flow(
     spec: BackboneSpec | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
-    refiner_weights: Path | None = None,
+    refiner_weights: str | Path | None = None,
     one_by_one: bool = False,
     check: bool = True,
     **pass_through: Any,

@@ -72,7 +72,7 @@ class Grounder:
         system: str | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        refiner_weights: Path | None = None,
+        refiner_weights: str | Path | None = None,
         revision: str | None = None,
         force: bool = False,
         strict: bool = False,
@@ -91,7 +91,7 @@ class Grounder:
             prompt: The user's text beside the image, if not as in training; so for `system`.
             device: "auto" takes the first accelerator.
             dtype: Of the VLM's weights; see `Backbone.load`.
-            refiner_weights: The refiner's own weights file, where training needed one.
+            refiner_weights: The refiner's own weights, where training needed some.
             revision: Of the hub repository of the head: a branch, tag or commit.
             force: Accept another VLM of the same shape than the head was trained behind.
             strict: Refuse a VLM that does otherwise than when the head was trained, as under

@@ -162,6 +162,25 @@ def test_a_real_model_is_named_with_its_license(grounder: Grounder) -> None:
         assert text in card.text
 
 
+@pytest.mark.parametrize("given", [None, "facebook/sam2.1-hiera-large", "/secret/sam2-mine"])
+def test_a_refiners_weights_are_named_by_hub_id_or_without_their_folder(
+    grounder: Grounder, tmp_path: Path, given: str | None
+) -> None:
+    from flmm_core.pipeline.model_card import model_card
+    from flmm_core.training.published import evidence_of
+
+    options: dict[str, Any] = {"refiner": "sam2", "refiner_options": {"size": "hiera_l"}}
+    recipe = replace(grounder.info.recipe, **options)
+    (tmp_path / "config.yaml").write_text(json.dumps({"refiner_weights": given}))
+    card = model_card("me/head", replace(grounder.info, recipe=recipe), evidence_of(tmp_path))
+    named, where = ("facebook/sam2.1-hiera-large", "from the hub")
+    if given and "secret" in given:
+        named, where = "sam2-mine", "in the current folder"
+    assert f'refiner_weights="{named}"' in card
+    assert f"`{named}`, {where}.\n" in card
+    assert "secret" not in card
+
+
 @pytest.mark.parametrize(
     ("recipe", "given", "left"),
     [

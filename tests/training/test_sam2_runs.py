@@ -56,7 +56,7 @@ def test_every_command_uses_the_head(
     runs: Runs, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--refiner-weights", str(runs.folder / "weights")]
-    grounder = Grounder.from_pretrained(run, refiner_weights=runs.folder / "weights")
+    grounder = Grounder.from_pretrained(run, refiner_weights=given[1])  # as a model card has it
     result = grounder.ground(picture(60, 40), ["it", "that"])
     assert result.masks.shape == (2, 40, 60)
     again = tmp_path / "saved"
