@@ -18,8 +18,13 @@ SAID = {True: "ok", False: "differs", None: "not checked"}
 @click.argument("run")
 @config_options("device")
 @config_options("model", "dtype", "refiner_weights", unset="as in training")
+@click.option(
+    "--record",
+    is_flag=True,
+    help="If nothing differs, add what the head does not record (of an imported head: all).",
+)
 @json_option
-def command(run: str, as_json: bool, **parameters: Any) -> None:
+def command(run: str, record: bool, as_json: bool, **parameters: Any) -> None:
     """Check that a head's model is what it was in training.
 
     RUN is a run folder of `flmm train`, a head folder or a hub id. Compares the model's weights,
@@ -29,7 +34,7 @@ def command(run: str, as_json: bool, **parameters: Any) -> None:
     given: dict[str, Any] = given_settings(parameters)
     from flmm_core.pipeline.verify import verify
 
-    result = verify(run if not Path(run).exists() else Path(run), **given)
+    result = verify(run if not Path(run).exists() else Path(run), record=record, **given)
     if as_json:
         echo_json(result.to_dict())
     else:

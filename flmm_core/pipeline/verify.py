@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.errors import RunError
+from flmm_core.errors import RunError, UsageError
 from flmm_core.pipeline.backbone import weights
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.fingerprint import (
@@ -26,7 +26,7 @@ from flmm_core.pipeline.backbone.probe import probe_image
 from flmm_core.pipeline.build import Recipe
 from flmm_core.pipeline.drift import default_dtype
 from flmm_core.pipeline.grounder import Grounder
-from flmm_core.pipeline.head_folder import HeadInfo, find_head, read_info
+from flmm_core.pipeline.head_folder import HeadInfo, find_head, read_info, write_info
 from flmm_core.plugins import load_backbones, load_class, parse_options
 
 QUESTIONS = ("What is this?", "Please give me a description of the image.")
@@ -69,6 +69,7 @@ def verify(
     dtype: str | None = None,
     device: str | torch.device = "auto",
     refiner_weights: Path | None = None,
+    record: bool = False,
 ) -> Verification:
     """Check a head and its model; the model is loaded twice, one after the other.
 
@@ -85,11 +86,20 @@ def verify(
         dtype: Of the VLM's weights, by default as in training.
         device: "auto" takes the first accelerator.
         refiner_weights: The refiner's own weights file, where training needed one.
+        record: If nothing differs, add to the head's folder what it does not record: fingerprint,
+            digest and samples of the weights. An imported head has none of them.
 
     Raises:
         FlmmError: The head or its model cannot be loaded, or they do not fit.
+        UsageError: `record` and the head is on the hub.
     """
     folder = find_head(run)
+    if record and not Path(run).exists():
+        raise UsageError(
+            f"Nothing can be recorded in the head '{run}'.",
+            found="It is on the hub.",
+            repair="Give a folder with it.",
+        )
     trained = read_info(folder)
     recipe, source = trained.recipe, model or trained.recipe.model
     dtype = dtype or default_dtype(trained)
@@ -105,7 +115,21 @@ def verify(
         **_run(trained, backbone),
         "answers": _compare_answers(grounder, answers, digest),
     }
-    return Verification(str(folder), source, installed(), findings)
+    result = Verification(str(folder), source, installed(), findings)
+    if record and result.ok:
+        write_info(folder, _completed(trained, backbone, digest))
+    return result
+
+
+def _completed(trained: HeadInfo, backbone: Backbone, digest: str | None) -> HeadInfo:
+    """What a head says of itself, and what it lacked, of the model that it fits."""
+    model = trained.model if trained.model and trained.model.weights else backbone.identity()
+    return replace(
+        trained,
+        model=model,
+        fingerprint=trained.fingerprint or take_fingerprint(backbone),
+        vlm_sha256=trained.vlm_sha256 or digest,
+    )
 
 
 def _alone(
@@ -166,7 +190,11 @@ def _compare_model(trained: HeadInfo, backbone: Backbone) -> Finding:
 
 
 def _run(trained: HeadInfo, backbone: Backbone) -> dict[str, Finding]:
-    unknown = Finding(None, "the head has none: an earlier version wrote it, or --no-check")
+    unknown = Finding(
+        None,
+        "the head has none: it was imported, or written by an earlier version or with "
+        "--no-check; --record adds one",
+    )
     try:
         now = take_fingerprint(backbone)
     except RunError as error:

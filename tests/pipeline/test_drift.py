@@ -33,7 +33,7 @@ from flmm_core.pipeline.backbone.fingerprint import TOLERANCES, Fingerprint, dev
 from flmm_core.pipeline.backbone.recorder import NAME
 from flmm_core.pipeline.build import Recipe
 from flmm_core.pipeline.grounder import Grounder
-from flmm_core.pipeline.head_folder import read_info
+from flmm_core.pipeline.head_folder import read_info, write_info
 from flmm_core.plugins import load_backbones, load_class
 from tests.cached import Runs
 from tests.flows import fresh_grounder
@@ -355,6 +355,32 @@ def test_verify_finds_what_differs(
     lines = capsys.readouterr().out.splitlines()[1:]
     said = dict(line.split(maxsplit=2)[:2] for line in lines)
     assert (said["weights"], said["behavior"], said["answers"]) == ("differs", "ok", "differs")
+
+
+def test_verify_records_what_a_head_lacks(
+    heads: Path, patch: Patch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An imported head knows its model's settings only; then a fault of the model is noticed."""
+    head = tmp_path / "head"
+    shutil.copytree(heads / "qwen", head)
+    whole = read_info(head)
+    assert whole.model is not None
+    bare = replace(whole.model, weights={})
+    write_info(head, replace(whole, model=bare, fingerprint=None, vlm_sha256=None))
+    assert verified(head, capsys, "--record")[0] == 0
+    assert read_info(head) == whole
+    code, found = verified(head, capsys)
+    assert code == 0
+    assert all(each["ok"] for each in found["findings"].values())
+
+    write_info(head, replace(whole, fingerprint=None))
+    usual = Backbone.reply
+    patch.setattr(
+        Backbone, "reply", lambda self, image, prompt, **more: usual(self, image, "?", **more)
+    )
+    assert verified(head, capsys, "--record")[0] == 1
+    assert read_info(head).fingerprint is None  # of a model that differs nothing is recorded
+    assert main(["verify", "owner/head", "--record"]) == 3  # not fetched: offline
 
 
 def test_verify_of_no_head(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Of several processes that share a run any may be killed at any moment: nothing is lost.
 
-FLMM_MOMENTS is how many of the 20 moments are tried.
+Features are kept in memory, which is gone with its process. FLMM_MOMENTS is how many of the 20
+moments are tried.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def unstopped(config: Path) -> dict[str, Any]:
 
 
 def run(config: Path, output: Path, count: int, **happens: Any) -> list[int]:
-    arguments = ["train", "--config", str(config), "--output", str(output)]
+    arguments = ["train", "--config", str(config), "--cache-memory", "0.1", "--output", str(output)]
     return run_processes(arguments, count, output.with_suffix(".log"), **happens)
 
 
@@ -84,7 +85,7 @@ def test_a_killed_process_loses_nothing(
     assert len(MOMENTS) == 20
     rank, place = MOMENTS[number]
     output = config.parent / f"killed-{number}"
-    codes = run(config, output, 2, place=place, happens=kill(SIGKILL), to=rank, bound=60)
+    codes = run(config, output, 2, place=place, happens=kill(SIGKILL), to=rank)
     assert codes[rank] == -SIGKILL
     assert codes[1 - rank] == 1
     said = output.with_suffix(".log.1" if rank == 0 else ".log").read_text()
