@@ -249,6 +249,7 @@ def test_backbones_are_listed_and_shown(capsys: Capture) -> None:
     assert main(["backbones"]) == 0
     listed = capsys.readouterr().out
     assert [line.split()[0] for line in listed.splitlines()] == [
+        "auto",
         "deepseek_vl",
         "llava_next",
         "qwen",
