@@ -40,6 +40,9 @@ def test_words_are_ranked_by_what_does_not_fall_on_sinks() -> None:
     assert ranked[0] == ranked[1] == ["ball", "ball", "red", "red"]
     # with the sink, its neighbor would belong to every word
     assert first(drained.words_at((8, 5))) == "dog"
+    for place in ((15, 5), (8, 5)):
+        shares = [{look.word: look.share for look in e.words_at(place)} for e in (plain, drained)]
+        assert shares[0] == pytest.approx(shares[1], abs=0.05)
     for how, (left, top) in (({}, (10, 0)), ({"sinks": False}, (50, 30))):
         x, y = drained.peak("ball", **how)
         assert left < x < left + 10

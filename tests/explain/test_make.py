@@ -103,6 +103,21 @@ def test_an_answer_has_the_rows_that_it_was_generated_with(
             )  # fmt: skip
 
 
+def test_of_an_answer_that_was_begun_each_word_has_its_own_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known_heads(monkeypatch, 0)
+    backbone = shared("qwen")
+    letters = backbone.tokenizer.convert_tokens_to_ids(list("abcdefgh"))
+    others = [token for token in range(len(backbone.tokenizer)) if token not in letters]
+    asked = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "a red"}]
+    found = explain(backbone, IMAGE, ask=asked, max_new_tokens=4, suppress_tokens=others)
+    given, begun = found.words
+    assert (given.text, given.tokens) == ("a", ())  # the model did not write it
+    assert begun.text.startswith("red")
+    assert "".join(begun.tokens) == begun.text[3:]
+
+
 def test_a_long_text_is_read_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = shared("llava_next")
     known_heads(monkeypatch, 1)

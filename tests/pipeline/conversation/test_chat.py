@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,14 @@ def test_a_stream_is_the_answer_in_parts(grounder: Grounder) -> None:
 
 
 def test_who_stops_listening_stops_the_model() -> None:
-    grounder = twin("qwen")
-    stream = grounder.stream(scene(2), DEFAULT_PROMPT, max_new_tokens=200, min_new_tokens=200)
+    grounder, steps = twin("qwen"), []
+    decoder = grounder.backbone.vlm.get_decoder()
+    counted = decoder.register_forward_hook(lambda *_: steps.append(1))
+    stream = grounder.stream(scene(2), DEFAULT_PROMPT, max_new_tokens=400, min_new_tokens=400)
     assert isinstance(next(stream), str)
     stream.close()  # type: ignore[attr-defined]
+    counted.remove()
+    assert 0 < len(steps) < 300
     assert grounder.chat(scene(2), DEFAULT_PROMPT).text  # it is free again
 
 
@@ -152,6 +157,10 @@ def test_phrases_as_users_give_them() -> None:
     assert {span.phrase for span in answer} == {word}
     assert [text[span.start : span.end] for span in answer] == [word] * len(answer)
     assert len(grounder.chat(scene(2), DEFAULT_PROMPT, phrases=lambda text: [])) == 0
+    words = [match.span() for match in re.finditer(r"\w+", text)][:6]  # more than run together
+    answer = grounder.chat(scene(2), DEFAULT_PROMPT, phrases=lambda text: words)
+    assert [(span.start, span.end) for span in answer] == words
+    assert [span.phrase for span in answer] == [text[start:end] for start, end in words]
 
 
 def test_an_answer_shows_and_saves_itself(tmp_path: Path) -> None:
@@ -195,12 +204,12 @@ def test_a_second_look_shows_the_thing_from_near(grounder: Grounder) -> None:
     thought = grounder.think(scene(2), "What is it?", look_at="red cross", compare=True)
     assert thought.plain is not None
     assert thought.plain.text == grounder.chat(scene(2), "What is it?").text
-    if not any(found.box):
-        assert thought.crop is None
-        return
+    assert any(found.box)
     assert thought.box == around(found.box, scene(2).size, 0.5)
     assert thought.crop is not None
     assert max(thought.crop.size) == max(scene(2).size)
+    near = scene(2).crop(thought.box).resize(thought.crop.size, Image.Resampling.BICUBIC)
+    assert thought.crop.tobytes() == near.tobytes()
     both = grounder.chat([scene(2), thought.crop], "What is it?")
     assert thought.text == both.text
     assert len(thought.answer.results) == 2
