@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers as hf
 
-from flmm_core.pipeline.backbone.geometry.twin import shrunk
+from flmm_core.scaffold.toy import toy_config
 from recipes.families.one_view import ONE_VIEW
 from recipes.families.parts import Parts
 from recipes.families.refused import REFUSED as _REFUSED
@@ -32,24 +31,13 @@ LONGEST = 32768
 """Tokens of a sequence: some configs default to fewer than an image has."""
 
 
-def toy(parts: Parts) -> Any:
-    """The config at toy width, so that a whole model of it runs."""
-    config = shrunk(parts.config, len(parts.processor.tokenizer))
-    text = config.get_text_config()
-    if hasattr(text, "max_position_embeddings"):
-        text.max_position_embeddings = LONGEST
-    rope = getattr(text, "rope_parameters", None) or {}
-    for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if "mrope_section" in each:
-            each["mrope_section"] = [2, 3, 3]
-    return config
-
-
 def write_folder(name: str, folder: str | Path, seed: int = 0) -> Path:
     """Write a toy-width model of a family with random weights; returns the folder."""
     parts = (FAMILIES | REFUSED)[name]()
     torch.manual_seed(seed)
-    model = hf.AutoModelForImageTextToText.from_config(toy(parts))
+    model = hf.AutoModelForImageTextToText.from_config(
+        toy_config(parts.config, len(parts.processor.tokenizer))
+    )
     model.float().save_pretrained(folder)
     parts.processor.save_pretrained(folder)
     return Path(folder)

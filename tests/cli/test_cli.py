@@ -80,8 +80,8 @@ def test_the_version_is_the_distributions(capsys: Capture) -> None:
     ("arguments", "message"),
     [
         (["trainn"], "flmm: No such command 'trainn'. Did you mean 'train'?\n`flmm --help`"),
-        (["train", "--bath-size", "3"], "flmm: No such option '--bath-size'. (Did you mean one of"),
-        (["train", "--no-sam-text"], "flmm: No such option '--no-sam-text'. Did you mean '--refin"),
+        (["train", "--bath-size", "3"], "flmm: No such option|--batch-size"),
+        (["train", "--no-sam-text"], "flmm: No such option|Did you mean '--refiner-option'?"),
         (["train", "--steps", "many"], "flmm: Invalid value for '--steps': 'many' is not a valid"),
         (["train", "--workers", "x"], "flmm: Invalid value for '--workers': 'x' is neither a"),
         (["train", "--options", "x"], "flmm: Invalid value for '--options': 'x' is not of the"),
@@ -98,7 +98,9 @@ def test_wrong_usage_exits_2_with_a_suggestion(
 ) -> None:
     assert main(arguments) == 2
     shown = capsys.readouterr()
-    assert shown.err.startswith(message)
+    start, *rest = message.split("|")  # what is between them is the words of a version of click
+    assert shown.err.startswith(start)
+    assert all(part in shown.err for part in rest)
     assert shown.out == ""
 
 

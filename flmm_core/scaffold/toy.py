@@ -1,0 +1,32 @@
+"""A model at toy width: the same class, processor and geometry, with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flmm_core.pipeline.backbone.geometry.twin import WIDTH, shrunk
+
+
+def toy_config(config: Any, vocabulary: int) -> Any:
+    """A copy of a model's config at toy width, of which the whole model runs."""
+    small = shrunk(config, vocabulary)
+    text = small.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    for each in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if "mrope_section" in each:  # of half the width of a head
+            each["mrope_section"] = [WIDTH // 16, WIDTH * 3 // 32, WIDTH * 3 // 32]
+    return small
+
+
+def write_toy(model_class: Any, config: Any, processor: Any, folder: Path) -> None:
+    """Write the toy model of a config, and its processor, to a folder; always the same one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model_class._from_config(toy_config(config, len(processor.tokenizer)))
+    model.to(torch.bfloat16).save_pretrained(folder)  # half the size
+    processor.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # weights are written for their owner alone
