@@ -8,14 +8,16 @@ import click
 
 from flmm_core import plugins
 from flmm_core.cli.console import echo_json, importing, json_option
+from flmm_core.cli.options import config_options, given_settings
 from flmm_core.errors import RunError
 
 
 @click.command("check")
 @click.argument("name")
 @click.option("--model", default="tiny", show_default=True, help="An alias, a hub id or a folder.")
+@config_options("options")
 @json_option
-def command(name: str, model: str, as_json: bool) -> None:
+def command(name: str, model: str, as_json: bool, **parameters: Any) -> None:
     """Check that the backbone NAME keeps its contract, on one of its models.
 
     Loads the model twice, in float32 on the CPU: as the plugin does and as transformers does. Each
@@ -25,7 +27,9 @@ def command(name: str, model: str, as_json: bool) -> None:
     spec = plugins.load_backbones().get(name)
     with importing():
         from flmm_core.testing import CHECKS, load_for_checks, run_checks
-    backbone = load_for_checks(spec, model)
+    given = given_settings(parameters).items()
+    options = {key.removeprefix("options."): value for key, value in given}
+    backbone = load_for_checks(spec, model, options)
     width = max(len(check.__name__) for check in CHECKS)
     if not as_json:
         click.echo(f"{name}, model {model}:")

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.plugins import load_class
@@ -65,10 +65,12 @@ class Outcome:
         return f"{where}expected {self.expected}, found {self.found}"
 
 
-def load_for_checks(spec: BackboneSpec, model: str | Path = "tiny") -> Backbone:
-    """A backbone as the checks need it: float32, on the CPU."""
+def load_for_checks(
+    spec: BackboneSpec, model: str | Path = "tiny", options: Mapping[str, Any] | None = None
+) -> Backbone:
+    """A backbone as the checks need it: float32, on the CPU; `options` are the plugin's own."""
     kind: type[Backbone] = load_class(spec)
-    return kind.load(spec, str(model), dtype="float32", device="cpu")
+    return kind.load(spec, str(model), dtype="float32", device="cpu", options=options)
 
 
 def check_skips(skip: Mapping[str, str]) -> None:
