@@ -33,10 +33,8 @@ OWN = {
 OWN_BLOCKS = {
     ("docs/serve.md", "import httpx"): "tests/serving/test_docs.py",
     ("docs/serve.md", "from openai import"): "tests/serving/test_docs.py",
-    ("examples/minimal_backbone/README.md", "class TestMinimal"):
-        "examples/minimal_backbone/tests/test_conformance.py",
 }  # fmt: skip
-"""Python that needs a running server or another distribution, and who runs it."""
+"""Python that needs a running server, and who runs it."""
 OPEN = {
     "annotate": "starts Ray; tests/annotate/test_ray.py",
     "demo": "stays open; tests/cli/test_demo.py",
@@ -48,7 +46,9 @@ OPEN = {
 """Commands that are parsed only, with the reason and who runs them."""
 ANSWER = 6
 """Tokens of an answer: random weights would not end it."""
-PAGES = sorted({block.page for block in every_block(*SHELL, "python")} - OWN.keys())
+EXAMPLES = sorted({block.page for block in every_block() if block.page.startswith("examples/")})
+"""Distributions of their own, which are not installed here: their tests run the kit on them."""
+PAGES = sorted({b.page for b in every_block(*SHELL, "python")} - OWN.keys() - set(EXAMPLES))
 
 
 @pytest.fixture(scope="module")
@@ -147,5 +147,8 @@ def test_who_runs_the_rest_does() -> None:
     for page, file in OWN.items():
         assert (ROOT / page).exists()
         assert Path(page).name in (ROOT / file).read_text(), file
+    for page in EXAMPLES:
+        (test,) = (ROOT / page).parent.glob("tests/test_conformance.py")
+        assert "BackboneConformance" in test.read_text()
     for reason in OPEN.values():
         assert (ROOT / reason.partition("; ")[2]).is_file()
