@@ -70,6 +70,8 @@ def _link_pages(app: Any, page: str, source: list[str]) -> None:
 def _plain(app: Any, *args: Any) -> None:
     """Docstrings and help texts have the backticks of Markdown, and no other markup."""
     lines = args[-1]
+    if args[0] in ("attribute", "property"):  # napoleon takes its first line for "type: text"
+        lines.insert(0, "\\ ")
     for place, line in enumerate(lines):
         parts = re.split(r"(``.*?``|`[^`]+`)", line)
         for n, part in enumerate(parts):
