@@ -14,13 +14,22 @@ from flmm_core.pipeline.backbone.geometry.measured_views import (
     MeasuredGeometry,
 )
 from flmm_core.pipeline.backbone.identity import Geometry
+from flmm_core.pipeline.types import Box, ImageView
 
+WHOLE = 0.3
+"""Pixels of the resized image by which a measured edge may miss a whole number of them."""
+EDGE = 0.03
+"""Cells within which a measured edge is taken for that of the image."""
 SIZES = ((480, 640), (640, 427), (96, 96), (1080, 1920), (400, 160), (120, 600))
 """(H, W) that are measured when a model is loaded: photos, small, large, and up to 5:1."""
+NEEDED = SIZES[:2]
+"""A model of which one of these cannot be measured is refused; of others, images are."""
 
 
 class MeasuredViews:
     """The measured geometry of a model, with views that are the same for every image.
+
+    `refused` says why images of some sizes cannot be measured, once `probed` is known.
 
     Models that cut images into tiles show some images, mostly small ones, only as a whole. The one
     view then stands for all: see `Requirements.optional_views`.
@@ -29,10 +38,13 @@ class MeasuredViews:
     def __init__(self, config: Any, processor: Any) -> None:
         self._geometry = MeasuredGeometry(config, processor)
         self._kind = getattr(config, "model_type", type(config).__name__)
+        patch = getattr(getattr(config, "vision_config", None), "patch_size", None)
+        self._patch = patch if isinstance(patch, int) else None
+        self.refused: dict[tuple[int, int], str] = {}
 
     @cached_property
     def probed(self) -> Mapping[tuple[int, int], Measured]:
-        """By image size, what was measured; without sizes that the processor does not take.
+        """By image size, what was measured; without those in `refused`.
 
         Raises:
             WeightsError: A size cannot be measured, or no two views are the same for all of them.
@@ -40,11 +52,12 @@ class MeasuredViews:
         found: dict[tuple[int, int], Measured] = {}
         for image_hw in SIZES:
             try:
-                found[image_hw] = self._geometry.at(image_hw)
-            except GeometryRefused as error:
-                raise WeightsError(error.asked, found=error.found, repair=error.repair) from error
-            except DataError:
-                continue
+                found[image_hw] = self._measured(image_hw)
+            except (GeometryRefused, DataError) as error:
+                if image_hw in NEEDED:
+                    asked, repair = error.asked, error.repair
+                    raise WeightsError(asked, found=error.found, repair=repair) from error
+                self.refused[image_hw] = error.found or error.asked
         counts = {len(one.views) for one in found.values()}
         if not counts or len(counts - {1}) > 1:
             shown = ", ".join(f"{w} x {h}: {len(one.views)}" for (h, w), one in found.items())
@@ -66,7 +79,7 @@ class MeasuredViews:
             DataError: It cannot be measured, or there are other views than in images of `SIZES`.
         """
         try:
-            found = self._geometry.at(image_hw)
+            found = self._measured(image_hw)
         except GeometryRefused as error:
             raise DataError(error.asked, found=error.found, repair=error.repair) from error
         views = list(found.views)
@@ -81,6 +94,11 @@ class MeasuredViews:
         named = tuple(replace(v, name=n) for v, n in zip(views, names, strict=False))
         return replace(found, views=named)
 
+    def _measured(self, image_hw: tuple[int, int]) -> Measured:
+        found = self._geometry.at(image_hw)
+        views = (replace(v, image_box=whole_pixels(v, self._patch)) for v in found.views)
+        return replace(found, views=tuple(views))
+
     def facts(self) -> Geometry:
         """By image size ("640 x 480"), each view's rows, columns and box: for `ModelIdentity`."""
         return {
@@ -93,3 +111,28 @@ class MeasuredViews:
             }
             for (h, w), one in self.probed.items()
         }
+
+
+def whole_pixels(view: ImageView, patch: int | None) -> Box:
+    """The box of a measured view without the error of the measurement, where that can be known.
+
+    Processors resize images to whole pixels, and pad and cut them by whole pixels. So an edge at
+    the image's own lies there; and where a cell is one patch, the box has a whole number of pixels.
+    """
+    y0, x0, y1, x1 = view.image_box
+    h, w = view.token_index.shape
+    (y0, y1), (x0, x1) = _whole(y0, y1, h, patch), _whole(x0, x1, w, patch)
+    return y0, x0, y1, x1
+
+
+def _whole(start: float, end: float, cells: int, patch: int | None) -> tuple[float, float]:
+    cell = (end - start) / cells
+    if max(abs(start), abs(end - 1)) < EDGE * cell:
+        return 0.0, 1.0
+    if patch is None:
+        return start, end
+    side = patch / cell  # of the resized image, in pixels
+    first, whole = start * side, round(side)
+    if not whole or max(abs(side - whole), abs(first - round(first))) > WHOLE:
+        return start, end
+    return round(first) / whole, (round(first) + cells * patch) / whole

@@ -45,8 +45,8 @@ def check_processor(
     placeholder = getattr(processor, "image_token", None)
     token = declared or placeholder
     number = None if token is None else _id(tokenizer, token)
-    expected = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-    expected = number if expected is None else int(expected)
+    known = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    expected = next((int(each) for each in known if each is not None), number)
     found = f"Its image token {token!r} has id {number}; the model's is {expected}."
     if expected is not None:
         if number == expected and placeholder is not None and placeholder in text:

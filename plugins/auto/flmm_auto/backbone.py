@@ -57,6 +57,8 @@ class AutoBackbone(Backbone):
         )
         if self.requirements.sliding_window:
             told += " Some layers attend only to the latest tokens."
+        for (height, width), reason in self.measured.refused.items():
+            told += f" Images of {width} x {height} pixels are refused: {reason}"
         tried, now = LISTED.get(kind), transformers_version
         if tried is None:
             told += f" The type '{kind}' has not been tried before."
