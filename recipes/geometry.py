@@ -28,7 +28,6 @@ from PIL import Image
 from flmm_core.errors import DataError
 from flmm_core.pipeline.backbone.geometry.measured_views import (
     GeometryRefused,
-    Measured,
     MeasuredGeometry,
 )
 from flmm_core.pipeline.types import ImageView
@@ -46,7 +45,7 @@ LEAST_BOX = 0.05
 
 
 class Row(NamedTuple):
-    """What one image size gave: `box` in cells, None where nothing is declared."""
+    """What one image size gave: `box` in cells, None where nothing can be compared."""
 
     seconds: float
     refused: str = ""
@@ -96,12 +95,9 @@ def box_error(one: ImageView, other: ImageView) -> float:
     return max(abs(a - b) / cell for a, b, cell in sides)
 
 
-def compare(found: Measured, backbone: Any, image_hw: tuple[int, int]) -> tuple[bool, float]:
+def compare(found: Sequence[ImageView], declared: Sequence[ImageView]) -> tuple[bool, float]:
     """Whether all tokens are the same, and the largest error of a box."""
-    declared = declared_views(backbone, image_hw)
-    if len(declared) != len(found.views):
-        return False, torch.inf
-    pairs = list(zip(found.views, declared, strict=True))
+    pairs = list(zip(found, declared, strict=True))
     same = all(torch.equal(one.token_index, other.token_index) for one, other in pairs)
     return same, max(box_error(one, other) for one, other in pairs) if same else torch.inf
 
@@ -116,9 +112,10 @@ def measure(geometry: MeasuredGeometry, backbone: Any, size: str) -> Row:
         kind = "" if isinstance(error, GeometryRefused) else "processor: "
         return Row(time.process_time() - began, kind + error.found)
     seconds = time.process_time() - began
-    if backbone is None:
+    declared = declared_views(backbone, (height, width)) if backbone else ()
+    if len(declared) != len(found.views):  # tiles that make no regular grid are views of their own
         return Row(seconds, residual=found.residual)
-    same, box = compare(found, backbone, (height, width))
+    same, box = compare(found.views, declared)
     return Row(seconds, residual=found.residual, same=same, box=box)
 
 

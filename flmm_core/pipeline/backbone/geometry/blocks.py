@@ -104,10 +104,10 @@ def cut_blocks(key: str, ratios: Ratios, elements: Elements, *, single: bool = F
     given = ratios.by_key[key]
     cut = _Cut(given.shape)
     side = 1 if single else cut.guess(given)
-    owner = _owners(cut.blocks(given, side), ratios)
+    owner = _owners(cut, key, ratios, side)
     if side > 1 and (owner == SEVERAL).any():
         side = 1
-        owner = _owners(cut.blocks(given, side), ratios)
+        owner = _owners(cut, key, ratios, side)
     shown = cut.blocks(elements.real, side)
     real = shown.sum(1).double()
     y, x = (_coordinate(cut.blocks(each, side), shown, real) for each in (elements.y, elements.x))
@@ -123,13 +123,18 @@ def cut_blocks(key: str, ratios: Ratios, elements: Elements, *, single: bool = F
     return Blocks(owner, shown.shape[1], real, y, x, tile, at, seen_at, side)
 
 
-def _owners(blocks: Tensor, ratios: Ratios) -> Tensor:
+def _owners(cut: _Cut, key: str, ratios: Ratios, side: int) -> Tensor:
+    blocks = cut.blocks(ratios.by_key[key], side)
     low, high = blocks.aminmax(dim=1)  # NaN if any of a block is
     owner = ratios.owners(low, high)
     unread = high.isnan()
     if unread.any():
         unread[unread.clone()] = blocks[unread].isnan().all(1)
         owner[unread] = NOBODY
+    unclear = owner == SEVERAL
+    if unclear.any():
+        strength = cut.blocks(ratios.strength[key], side)[unclear]
+        owner[unclear] = ratios.owners_of_strong(blocks[unclear], strength)
     return owner
 
 

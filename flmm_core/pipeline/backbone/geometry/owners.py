@@ -20,6 +20,8 @@ NOBODY, SEVERAL = -1, -2
 
 CLOSE = 1e-4
 """How exact a ratio must be, in steps from one code to the next."""
+WEAK, EXACT = 1e-4, 1e-10
+"""Which gradients nearly cancel, and how exact all are, as fractions of the largest of a block."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,13 @@ class Ratios:
     Attributes:
         codes: (S,) float64; the code of place j in the sequence lies between j + 1 and j + 1.4.
         by_key: Of each pixel tensor, of its shape; NaN where no token reads an element.
+        strength: By key, the absolute gradient that a ratio was divided by; those that nearly
+            cancel give inexact ratios.
     """
 
     codes: Tensor
     by_key: dict[str, Tensor]
+    strength: dict[str, Tensor]
 
     def owners(self, low: Tensor, high: Tensor) -> Tensor:
         """int64 places in the sequence of those whose code is both of two ratios, or SEVERAL."""
@@ -40,6 +45,21 @@ class Ratios:
         code = self.codes[owner]
         exact = ((low - code).abs() < CLOSE) & ((high - code).abs() < CLOSE)
         owner[~exact] = SEVERAL
+        return owner
+
+    def owners_of_strong(self, blocks: Tensor, strength: Tensor) -> Tensor:
+        """The same of (K, elements), by the elements whose gradients do not cancel.
+
+        The others must agree as far as they are exact.
+        """
+        most = strength.amax(1, keepdim=True)
+        weak = strength < WEAK * most
+        low = blocks.masked_fill(weak, torch.inf).amin(1)
+        high = blocks.masked_fill(weak, -torch.inf).amax(1)
+        owner = self.owners(low, high)
+        off = (blocks - self.codes[owner.clamp(min=0)][:, None]).abs() * strength
+        agree = (off <= EXACT * self.codes[-1] * most).all(1)
+        owner[~agree] = SEVERAL
         return owner
 
 
@@ -57,9 +77,9 @@ def find_ratios(twin: Twin, encoded: Encoded) -> Ratios:
         values = list(leaves.values())
         plain = torch.autograd.grad(mixed.sum(), values, retain_graph=True, allow_unused=True)
         coded = torch.autograd.grad((mixed * codes).sum(), values, allow_unused=True)
-    found = {
-        key: other.div_(one)
-        for key, one, other in zip(leaves, plain, coded, strict=True)
-        if one is not None and other is not None
-    }
-    return Ratios(codes, found)
+    ratios, strength = {}, {}
+    for key, one, other in zip(leaves, plain, coded, strict=True):
+        if one is not None and other is not None:
+            ratios[key] = other.div_(one)
+            strength[key] = one.abs_()
+    return Ratios(codes, ratios, strength)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flmm_core.pipeline.backbone.geometry import twin
 from flmm_core.pipeline.backbone.geometry.measured_views import Measured, MeasuredGeometry
+from flmm_core.pipeline.backbone.geometry.owners import SEVERAL, Ratios
 from flmm_core.pipeline.backbone.geometry.tokenwise import skip_tokenwise
 from recipes.families import FAMILIES
 from recipes.twins import PARTS
@@ -102,3 +103,18 @@ def test_a_measurement_leaves_random_numbers_and_modes_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert not found.views[0].token_index.requires_grad
     found.views[0].token_index.clone()[0, 0] = 5
+
+
+def test_gradients_that_nearly_cancel_name_no_second_owner() -> None:
+    """One element in millions gives an inexact ratio; one that reaches another token, a wrong one."""
+    codes = torch.tensor([1.1, 2.3, 3.2], dtype=torch.float64)
+    strength = torch.tensor([[2.0, 1.0, 1e-9]], dtype=torch.float64)
+    exact = torch.tensor([[2.3, 2.3, 2.3]], dtype=torch.float64)
+    inexact = exact + torch.tensor([0, 0, 1e-3])
+    ratios = Ratios(codes, {}, {})
+    assert ratios.owners_of_strong(inexact, strength).tolist() == [1]
+    assert ratios.owners(*inexact.aminmax(dim=1)).tolist() == [SEVERAL]
+    other = exact + torch.tensor([0, 0.9, 0])
+    assert ratios.owners_of_strong(other, strength).tolist() == [SEVERAL]
+    weak_other = exact + torch.tensor([0, 0, 0.9])
+    assert ratios.owners_of_strong(weak_other, 10 * strength.clamp(max=0.1)).tolist() == [SEVERAL]
