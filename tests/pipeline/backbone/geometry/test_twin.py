@@ -106,7 +106,7 @@ def test_a_measurement_leaves_random_numbers_and_modes_alone() -> None:
 
 
 def test_gradients_that_nearly_cancel_name_no_second_owner() -> None:
-    """One element in millions gives an inexact ratio; one that reaches another token, a wrong one."""
+    """One element in millions gives an inexact ratio, one of another token a wrong one."""
     codes = torch.tensor([1.1, 2.3, 3.2], dtype=torch.float64)
     strength = torch.tensor([[2.0, 1.0, 1e-9]], dtype=torch.float64)
     exact = torch.tensor([[2.3, 2.3, 2.3]], dtype=torch.float64)
