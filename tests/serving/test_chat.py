@@ -127,6 +127,9 @@ def test_settings_of_generation_are_passed_on(
 ) -> None:
     short = ask(client, user(QUESTION, images[0]), max_tokens=3)
     assert (short.choices[0].finish_reason, short.usage.completion_tokens) == ("length", 3)
+    whole = ask(client, user(QUESTION, images[0])).usage.completion_tokens
+    just = ask(client, user(QUESTION, images[0]), max_tokens=whole)  # its last token ends it
+    assert (just.choices[0].finish_reason, just.usage.completion_tokens) == ("stop", whole)
     said = {
         seed: ask(client, user(QUESTION, images[0]), temperature=1.5, top_p=0.95, seed=seed)
         for seed in (1, 2, 1)

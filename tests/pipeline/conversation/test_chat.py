@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from flmm_core.data.drawn.scenes import make_scene, paint
 from flmm_core.errors import UsageError
+from flmm_core.pipeline.conversation import zoom
 from flmm_core.pipeline.conversation.answer import Answer, Span
 from flmm_core.pipeline.conversation.zoom import around
 from flmm_core.pipeline.grounder import Grounder
@@ -135,7 +136,7 @@ def test_an_error_of_the_model_reaches_who_listens() -> None:
         list(twin("qwen").stream(scene(2), DEFAULT_PROMPT, num_beams=3))
 
 
-def test_a_span_is_in_the_image_where_it_is_most_probable() -> None:
+def test_a_span_is_in_the_image_where_it_is_most_probable(tmp_path: Path) -> None:
     grounder = twin("qwen")
     wide = scene(3).resize((200, 100))
     answer = grounder.chat([scene(2), wide], "What is it?", max_new_tokens=12)
@@ -147,6 +148,10 @@ def test_a_span_is_in_the_image_where_it_is_most_probable() -> None:
         assert span.mask.shape == answer.results[span.image].logits.shape[1:]
     with pytest.raises(UsageError, match="several images"):
         _ = answer.result
+    answer.save(tmp_path)
+    for folder, result in zip((tmp_path, tmp_path / "image-2"), answer.results, strict=True):
+        content = json.loads((folder / "result.json").read_text())
+        assert (content["width"], content["height"]) == result.image.size
 
 
 def test_phrases_as_users_give_them() -> None:
@@ -208,11 +213,18 @@ def test_a_second_look_shows_the_thing_from_near(grounder: Grounder) -> None:
     assert thought.box == around(found.box, scene(2).size, 0.5)
     assert thought.crop is not None
     assert max(thought.crop.size) == max(scene(2).size)
-    near = scene(2).crop(thought.box).resize(thought.crop.size, Image.Resampling.BICUBIC)
-    assert thought.crop.tobytes() == near.tobytes()
     both = grounder.chat([scene(2), thought.crop], "What is it?")
     assert thought.text == both.text
     assert len(thought.answer.results) == 2
+
+
+def test_a_second_look_shows_the_pixels_within_its_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoom, "around", lambda *_: (8, 4, 40, 36))  # a fresh head takes all of it
+    thought = twin("qwen").think(scene(2), "What is it?", look_at="red cross", max_new_tokens=2)
+    assert thought.crop is not None
+    side = max(scene(2).size)
+    near = scene(2).crop((8, 4, 40, 36)).resize((side, side), Image.Resampling.BICUBIC)
+    assert thought.crop.tobytes() == near.tobytes()
 
 
 def test_a_second_look_with_nothing_to_look_at_is_the_plain_answer() -> None:
