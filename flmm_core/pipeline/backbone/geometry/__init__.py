@@ -5,6 +5,7 @@ ramps      black, white and ramp images through the processor -> the place of ea
 twin       the model's class at toy width with attention off -> which token each element reaches
 tokenwise  skips the twin's layers that mix no tokens
 owners     gradients of the twin -> which token owns each element
+blocks     pixel tensors in blocks of one owner, such as patches
 places     both together -> center, size and tile of each token
 grids      tokens -> regular grids
 proof      grids against the coordinates of single elements
