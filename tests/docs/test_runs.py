@@ -95,7 +95,7 @@ def on_stand_ins(given: list[str], twin: Path, drawn: Path) -> list[str]:
         (r"(refcoco:/data/coco|shapes)@[\w-]+", f"refcoco:{drawn}@train"),
         (r" --refiner-weights \S+", ""),
         (r"--model Qwen/\S+", f"--model {twin}"),
-        (r"(?<= )(RUN|me/qwen-head(@v1)?|heads/deepseek)(?= |$)", "runs/first"),
+        (r"(?<= )(RUN|runs/\.\.\.|me/qwen-head(@v1)?|heads/deepseek)(?= |$)", "runs/first"),
     )
     if name in ("chat", "explain") and "--model" not in small and "--head" not in small:
         small += ["--model", str(twin)]
