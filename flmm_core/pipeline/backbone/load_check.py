@@ -125,6 +125,10 @@ def misplaced_views(
         end = min(len(changed), len(embedded))  # captions differ in length
         change = changed[:end].float() - embedded[:end].float()
         distance = torch.linalg.vector_norm(change, dim=-1).cpu()  # (S,)
+        if not distance[view.token_index].any():
+            told = "when a part of the image is repainted, no token of the view changes"
+            faults.append(f"view '{view.name}': {told}")
+            continue
         ranks = distance[view.token_index].flatten().argsort().argsort()
         grid = view.token_index.shape
         fits = {
