@@ -26,7 +26,7 @@ from flmm_core.pipeline.backbone.fingerprint import take_fingerprint
 from flmm_core.pipeline.backbone.identity import ModelIdentity, differences
 from flmm_core.plugins import load_class
 from flmm_core.testing.probes import CAPTION, picture
-from recipes.families import toy
+from recipes.families import toy_config
 from recipes.families.refused import REFUSED
 from tests.examples import example
 
@@ -149,7 +149,7 @@ def test_it_gives_the_head_that_the_named_backbone_gives(name: str, tmp_path: Pa
 @pytest.mark.parametrize("make", REFUSED[:3], ids=lambda make: make.__name__)
 def test_what_cannot_be_proved_is_refused(make: Any, tmp_path: Path) -> None:
     made = make()
-    toy(made).save_pretrained(tmp_path)
+    toy_config(made.config, len(made.processor.tokenizer)).save_pretrained(tmp_path)
     made.processor.save_pretrained(tmp_path)
     with pytest.raises(FlmmError) as error:
         AutoBackbone.load(SPEC, str(tmp_path), options=ANY)
