@@ -46,6 +46,7 @@ TOY_DEFAULTS: Mapping[str, Any] = {
     "head.enlarge_to": 32,
     "learning_rate": 6e-3,
     "refiner_learning_rate": 3e-4,
+    "bucket": True,
     "cache_memory": 1.0,
     "steps": 900,
     "save_every": 450,
