@@ -36,7 +36,14 @@ mutant("check_spec_without_torch", "a plugin that imports transformers")(
     spec(target="transformers:AutoModel")
 )
 mutant(SPEC, "no model types")(loaded(lambda b: setattr(b, "model_types", ())))
-mutant(SPEC, "two views of one name")(loaded(lambda b: setattr(b, "view_names", ("image",) * 2)))
+
+
+@mutant(SPEC, "two views of one name")
+def same_names(base: Any) -> Any:
+    class Faulty(base):
+        view_names = "image", "image"
+
+    return Faulty
 
 
 def on_model(change: Callable[[Any], Any]) -> Make:
