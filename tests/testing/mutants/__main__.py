@@ -73,13 +73,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.testing.mutants")
     parser.add_argument("names", nargs="*", help="mutants or checks; by default all")
     parser.add_argument(
-        "--family", action="append", choices=[*good.FAMILIES, *good.OTHERS], metavar="NAME"
+        "--family", action="append", choices=[*good.GOOD, *good.OTHERS], metavar="NAME"
     )
     parser.add_argument("--good", type=int, metavar="SEEDS", help="look for false alarms instead")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
-    families = given.family or list(good.FAMILIES)
+    families = given.family or list(good.GOOD if given.good else good.FAMILIES)
     with tempfile.TemporaryDirectory() as folder:
         if given.good:
             return no_false_alarm(given.good, families, Path(folder))

@@ -25,7 +25,9 @@ EXAMPLES = {
     "idefics3": "flmm_idefics3",
 }
 MORE = ("qwen2_vl", "qwen3_vl")
-FAMILIES = (*PARTS, *EXAMPLES)
+FAMILIES = (*PARTS, "minimal")
+"""Those that mutants are made of: they declare their geometry, and go on from a KV cache."""
+GOOD = (*PARTS, *EXAMPLES)
 OTHERS = (*MORE, *(f"auto:{name}" for name in RELEASED))
 
 
