@@ -269,7 +269,7 @@ def test_backbones_are_listed_and_shown(capsys: Capture) -> None:
         "llava_next",
         "qwen",
     ]
-    assert facts["backbones"][2]["models"]["tiny"]["source"] == "flmm_qwen:tiny"
+    assert facts["backbones"][3]["models"]["tiny"]["source"] == "flmm_qwen:tiny"
 
 
 def test_refiners_are_listed_and_shown(capsys: Capture) -> None:

@@ -130,6 +130,8 @@ def test_a_page_runs(
             given = arguments(words)
             if given is None or given[0] in OPEN or "parquet:" in " ".join(given):
                 continue
+            if given[:2] == ["backbones", "check"] and "DIR" in given:
+                continue  # a model of one's own; the kit's own tests run it on many
             typed = io.TextIOWrapper(io.BytesIO(b"photos/c.jpg\n"))
             monkeypatch.setattr(sys, "stdin", typed)
             small = on_stand_ins(given, random_twin, drawn)

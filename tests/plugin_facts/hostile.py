@@ -93,7 +93,7 @@ HOSTILE = {
         "importing it changes what sys.path begins with",
     ),
     "takes signals": (
-        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + good("signals"),
+        "import signal; signal.signal(signal.SIGTERM, lambda *_: None)\n" + good("signals"),
         "importing it changes how signals are handled",
     ),
 }

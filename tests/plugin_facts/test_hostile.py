@@ -48,7 +48,7 @@ def test_hostile_plugins_are_listed_with_their_reasons() -> None:
     assert (shown.returncode, shown.stderr) == (0, "")
     good_ones, bad_ones = shown.stdout.split("\n\nNot loaded:\n")
     assert [line.split()[0] for line in good_ones.splitlines()] == [
-        "deepseek_vl", "llava_next", "noisy", "qwen",
+        "auto", "deepseek_vl", "llava_next", "noisy", "qwen",
     ]  # fmt: skip
     assert "Clears \\x1b[2J the screen" in good_ones
     reasons = dict(line.split(" 0.1", 1) for line in bad_ones.split("\n\n")[0].splitlines())

@@ -36,7 +36,7 @@ def changed(begun: RunConfig, key: str, value: Any) -> RunConfig:
 
 OTHERS = {
     "backbone": "llava_next", "refiner": "none", "head.presence": False, "dtype": "float16",
-    "cache_memory": 0.0,
+    "cache_memory": 0.0, "bucket": False,
 }  # fmt: skip
 
 

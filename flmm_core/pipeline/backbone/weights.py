@@ -8,7 +8,7 @@ import importlib.util
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -220,22 +220,28 @@ def check_model_type(
             found=str(error),
             repair="Copy or download the model again.",
         ) from error
+    # First: authors may have used a model_type that transformers gave to its own format later.
+    _check_converted(spec, source, (found, *classes))
     if not expected or found in expected:
         return
-    for each in (spec, *load_backbones().specs.values()):
-        for name in (found, *classes):
-            if name in each.converted:
-                raise WeightsError(
-                    f"The model '{source}' is in its authors' own format.",
-                    found=f"Its config.json says '{name}', which transformers does not read.",
-                    repair="Use the weights converted for transformers: "
-                    f"--backbone {each.name} --model {each.converted[name]}.",
-                )
+    for other in load_backbones().specs.values():
+        _check_converted(other, source, (found, *classes))
     raise WeightsError(
         f"Backbone '{spec.name}' does not support the model '{source}'.",
         found=f"Its config.json says model_type '{found}'; expected: {', '.join(expected)}.",
         repair="Use the backbone of that family (flmm backbones list), or another model.",
     )
+
+
+def _check_converted(spec: BackboneSpec, source: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name in spec.converted:
+            raise WeightsError(
+                f"The model '{source}' is in its authors' own format.",
+                found=f"Its config.json says '{name}', which transformers does not read.",
+                repair="Use the weights converted for transformers: "
+                f"--backbone {spec.name} --model {spec.converted[name]}.",
+            )
 
 
 def _hub_file(source: str, name: str, hub: Mapping[str, Any]) -> Path:
