@@ -52,6 +52,16 @@ def test_the_built_in_plugins_come_through_the_public_door() -> None:
         assert {registry.plugins[name].label.split()[0] for name in names} == {"flmm"}
 
 
+@pytest.mark.parametrize("version", ["0", "2", "'1'"])
+def test_a_plugin_for_another_version_of_the_api_is_refused(install: Install, version: str) -> None:
+    install("flmm-old", flmm_old=f"API_VERSION = {version}\n" + good("old"))
+    install("flmm-new", flmm_new="API_VERSION = 1\n" + good("new"))
+    registry = load_backbones()
+    assert ("old" in registry.specs, "new" in registry.specs) == (False, True)
+    (reason,) = reasons(registry)
+    assert f"it is written for version {version} of flmm's plugin API" in reason
+
+
 def test_a_plugin_adds_its_backbone(install: Install) -> None:
     install("flmm-good", "1.2", flmm_good=good("good"))
     registry = load_backbones()
