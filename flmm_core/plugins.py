@@ -125,13 +125,13 @@ def _load(
     # Our own distribution comes first, so that no other can take a name away from it.
     owned = sorted(
         ((_owner(entry), entry) for entry in found),
-        key=lambda pair: (not _is_own(pair[0]), pair[0], pair[1].name),
+        key=lambda pair: (not is_own(pair[0]), pair[0], pair[1].name),
     )
     entries_of = Counter(owner for owner, _ in owned)
     entries = [Entry(owner, entry, entries_of[owner] > 1) for owner, entry in owned]
     specs: dict[str, SpecT] = {}
     plugins: dict[str, Plugin] = {}
-    trusted = [each for each in entries if given or _is_own(each.owner)]
+    trusted = [each for each in entries if given or is_own(each.owner)]
     for each in trusted:
         start = time.perf_counter()
         try:
@@ -218,7 +218,8 @@ def _owner(entry: metadata.EntryPoint) -> str:
     return shortened(plain(owner), 200)
 
 
-def _is_own(owner: str) -> bool:
+def is_own(owner: str) -> bool:
+    """Whether a plugin is of flmm itself, by the name and version of its distribution."""
     return owner.split()[:1] == [hookspecs.PROJECT]
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,14 @@ from flmm_core.data.drawn.splits import SPLITS, split_folder
 from flmm_core.errors import FlmmError, shortened
 from flmm_core.files import cache_folder, check_writable, free_bytes
 from flmm_core.loader.cpus import usable_cpus
-from flmm_core.plugins import load_backbones, load_phrase_finders, load_refiners
+from flmm_core.plugin_facts.examine import examine
+from flmm_core.plugins import (
+    Registry,
+    is_own,
+    load_backbones,
+    load_phrase_finders,
+    load_refiners,
+)
 from flmm_core.spec import plural
 
 VERSION = 1
@@ -41,6 +48,8 @@ OPTIONAL = {
     "mlflow": "--log-with mlflow",
 }
 PROBE_SECONDS = 180
+CLASS_SECONDS = 20.0
+"""What the classes of all plugins may take to import, once torch is imported."""
 HUB_SECONDS = 3.0
 WALK_SECONDS = 2.0
 """The size of a folder that takes longer to walk is not told."""
@@ -64,16 +73,6 @@ try:
     (torch.ones(2, 2) @ torch.ones(2, 2)).sum().item()
 except BaseException as error:
     found["error"] = f"{type(error).__name__}: {error}"
-else:
-    from flmm_core.plugins import load_backbones, load_class, load_phrase_finders, load_refiners
-    found["unloadable"] = {}
-    for registry in (load_backbones(), load_refiners(), load_phrase_finders()):
-        for name, spec in registry.specs.items():
-            try:
-                load_class(spec)
-            except BaseException as error:
-                reason = f"{type(error).__name__}: {error}"
-                found["unloadable"][f"{registry.kind} '{name}'"] = reason
 print("\\n" + json.dumps(found))
 """
 """Runs in a process of its own: a broken build of torch may crash or hang instead of raising."""
@@ -110,7 +109,7 @@ def diagnose() -> dict[str, Any]:
         "optional": [
             {"name": name, "version": _version(name), "for": use} for name, use in OPTIONAL.items()
         ],
-        "plugins": safely("The plugins", lambda told: _plugins(told, probe)),
+        "plugins": safely("The plugins", lambda told: _plugins(told, bool(probe.get("version")))),
         "hub": safely("The hub", lambda _: _hub()),
         "folders": safely("The folders", _folders),
         "data": safely("The drawn scenes", lambda _: _drawn()),
@@ -119,7 +118,7 @@ def diagnose() -> dict[str, Any]:
 
 
 def _probe(problems: list[str]) -> dict[str, Any]:
-    """What torch says, and which classes of plugins cannot be imported."""
+    """What torch says."""
     try:
         run = subprocess.run(
             [sys.executable, "-c", PROBE],
@@ -178,16 +177,13 @@ def _packages(problems: list[str]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda package: str(package["name"]))
 
 
-def _plugins(problems: list[str], probe: dict[str, Any]) -> dict[str, Any]:
+def _plugins(problems: list[str], torch_works: bool) -> dict[str, Any]:
     registries = load_backbones(), load_refiners(), load_phrase_finders()
     # A distribution that does not load is met by each.
     failed = {f.plugin.label: f.reason for registry in registries for f in registry.failures}
-    unloadable: dict[str, str] = probe.get("unloadable", {})
+    unloadable = _unloadable(registries) if torch_works else {}
     problems += [f"Plugin {label} does not load: {reason}" for label, reason in failed.items()]
-    problems += [
-        f"The {name} cannot be used: {shortened(' '.join(reason.split()), 300)}"
-        for name, reason in unloadable.items()
-    ]
+    problems += [f"The {name} cannot be used: {reason}" for name, reason in unloadable.items()]
     return {
         **{
             plural(registry.kind): [
@@ -201,6 +197,23 @@ def _plugins(problems: list[str], probe: dict[str, Any]) -> dict[str, Any]:
             for registry in registries
         },
         "not_loaded": [{"plugin": label, "reason": reason} for label, reason in failed.items()],
+    }
+
+
+def _unloadable(registries: Sequence[Registry[Any]]) -> dict[str, str]:
+    """Whose class cannot be imported, and why; other processes import them."""
+    targets: dict[str, str] = {}
+    modules = ["torch", "transformers"]
+    for registry in registries:
+        for name, spec in registry.specs.items():
+            targets[f"{registry.kind} '{name}'"] = spec.target
+            if is_own(registry.plugins[name].label):
+                modules.append(spec.target.split(":")[0])
+    found = examine([*targets.items()], CLASS_SECONDS, classes=True, preload=modules)
+    return {
+        name: facts.error or f"importing it had not ended after {facts.waited:g} s"
+        for name, facts in zip(targets, found, strict=True)
+        if facts.is_faulty
     }
 
 

@@ -2,13 +2,15 @@
 
 It reads a `Request` from stdin, a line of JSON, and writes to stdout the line `READY`, then a line
 `[number of the entry point, Facts]` for each. Where the system can, every plugin is imported in a
-process of its own, forked from this one, which has loaded already what all plugins import. What is
-not done in time is killed, with all that it has started.
+process of its own, forked from this one, which has loaded already what all plugins import. Between
+the two stands a warden, which tells how the plugin's process ended: a plugin that kills or stops
+its parent hinders only that. What is not done in time is killed, with all that it has started.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import selectors
@@ -38,10 +40,12 @@ _DIE_WITH_PARENT, _ADOPT_ORPHANS = 1, 36  # of prctl(2)
 
 
 class Request(BaseModel):
-    """Which entry points (name, value) to import, and the seconds that all have together."""
+    """What `examine` is asked."""
 
     entries: list[tuple[str, str]]
     seconds: float
+    classes: bool = False
+    preload: list[str] = []
 
 
 def main() -> None:
@@ -52,12 +56,32 @@ def main() -> None:
     for stream in range(3):  # what a plugin prints is not for the user
         os.dup2(nowhere, stream)
     sys.dont_write_bytecode = True  # what is installed stays as it is
+    for module in request.preload:
+        with suppress(Exception):  # it is told where it is needed
+            importlib.import_module(module)
     answers.write(READY)
     if hasattr(os, "fork"):
         _examine_apart(request, answers)
     else:
-        for number, entry in enumerate(request.entries):
-            _answer(answers, number, facts_of_import(*entry))
+        for number in range(len(request.entries)):
+            _answer(answers, number, answer_to(request, number))
+
+
+def answer_to(request: Request, number: int) -> Facts:
+    """Import one plugin, or one class, in this process."""
+    return (facts_of_class if request.classes else facts_of_import)(*request.entries[number])
+
+
+def facts_of_class(name: str, value: str) -> Facts:
+    """Whether a class can be imported; `value` is `package.module:Class`."""
+    start = time.perf_counter()
+    error = ""
+    try:
+        if not isinstance(metadata.EntryPoint(name, value, "flmm").load(), type):
+            error = f"TypeError: {value} is not a class"
+    except BaseException as raised:
+        error = one_line(raised)
+    return Facts(seconds=time.perf_counter() - start, error=error)
 
 
 def facts_of_import(name: str, value: str) -> Facts:
@@ -90,6 +114,7 @@ class _State:
         self.streams = sys.stdout, sys.stderr
         self.handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
         self.threads = set(threading.enumerate())
+        self.parent = os.getppid()
 
     def changed(self) -> str:
         """The first change, in words; empty if there is none."""
@@ -100,6 +125,7 @@ class _State:
             ("changes how signals are handled", lambda: not self._same_handlers()),
             ("leaves a thread running", self._left_thread),
             ("leaves a process running", _has_children),
+            ("stops or ends the process that examines it", lambda: not self._same_parent()),
         )
         for words, check in checks:
             try:
@@ -120,6 +146,11 @@ class _State:
 
     def _same_handlers(self) -> bool:
         return all(signal.getsignal(number) is old for number, old in self.handlers.items())
+
+    def _same_parent(self) -> bool:
+        if os.getppid() != self.parent:
+            return False
+        return bool(psutil.Process(self.parent).status() != psutil.STATUS_STOPPED)
 
     def _left_thread(self) -> bool:
         """Whether there is another thread for which Python would wait at its end."""
@@ -145,7 +176,6 @@ def _answer(answers: BinaryIO, number: int, facts: Facts) -> None:
 
 class _Child(NamedTuple):
     number: int
-    pid: int
     pipe: int
     said: bytearray
 
@@ -155,8 +185,8 @@ def _examine_apart(request: Request, answers: BinaryIO) -> None:
     memory = min(MOST_MEMORY, psutil.virtual_memory().available // 2)
     until = time.monotonic() + request.seconds
     with selectors.DefaultSelector() as waiting:
-        for number, entry in enumerate(request.entries):
-            child = _fork(number, entry, memory, answers)
+        for number in range(len(request.entries)):
+            child = _Child(number, _fork(request, number, memory, answers), bytearray())
             waiting.register(child.pipe, selectors.EVENT_READ, child)
         while waiting.get_map() and (left := until - time.monotonic()) > 0:
             for key, _ in waiting.select(left):
@@ -165,19 +195,29 @@ def _examine_apart(request: Request, answers: BinaryIO) -> None:
                 child.said.extend(part)
                 if not part or part.endswith(b"\n") or len(child.said) > MOST_BYTES:
                     waiting.unregister(child.pipe)
-                    _answer(answers, child.number, _heard(child, request.seconds))
-        late = [key.data for key in waiting.get_map().values()]
-    for child in late:
-        _answer(answers, child.number, _heard(child, request.seconds, late=True))
+                    _answer(answers, child.number, _heard(child))
+        late = [key.data.number for key in waiting.get_map().values()]
+    for number in late:
+        _answer(answers, number, Facts(waited=request.seconds))
     _kill_all()
 
 
-def _fork(number: int, entry: tuple[str, str], memory: int, answers: BinaryIO) -> _Child:
+def _heard(child: _Child) -> Facts:
+    """What a plugin's process has said, or else its warden."""
+    if len(child.said) > MOST_BYTES:
+        return Facts(error=f"it declares more than {MOST_BYTES:,} bytes")
+    for line in child.said.splitlines():
+        with suppress(ValueError):
+            return Facts.model_validate_json(bytes(line))
+    return Facts(error="importing it stops or ends the process that examines it")
+
+
+def _fork(request: Request, number: int, memory: int, answers: BinaryIO) -> int:
+    """Start a warden and a plugin's process below it; returns the pipe on which they speak."""
     reading, writing = os.pipe()
-    pid = os.fork()
-    if pid:
+    if os.fork():
         os.close(writing)
-        return _Child(number, pid, reading, bytearray())
+        return reading
     try:
         answers.close()
         os.close(reading)
@@ -185,28 +225,26 @@ def _fork(number: int, entry: tuple[str, str], memory: int, answers: BinaryIO) -
         _control(_DIE_WITH_PARENT, signal.SIGKILL)
         _control(_ADOPT_ORPHANS)
         _limit(memory)
-        own = os.getpid()
-        said = facts_of_import(*entry).model_dump_json().encode() + b"\n"
-        while said and os.getpid() == own:  # not in a process that the plugin has forked
-            said = said[os.write(writing, said) :]
+        if plugin := os.fork():
+            code = os.waitstatus_to_exitcode(os.waitpid(plugin, 0)[1])
+            how = f"status {code}" if code >= 0 else signal.Signals(-code).name
+            _say(writing, Facts(error=f"importing it ends the process ({how})"))
+        else:
+            os.setsid()
+            _control(_DIE_WITH_PARENT, signal.SIGKILL)
+            _control(_ADOPT_ORPHANS)
+            own = os.getpid()
+            facts = answer_to(request, number)
+            if os.getpid() == own:  # and not a process that the plugin has forked
+                _say(writing, facts)
     finally:
         os._exit(0)
 
 
-def _heard(child: _Child, seconds: float, *, late: bool = False) -> Facts:
-    """What a child has said, or how it ended; `late` if it has not ended in time."""
-    if len(child.said) > MOST_BYTES:
-        return Facts(error=f"it declares more than {MOST_BYTES:,} bytes")
-    with suppress(ValueError):
-        return Facts.model_validate_json(bytes(child.said))
-    for attempt in range(1 if late else 20):  # its end is seen a little later than its pipe's
-        time.sleep(0.01 * min(attempt, 1))
-        pid, status = os.waitpid(child.pid, os.WNOHANG)
-        if pid:
-            code = os.waitstatus_to_exitcode(status)
-            how = f"status {code}" if code >= 0 else signal.Signals(-code).name
-            return Facts(error=f"importing it ends the process ({how})")
-    return Facts(waited=seconds)
+def _say(pipe: int, facts: Facts) -> None:
+    said = facts.model_dump_json().encode() + b"\n"
+    while said:
+        said = said[os.write(pipe, said) :]
 
 
 def _kill_all() -> None:

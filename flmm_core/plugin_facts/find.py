@@ -23,7 +23,8 @@ def facts_of(entries: Sequence[tuple[str, EntryPoint]], seconds: float) -> list[
     if unknown:
         from flmm_core.plugin_facts.examine import examine  # seldom needed
 
-        found = dict(zip(unknown, examine([*unknown.values()], seconds), strict=True))
+        asked = [(entry.name, entry.value) for entry in unknown.values()]
+        found = dict(zip(unknown, examine(asked, seconds), strict=True))
         remember(found, stamps)
         known.update(found)
     return [facts for each in stamps if (facts := known[each]) is not None]

@@ -87,7 +87,8 @@ class Others(Generic[SpecT]):
         contents = self._examined()
         if name not in contents.specs and contents.slow:
             log.warning(
-                "Waiting for plugins that are slow to import: %s.", ", ".join(contents.slow)
+                "Waiting up to %g s for plugins that are slow to import: %s.",
+                *(PATIENT_SECONDS, ", ".join(contents.slow)),
             )
             contents = self._contents = self._examine(PATIENT_SECONDS)
         return name in contents.specs
