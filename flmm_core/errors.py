@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -212,6 +215,47 @@ def plain(text: str) -> str:
         return line
     escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return "".join(escaped)
+
+
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "einops": "einops",
+    "flash_attn": "flash-attn",
+    "google.protobuf": "protobuf",
+    "peft": "peft",
+    "sentencepiece": "sentencepiece",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "tiktoken": "tiktoken",
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "yaml": "PyYAML",
+}
+"""What installs a module that models' code is known to import."""
+
+
+def install_advice(error: ImportError) -> str:
+    """A sentence, without its period, on what to install for what could not be imported.
+
+    A module has not the name of its distribution: one that is installed says what it has, and for
+    others a command is given only where it is known.
+    """
+    if named := re.search(r"pip install (?:-U |--upgrade )?([^\s`'\")]+)", str(error)):
+        return f"Install it: pip install {named[1].rstrip('.,')}"
+    name = error.name or ""
+    package = name.partition(".")[0]
+    if not package:
+        return "Install it"
+    owners = sorted(set(metadata.packages_distributions().get(package, ())))
+    if len(owners) == 1:
+        return f"Install a version of it that fits: pip install --upgrade {owners[0]}"
+    for known in (".".join(name.split(".")[:2]), package):
+        if known in _DISTRIBUTIONS:
+            return f"Install it: pip install {_DISTRIBUTIONS[known]}"
+    if package in sys.stdlib_module_names:
+        return f"Use a Python whose module '{package}' has it"
+    return f"Install the package that has the module '{package}'"
 
 
 def first_problem(error: ValidationError) -> str:

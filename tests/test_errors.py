@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import sys
+from importlib import metadata
+from types import ModuleType
 
 import pytest
 
 from flmm_core import errors
-from flmm_core.errors import FlmmError, did_you_mean
+from flmm_core.errors import FlmmError, did_you_mean, install_advice
 
 EXIT_CODES = {
     "RunError": 1,
@@ -64,3 +67,45 @@ def test_did_you_mean_names_the_nearest_or_nothing() -> None:
     assert did_you_mean("qwenn", ["llava", "qwen"]) == "Did you mean 'qwen'?"
     assert did_you_mean("zzz", ["llava", "qwen"]) == ""
     assert did_you_mean("zzz", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("statement", "advice"),
+    [
+        # Installed, in a version without it: what has the module is not what it is called.
+        ("import PIL.no_such", "a version of it that fits: pip install --upgrade pillow"),
+        (
+            "from PIL.Image import no_such",
+            "a version of it that fits: pip install --upgrade pillow",
+        ),
+        ("import yaml.a.b.c", "a version of it that fits: pip install --upgrade PyYAML"),
+        ("import google.protobuf", "it: pip install protobuf"),
+        ("import sklearn.svm.x", "it: pip install scikit-learn"),
+        ("import flash_attn.layers", "it: pip install flash-attn"),
+        ("import no_such_pkg.part", "the package that has the module 'no_such_pkg'"),
+    ],
+)
+def test_what_is_missing_is_installed_by_its_distribution(
+    statement: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With errors of Python's own import; some of these may be installed where tests run."""
+    package = statement.split()[1].split(".")[0]
+    if "upgrade" not in advice:
+        owners = {k: v for k, v in metadata.packages_distributions().items() if k != package}
+        monkeypatch.setattr(metadata, "packages_distributions", lambda: owners)
+        monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+        monkeypatch.setitem(sys.modules, "google.protobuf", None)
+        if package != "google":
+            monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError) as caught:
+        exec(statement)
+    assert install_advice(caught.value) == f"Install {advice}"
+
+
+def test_what_an_error_says_itself_is_the_advice() -> None:
+    said = ImportError("This needs the AutoAWQ library: `pip install -U autoawq`.", name="awq.x.y")
+    assert install_advice(said) == "Install it: pip install autoawq"
+    assert install_advice(ImportError("DLL load failed")) == "Install it"
+    with pytest.raises(ImportError) as caught:
+        exec("from json import no_such")
+    assert install_advice(caught.value) == "Use a Python whose module 'json' has it"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub import errors as hub_errors
@@ -86,9 +87,10 @@ def explain(error: BaseException, *, pushing: bool = False) -> tuple[str, str]:
     if pushing and isinstance(error, hub_errors.HfHubHTTPError):
         return _explain_status(error)
     if isinstance(error, hub_errors.GatedRepoError):
-        page = f"{constants.ENDPOINT}/{getattr(error, 'repo_id', None) or 'NAME'}"
+        name = _repository(error)
+        page = f" ({constants.ENDPOINT}/{name})" if name else ""
         return "Access to it is gated.", (
-            f"Accept the conditions on its page ({page}) and log in (hf auth login, or HF_TOKEN)."
+            f"Accept the conditions on its page{page} and log in (hf auth login, or HF_TOKEN)."
         )
     if isinstance(error, hub_errors.RevisionNotFoundError):
         found = "The repository exists, but not the revision that was asked for."
@@ -111,6 +113,16 @@ def explain(error: BaseException, *, pushing: bool = False) -> tuple[str, str]:
     if isinstance(error, _TRANSPORT | ConnectionError | TimeoutError):
         return f"The hub cannot be reached, or the connection broke: {reason}", _reach() + elsewhere
     return f"{type(error).__name__}: {reason}", f"Try again.{elsewhere}"
+
+
+def _repository(error: hub_errors.HfHubHTTPError) -> str:
+    """`owner/name` of which an error tells; huggingface_hub 1.5 has it only in the address."""
+    if name := getattr(error, "repo_id", None):
+        return str(name)
+    address = urlsplit(str(getattr(getattr(error, "response", None), "url", ""))).path
+    found = re.search(r"/([^/]+/[^/]+)/(?:resolve|revision|tree|preupload|commit)/", address)
+    found = found or re.search(r"/api/models/([^/]+/[^/]+)", address)
+    return found[1] if found else ""
 
 
 def _explain_status(error: hub_errors.HfHubHTTPError) -> tuple[str, str]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
 
 from flmm_core.cli import main
@@ -23,6 +24,7 @@ from flmm_core.files import write_json
 from flmm_core.pipeline.build import Recipe
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.head_folder import find_head, read_info
+from flmm_core.pipeline.hub import explain
 from flmm_core.pipeline.publish import publishable
 from flmm_core.plugins import load_backbones, load_class
 from tests.flows import fresh_grounder
@@ -330,3 +332,18 @@ def test_a_gated_model_behind_a_head_is_told(
         )
         assert said.startswith("The model 'owner/vlm' cannot be downloaded from the Hugging Face")
         assert ("is gated" if not how else "not the revision") in said
+        assert how or f"its page ({hub.url}/owner/vlm) and log in" in said
+
+
+def test_a_gated_repository_is_linked_whatever_its_error_knows(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Errors of huggingface_hub 1.5 have no name of the repository."""
+    hub.repos["owner/vlm"] = Repo(gated=True, heads={"main": {"config.json": b"{}"}})
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
+    for fetch in (hf_hub_download, lambda name, file: snapshot_download(name, cache_dir=tmp_path)):
+        with pytest.raises(GatedRepoError) as caught:
+            fetch("owner/vlm", "config.json")
+        caught.value.__dict__.pop("repo_id", None)
+        assert f"its page ({hub.url}/owner/vlm) and" in explain(caught.value)[1]

@@ -25,6 +25,7 @@ from flmm_core.errors import (
     UsageError,
     WeightsError,
     did_you_mean,
+    install_advice,
     machine_error,
     shortened,
 )
@@ -282,16 +283,13 @@ def explain_errors(spec: BackboneSpec, source: str) -> Iterator[None]:
 
 
 def _package_advice(error: ImportError) -> str:
-    text = str(error)
-    if "FlashAttention" in text:
+    if "FlashAttention" in str(error):
         return (
             "Install it (pip install flash-attn); or choose another attention: remove "
             "_attn_implementation from the model's config.json, or give attn_implementation='sdpa'."
         )
-    named = re.search(r"pip install (?:-U |--upgrade )?([^\s`'\")]+)", text)
-    package = named[1].rstrip(".,") if named else error.name
-    install = f"Install it: pip install {package}" if package else "Install it"
-    return f"{install}; or choose weights that do not need it, such as the ones not quantized."
+    advice = install_advice(error)
+    return f"{advice}; or choose weights that do not need it, such as the ones not quantized."
 
 
 def choose_device(device: str | torch.device) -> torch.device:
