@@ -87,8 +87,8 @@ def explain(error: BaseException, *, pushing: bool = False) -> tuple[str, str]:
     if pushing and isinstance(error, hub_errors.HfHubHTTPError):
         return _explain_status(error)
     if isinstance(error, hub_errors.GatedRepoError):
-        name = _repository(error)
-        page = f" ({constants.ENDPOINT}/{name})" if name else ""
+        gated = _repository(error)
+        page = f" ({constants.ENDPOINT}/{gated})" if gated else ""
         return "Access to it is gated.", (
             f"Accept the conditions on its page{page} and log in (hf auth login, or HF_TOKEN)."
         )
@@ -117,12 +117,12 @@ def explain(error: BaseException, *, pushing: bool = False) -> tuple[str, str]:
 
 def _repository(error: hub_errors.HfHubHTTPError) -> str:
     """`owner/name` of which an error tells; huggingface_hub 1.5 has it only in the address."""
-    if name := getattr(error, "repo_id", None):
-        return str(name)
+    if known := getattr(error, "repo_id", None):
+        return str(known)
     address = urlsplit(str(getattr(getattr(error, "response", None), "url", ""))).path
-    found = re.search(r"/([^/]+/[^/]+)/(?:resolve|revision|tree|preupload|commit)/", address)
-    found = found or re.search(r"/api/models/([^/]+/[^/]+)", address)
-    return found[1] if found else ""
+    match = re.search(r"/([^/]+/[^/]+)/(?:resolve|revision|tree|preupload|commit)/", address)
+    match = match or re.search(r"/api/models/([^/]+/[^/]+)", address)
+    return match[1] if match else ""
 
 
 def _explain_status(error: hub_errors.HfHubHTTPError) -> tuple[str, str]:
