@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flmm_core.errors import RunError
 from flmm_core.pipeline.backbone.rows import (
+    Scores,
     attention_rows,
     check_attention,
     pool_rows,
@@ -72,7 +73,7 @@ class Following:
         self._queries = [Pieces() for _ in range(layers)]
         self._states = [Pieces() for _ in range(layers)]
         self._keys: list[Tensor | None] = [None] * layers
-        self._scales = [1.0] * layers
+        self._scores = [Scores(1.0)] * layers
 
     def __len__(self) -> int:
         """T, how many tokens all layers have run."""
@@ -91,8 +92,6 @@ class Following:
         query: Tensor,
         key: Tensor,
         mask: Tensor | None,
-        *,
-        scaling: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Keep of one layer: query (1, N, q, d), key (1, N_kv, K, d)."""
@@ -100,7 +99,7 @@ class Following:
         if mask is not None and mask.dtype != torch.bool:
             raise unsupported("an additive attention mask")
         self._keys[index] = key
-        self._scales[index] = query.shape[-1] ** -0.5 if scaling is None else scaling
+        self._scores[index] = Scores.of(query, kwargs)
         skip = max(0, self.first - self._start)
         if skip < query.shape[2]:
             rows = None if mask is None else mask[0, :, skip:].clone()
@@ -134,13 +133,13 @@ class Following:
         self._check(places)
         lengths = [len(each) for each in rows]
         layers = []
-        for pieces, key, scale in zip(self._queries, self._keys, self._scales, strict=True):
+        for pieces, key, scores in zip(self._queries, self._keys, self._scores, strict=True):
             assert key is not None
             device = key.device
             at = places.to(device)
             query = pieces.joined()[:, at - self.first]
             mask = self._mask(pieces, key.shape[2], at)
-            probs = attention_rows(query, key[0], mask, at, scale)  # (N, T, K)
+            probs = attention_rows(query, key[0], mask, at, scores)  # (N, T, K)
             if pool == "mean":
                 weights = torch.zeros(len(rows), len(places), device=device)
                 groups = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))

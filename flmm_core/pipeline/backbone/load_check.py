@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from flmm_core.pipeline.backbone.eager import own_eager
 from flmm_core.pipeline.backbone.probe import CAPTION, decoder_inputs
 from flmm_core.pipeline.backbone.recorder import WITNESS
-from flmm_core.pipeline.backbone.rows import attention_rows
+from flmm_core.pipeline.backbone.rows import Scores, attention_rows
 from flmm_core.pipeline.types import BackboneInputs, ImageView
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Witness:
 
     Attributes:
         later: Share of a row's attention on later tokens.
-        otherwise: Relative difference of a layer's output from recorded attention times values.
+        otherwise: Relative difference of a layer's output from recorded attention times values,
+            and of recorded attention from that of the family's own eager function.
     """
 
     rows: Tensor
@@ -60,26 +62,29 @@ class Witness:
 
     def _see(
         self,
+        module: nn.Module,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
         output: Tensor,
-        *,
-        scaling: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Of one layer: (1, N, S, d), (1, N_kv, S, d) twice, and its output (1, S, N, d)."""
         rows = self.rows.to(query.device)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         keys = key.shape[2]
         bias = None if mask is None else mask[0][:, rows, :keys]
-        probs = attention_rows(query[0][:, rows], key[0], bias, rows, scale)  # (N, T, S)
+        probs = attention_rows(
+            query[0][:, rows], key[0], bias, rows, Scores.of(query, kwargs)
+        )  # (N, T, S)
         later = torch.arange(keys, device=rows.device) > rows[:, None]
         self.later.append((probs * later).sum(-1).max())
         each = value[0].float().repeat_interleave(len(probs) // len(value[0]), 0)  # (N, S, d)
         expected, used = torch.matmul(probs, each), output[0, rows].transpose(0, 1).float()
-        self.otherwise.append((used - expected).norm() / expected.norm().clamp(min=1e-12))
+        self.otherwise.append(_apart(used, expected))
+        if (eager := own_eager(module)) is not None:  # what sdpa and the recording both leave out
+            weights = eager(module, query, key, value, mask, **kwargs)[1]
+            self.otherwise[-1] = self.otherwise[-1].maximum(_apart(probs, weights[0, :, rows]))
 
     def faults(self, dtype: torch.dtype) -> list[str]:
         """What was wrong, in words."""
@@ -96,6 +101,13 @@ class Witness:
                 f"its result differs by {otherwise:.0%} (layer {layer})"
             )
         return faults
+
+
+def _apart(found: Tensor, expected: Tensor) -> Tensor:
+    """The relative difference of two tensors."""
+    expected = expected.float()
+    difference: Tensor = (found - expected).norm() / expected.norm().clamp(min=1e-12)
+    return difference
 
 
 def _worst(values: list[Tensor]) -> tuple[float, int]:

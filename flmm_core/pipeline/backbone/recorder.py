@@ -2,7 +2,8 @@
 
 transformers lets a model name the function that computes its attention. We register one that
 passes queries and keys, after rotary embedding and KV cache, to an armed recording and then
-returns sdpa's output unchanged. The recording recomputes the few rows that it wants: no eager
+returns sdpa's output unchanged; where a family soft-caps its logits, which sdpa cannot, that of
+the family's own eager attention. The recording recomputes the few rows that it wants: no eager
 attention, no S x S matrix, and the same code for every architecture.
 
 Index tensors are built on the CPU and copied to each device once per forward, so no layer
@@ -28,9 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from flmm_core.errors import RunError
+from flmm_core.pipeline.backbone.eager import is_causal, own_eager
 from flmm_core.pipeline.backbone.following import Following
 from flmm_core.pipeline.backbone.rows import (
-    UNSUPPORTED,
+    Scores,
     attention_rows,
     check_attention,
     pool_rows,
@@ -54,13 +56,19 @@ def _register() -> None:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> Any:
+        kwargs["is_causal"] = is_causal(module, kwargs)
         tap = getattr(module, TAP, None)
         if tap is not None:
             tap(query, key, mask, **kwargs)
-        output = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        if kwargs.get("softcap") is None:
+            output = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        elif (eager := own_eager(module)) is not None:  # sdpa cannot
+            output = eager(module, query, key, value, mask, **kwargs)[0], None
+        else:
+            raise unsupported("soft-capping without an eager attention of its own")
         witness = getattr(module, WITNESS, None)  # set only by the checks at load
         if witness is not None:
-            witness(query, key, value, mask, output[0], **kwargs)
+            witness(module, query, key, value, mask, output[0], **kwargs)
         return output
 
     AttentionInterface.register(NAME, attend)
@@ -188,13 +196,11 @@ class Recording:
         query: Tensor,
         key: Tensor,
         mask: Tensor | None,
-        *,
-        scaling: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Record the wanted rows of one layer: query (B, N, q, d), key (B, N_kv, K, d)."""
         check_attention(query, key, mask, kwargs, self._start, len(self._wanted))
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        scores = Scores.of(query, kwargs)
         if not self.attention:
             sizes = [(len(w.seen), query.shape[1], w.phrases, len(w.columns)) for w in self._wanted]
             self.attention = [torch.zeros(size, device=query.device) for size in sizes]
@@ -206,7 +212,7 @@ class Recording:
             want.seen[index, share.slots] += 1
             bias = None if mask is None else mask[b % len(mask)][:, share.local, :keys]
             rows = query[b][:, share.local]
-            probs = attention_rows(rows, key[b], bias, share.positions, scale)  # (N, t, K)
+            probs = attention_rows(rows, key[b], bias, share.positions, scores)  # (N, t, K)
             pooled = share.pool(probs, self._pool).to(total.device)
             merge = torch.add if self._pool == "mean" else torch.maximum
             at = share.columns_at
@@ -262,8 +268,6 @@ class AttentionRecorder:
             raise unsupported("layers without self-attention")
         if not hasattr(decoder, "norm"):
             raise unsupported("no final norm")
-        if getattr(self._decoder.config, "attn_logit_softcapping", None) is not None:
-            raise unsupported(UNSUPPORTED["softcap"])
 
     @contextmanager
     def record(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,38 @@ from torch import Tensor
 from flmm_core.errors import RunError, UsageError
 
 UNSUPPORTED = {
-    "softcap": "soft-capping",
     "s_aux": "attention sinks",
+    "sinks": "attention sinks",
     "position_bias": "a learned position bias",
+    "indices": "sparse attention",
+    "block_indices": "sparse attention",
     "cache": "a paged cache",
 }
+"""What layers may give to their attention that changes its rows, and is not computed here."""
+
+KNOWN = {
+    *("scaling", "softcap", "is_causal", "sliding_window", "dropout", "position_ids"),
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
+}
+"""What is computed here, is in the mask already, or is meant for kernels that are not used."""
+
+
+class Scores(NamedTuple):
+    """What a layer makes of the products of its queries and keys, before the softmax.
+
+    Attributes:
+        scaling: They are multiplied by it.
+        softcap: Then, with a number c, they become c * tanh(x / c).
+    """
+
+    scaling: float
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, query: Tensor, given: Mapping[str, Any]) -> Self:
+        """As a layer says it: `given` is what it passes to its attention beside tensors."""
+        scaling = given.get("scaling")
+        return cls(query.shape[-1] ** -0.5 if scaling is None else scaling, given.get("softcap"))
 
 
 def check_attention(
@@ -43,7 +70,10 @@ def check_attention(
     for name, what in UNSUPPORTED.items():
         if given.get(name) is not None:
             raise unsupported(what)
-    if mask is None and given.get("is_causal") is False:
+    for name, value in given.items():
+        if isinstance(value, Tensor | float) and name not in KNOWN:
+            raise unsupported(f"an attention with '{name}', which is not known")
+    if mask is None and query.shape[2] > 1 and given.get("is_causal") is False:
         raise unsupported("attention to later tokens")
     if len(query) != count:
         raise RunError(
@@ -69,7 +99,7 @@ def unsupported(what: str) -> UsageError:
 
 
 def attention_rows(
-    query: Tensor, key: Tensor, mask: Tensor | None, positions: Tensor, scaling: float
+    query: Tensor, key: Tensor, mask: Tensor | None, positions: Tensor, scores: Scores
 ) -> Tensor:
     """Attention of a few queries, (N, t, K) float32; each row sums to 1 over all keys.
 
@@ -77,13 +107,16 @@ def attention_rows(
         query: (N, t, d), at `positions` (t,) among the keys.
         key: (N_kv, K, d); not repeated for the heads that share it.
         mask: (1 or N, t, K) bool or additive; None is causal.
+        scores: The layer's.
     """
     heads, count, width = query.shape
     with torch.autocast(query.device.type, enabled=False):
         grouped = query.float().reshape(len(key), -1, width)  # (N_kv, N / N_kv * t, d)
         # in place from here on: the logits are the largest tensor that recording allocates
-        logits = torch.matmul(grouped, key.float().transpose(1, 2)).mul_(scaling)
+        logits = torch.matmul(grouped, key.float().transpose(1, 2)).mul_(scores.scaling)
         logits = logits.view(heads, count, -1)  # (N, t, K)
+        if scores.softcap is not None:
+            logits.div_(scores.softcap).tanh_().mul_(scores.softcap)
         if mask is None:
             mask = torch.arange(logits.shape[2], device=logits.device) <= positions[:, None]
         if mask.dtype == torch.bool:

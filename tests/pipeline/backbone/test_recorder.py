@@ -13,13 +13,8 @@ from torch import Tensor
 
 from flmm_core.errors import RunError, UsageError
 from flmm_core.pipeline.backbone.batch import to_vlm
-from flmm_core.pipeline.backbone.recorder import (
-    NAME,
-    AttentionRecorder,
-    _Share,
-    attention_rows,
-    pool_rows,
-)
+from flmm_core.pipeline.backbone.recorder import NAME, AttentionRecorder, _Share
+from flmm_core.pipeline.backbone.rows import Scores, attention_rows, pool_rows
 from tests.models import FAMILIES, HEADS, LAYERS, build, samples
 
 EXACT = {"atol": 1e-5, "rtol": 0.0}
@@ -172,7 +167,9 @@ def test_rows_of_a_bfloat16_model_are_not_rounded() -> None:
 
     def probe(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, **kwargs: Any) -> Any:
         output, weights = eager_attention_forward(module, q, k, v, mask, **kwargs)
-        rows = attention_rows(q[0][:, real], k[0], mask[0][:, real], real, kwargs["scaling"])
+        rows = attention_rows(
+            q[0][:, real], k[0], mask[0][:, real], real, Scores(kwargs["scaling"])
+        )
         seen.append((weights[0][:, real].float(), rows))
         return output, weights
 
@@ -191,7 +188,7 @@ def test_rows_of_a_bfloat16_model_are_not_rounded() -> None:
 
 def test_autocast_does_not_round() -> None:
     query, key = torch.randn(HEADS, 3, 8), torch.randn(2, 12, 8)
-    arguments = (query, key, None, torch.tensor([4, 8, 11]), 0.3)
+    arguments = (query, key, None, torch.tensor([4, 8, 11]), Scores(0.3, 2.0))
     plain = attention_rows(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(attention_rows(*arguments), plain)
@@ -200,7 +197,7 @@ def test_autocast_does_not_round() -> None:
 def test_a_row_without_any_key_is_not_nan() -> None:
     mask = torch.zeros(1, 1, 12, dtype=torch.bool)
     probs = attention_rows(
-        torch.randn(4, 1, 8), torch.randn(2, 12, 8), mask, torch.tensor([5]), 1.0
+        torch.randn(4, 1, 8), torch.randn(2, 12, 8), mask, torch.tensor([5]), Scores(1.0)
     )
     assert torch.isfinite(probs).all()
 
@@ -296,31 +293,6 @@ class TestRefusals:
         record = AttentionRecorder(text).record([torch.tensor([39])], [columns()])
         with torch.no_grad(), pytest.raises(RunError, match="16 of 40 are left"), record:
             text(input_ids=ids[:, 39:], past_key_values=cache, use_cache=True)
-
-    def test_soft_capping(self) -> None:
-        small = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "head_dim": 8}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50}
-        model = transformers.Gemma2Model(transformers.Gemma2Config(**small, **heads))
-        with pytest.raises(UsageError, match="It has soft-capping"):
-            AttentionRecorder(model)
-
-    def test_attention_sinks(self) -> None:
-        config = transformers.GptOssConfig(
-            num_hidden_layers=1,
-            hidden_size=32,
-            intermediate_size=32,
-            head_dim=8,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=50,
-            num_local_experts=2,
-            num_experts_per_tok=1,
-            layer_types=["full_attention"],
-        )
-        model = transformers.GptOssModel(config)
-        record = AttentionRecorder(model).record([torch.tensor([3])], [columns()])
-        with torch.no_grad(), pytest.raises(UsageError, match="It has attention sinks"), record:
-            model(input_ids=torch.arange(10)[None], use_cache=False)
 
     def test_a_model_without_layers(self) -> None:
         with pytest.raises(UsageError, match="layers without self-attention"):
