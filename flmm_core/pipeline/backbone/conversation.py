@@ -27,9 +27,18 @@ def control_strings(processor: Any) -> tuple[str, ...]:
     tokenizer = processor.tokenizer
     found = set(tokenizer.all_special_tokens)
     found |= {token for token in tokenizer.get_added_vocab() if not token.isalnum()}
-    found |= {getattr(processor, kind, None) or "" for kind in ("image_token", "video_token")}
+    found |= {named_token(processor, kind) or "" for kind in ("image_token", "video_token")}
     stripped = {token.strip() for token in found}
     return tuple(sorted((t for t in stripped if len(t) > 1), key=lambda t: (-len(t), t)))
+
+
+def named_token(processor: Any, name: str) -> str | None:
+    """A token that a processor names, such as `image_token`, as text; None if it does not.
+
+    Some processors hold it as a string, others as a tokenizer's `AddedToken`.
+    """
+    found = getattr(processor, name, None)
+    return None if found is None else str(found)
 
 
 def escape(text: str, controls: Collection[str]) -> str:
@@ -124,8 +133,10 @@ def answer_text(processor: Any, turns: Turns, answer: str) -> tuple[str, int]:
     )
 
 
-def rendered(processor: Any, turns: Turns, whole: bool, model: str) -> str:
+def rendered(processor: Any, turns: Turns, whole: bool, model: str, apart: bool = False) -> str:
     """The text that the model reads, with `{caption}` for the caption.
+
+    `apart` is `Requirements.bidirectional_prefix`; the processor then writes some of the text.
 
     Raises:
         WeightsError: With `whole`: the tokenizer cannot say which characters a token covers.
@@ -138,7 +149,9 @@ def rendered(processor: Any, turns: Turns, whole: bool, model: str) -> str:
             repair="Use a model with a tokenizer.json, or --caption-mode pieces.",
         )
     text = prompt_text(processor, turns)
-    return answer_text(processor, turns, PLACEHOLDER)[0] if whole else text + PLACEHOLDER
+    if whole and not apart:
+        return answer_text(processor, turns, PLACEHOLDER)[0]
+    return text + PLACEHOLDER
 
 
 def adds_special_tokens(tokenizer: Any, text: str) -> bool:

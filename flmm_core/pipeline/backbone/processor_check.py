@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from flmm_core.errors import UsageError, WeightsError
-from flmm_core.pipeline.backbone.conversation import prompt_text, user_turns
+from flmm_core.pipeline.backbone.conversation import named_token, prompt_text, user_turns
 
 REPAIR = "Use the processor files of the model's original folder."
 
@@ -42,7 +42,7 @@ def check_processor(
         if not processor.chat_template:
             found = "It has no chat template."
         raise WeightsError(asked, found=found, repair=REPAIR) from error
-    placeholder = getattr(processor, "image_token", None)
+    placeholder = named_token(processor, "image_token")
     token = declared or placeholder
     number = None if token is None else _id(tokenizer, token)
     known = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from flmm_core.errors import FlmmError, UsageError
-from flmm_core.pipeline.backbone.conversation import prompt_text, user_turns
+from flmm_core.pipeline.backbone.conversation import named_token, prompt_text, user_turns
 from flmm_core.pipeline.backbone.geometry.limits import Limits
 from flmm_core.pipeline.backbone.geometry.refused import one_line, refuse
 from flmm_core.pipeline.backbone.tokens import encode
@@ -97,8 +97,8 @@ def prompt(processor: Any) -> str:
     try:
         return prompt_text(processor, user_turns("hi", None))
     except UsageError:
-        image = getattr(processor, "image_token", None)
-        if not isinstance(image, str):
+        image = named_token(processor, "image_token")
+        if image is None:
             raise
         return f"{image}hi"
 
