@@ -127,6 +127,9 @@ class Requirements:
 
     Attributes:
         bidirectional_image: Image tokens also attend to later tokens of their image.
+        bidirectional_prefix: Image and prompt attend to each other in both directions, and the
+            answer is a text of its own, which the processor takes as `suffix`. Tokens of the prefix
+            have the token type 0, those of the answer 1.
         chat_template: The template of models that come without one.
         optional_views: Views that an image may be without, for example where a model cuts only
             large images into tiles. `Backbone.views` says what then stands for them.
@@ -136,6 +139,7 @@ class Requirements:
     """
 
     bidirectional_image: bool = False
+    bidirectional_prefix: bool = False
     chat_template: str = ""
     optional_views: frozenset[str] = frozenset()
     sliding_window: bool = False

@@ -38,6 +38,21 @@ class ImageView:
     separators: int = 0
 
 
+def continued(
+    tokens: Mapping[str, Tensor], answer: Tensor, apart: bool = False
+) -> dict[str, Tensor]:
+    """Per-token tensors by keyword, (S,) each, with the tokens (T,) of an answer after them.
+
+    Token types continue with 0, which is text, or where answers are `apart` with 1.
+    """
+    following = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}
+    text = torch.full_like(answer, int(apart))
+    return {
+        key: torch.cat([value, following.get(key, text).to(value.dtype)])
+        for key, value in tokens.items()
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class Prefix:
     """An image and a prompt as tokens; in a batch the VLM runs it once for all that hold it.
@@ -48,6 +63,7 @@ class Prefix:
         turns: The conversation before the answer, as a chat template takes it.
         text_ids: The token ids of its text alone, where an image is one placeholder.
         tail: How many tokens at the end are the same in `tokens` and in `text_ids`, and no image.
+        apart: Whether an answer is a text of its own; see `Requirements.bidirectional_prefix`.
     """
 
     tokens: Mapping[str, Tensor]
@@ -55,6 +71,7 @@ class Prefix:
     turns: tuple[Mapping[str, Any], ...]
     text_ids: tuple[int, ...]
     tail: int
+    apart: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens["input_ids"])
@@ -93,13 +110,8 @@ class BackboneInputs:
     @property
     def tokens(self) -> dict[str, Tensor]:
         """Per-token tensors of the whole sequence by keyword, (S,) each."""
-        # token types continue with 0, which is text
-        following = {"input_ids": self.caption, "attention_mask": torch.ones_like(self.caption)}
-        text = torch.zeros_like(self.caption)
-        return {
-            key: torch.cat([value[: self.start], following.get(key, text).to(value.dtype)])
-            for key, value in self.prefix.tokens.items()
-        }
+        before = {key: value[: self.start] for key, value in self.prefix.tokens.items()}
+        return continued(before, self.caption, self.prefix.apart)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

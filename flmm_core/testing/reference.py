@@ -21,6 +21,7 @@ from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.conversation import TROUBLE, Turns
 from flmm_core.pipeline.backbone.weights import load_pretrained
 from flmm_core.segment import Segment, caption_text
+from flmm_core.spec import Requirements
 from flmm_core.testing.promise import NotPromised
 
 
@@ -54,6 +55,7 @@ class Reference:
 
     vlm: Any
     processor: Any
+    requirements: Requirements
 
     def encode(
         self, turns: Turns, images: Sequence[Image.Image], answer: str | None = None
@@ -64,6 +66,8 @@ class Reference:
             NotPromised: The model's chat template cannot show it.
         """
         how: dict[str, Any] = {"add_generation_prompt": True}
+        if answer is not None and self.requirements.bidirectional_prefix:
+            return self._with_suffix(self.encode(turns, images), images, answer)
         if answer is not None:
             said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
             turns, how = (*turns, said), {"continue_final_message": True}
@@ -77,11 +81,21 @@ class Reference:
                     given = self.processor.apply_chat_template(
                         spelled, tokenize=True, return_dict=True, return_tensors="pt", **how
                     )
-                    return Encoded(text, dict(given))
+                    return Encoded(text, _inputs(given))
                 problem = problem or f"it leaves out {missing!r}"
             except TROUBLE as error:
                 problem = problem or str(error).partition("\n")[0]
         raise NotPromised(f"the model's chat template cannot show the conversation: {problem}")
+
+    def _with_suffix(self, prompt: Encoded, images: Sequence[Image.Image], answer: str) -> Encoded:
+        """The answer as the processor takes it for training; its `text` is the answer's alone."""
+        given = self.processor(
+            text=[prompt.text], images=list(images), suffix=[answer], return_tensors="pt"
+        )
+        shape = given["input_ids"].shape
+        return Encoded(  # without the end of the answer
+            answer, {k: v[:, :-1] if v.shape == shape else v for k, v in _inputs(given).items()}
+        )
 
     def phrase_rows(self, encoded: Encoded, caption: Sequence[Segment]) -> list[list[int]]:
         """Per phrase, the positions of the tokens that cover its characters, without edge spaces.
@@ -145,13 +159,18 @@ class Reference:
         """The tensors of a conversation that goes on with these tokens, which are text."""
         shape = encoded.tensors["input_ids"].shape
         new = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}
-        none = torch.zeros(1, len(ids))
+        none = torch.full((1, len(ids)), float(self.requirements.bidirectional_prefix))
         return {
             key: torch.cat([value, new.get(key, none).to(value.dtype)], 1)
             if value.shape == shape and not value.is_floating_point()
             else value
             for key, value in encoded.tensors.items()
         }
+
+
+def _inputs(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the model's forward takes; some processors also give what training compares with."""
+    return {key: value for key, value in given.items() if key != "labels"}
 
 
 def _spellings(turns: Turns, images: Iterator[Image.Image]) -> Iterator[list[dict[str, Any]]]:
@@ -180,11 +199,11 @@ def reference(backbone: Backbone) -> Reference:
     """The model that a backbone has loaded, loaded once more; kept for the next check."""
     parts = backbone.vlm, backbone.processor, backbone.processor.image_processor
     own = tuple(map(type, parts))
-    return _load(backbone.source, backbone.spec.requirements.chat_template, own)
+    return _load(backbone.source, backbone.spec.requirements, own)
 
 
 @lru_cache(maxsize=1)
-def _load(source: str, chat_template: str, own: tuple[type, ...]) -> Reference:
+def _load(source: str, requirements: Requirements, own: tuple[type, ...]) -> Reference:
     try:
         classes: tuple[Any, ...] = auto_classes(source)
     except WeightsError:  # no auto class knows it
@@ -192,8 +211,8 @@ def _load(source: str, chat_template: str, own: tuple[type, ...]) -> Reference:
     how = {"dtype": torch.float32, "attn_implementation": "eager"}
     vlm, processor = load_pretrained(source, *classes, **how)
     if not processor.chat_template:
-        processor.chat_template = chat_template or processor.tokenizer.chat_template
-    return Reference(vlm.eval().requires_grad_(False), processor)
+        processor.chat_template = requirements.chat_template or processor.tokenizer.chat_template
+    return Reference(vlm.eval().requires_grad_(False), processor, requirements)
 
 
 class _ReachedDecoderError(Exception):

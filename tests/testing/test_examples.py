@@ -23,7 +23,7 @@ def lines_of(path: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["idefics3", "gemma3"])
+@pytest.mark.parametrize("name", ["idefics3", "gemma3", "paligemma"])
 def test_a_plugin_of_few_lines_keeps_every_promise(name: str, tmp_path: Path) -> None:
     package = FOLDER / f"{name}_backbone" / f"flmm_{name}"
     assert sum(lines_of(path) for path in package.glob("*.py")) <= LINES

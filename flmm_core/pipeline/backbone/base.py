@@ -93,7 +93,8 @@ class Backbone(Contract):
             options: The plugin's own settings.
             adapter: A LoRA adapter to apply: a folder, or a hub id (`name@revision`).
             quantize: "8bit" or "4bit" loads the language model's layers so (bitsandbytes).
-            attention: Of the vision encoder and of answers; the recorder always uses sdpa.
+            attention: Of the vision encoder and of answers; the recorder uses sdpa, or eager
+                attention where logits are soft-capped.
             pass_through: For transformers' `from_pretrained` (`revision`, `device_map`, ...);
                 `trust_remote_code` is off.
 
@@ -202,8 +203,8 @@ class Backbone(Contract):
 
         Raises: as `load`; UsageError if the chat template takes no system message.
         """
-        whole = self.caption_mode == "whole"
-        return conversation.rendered(self.processor, self._turns(None), whole, self.model)
+        how = self.caption_mode == "whole", self.model, self.requirements.bidirectional_prefix
+        return conversation.rendered(self.processor, self._turns(None), *how)
 
     def prepare(
         self,
@@ -259,7 +260,8 @@ class Backbone(Contract):
 
     def _prefix(self, image: Image.Image, prompt: str | None, name: str) -> Prefix:
         given = image, self.shrunk, self._turns(prompt)
-        return tokens.encode_prefix(self.processor, *given, self.image_token_id, name)
+        apart = self.requirements.bidirectional_prefix
+        return tokens.encode_prefix(self.processor, *given, self.image_token_id, name, apart)
 
     def _turns(self, prompt: str | None) -> conversation.Turns:
         text = conversation.escape(self.prompt if prompt is None else prompt, self._controls)

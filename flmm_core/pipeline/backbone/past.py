@@ -137,7 +137,8 @@ class Past:
         if not self._positions:
             return alone + len(self)
         last = self._positions[-1].values[..., -1, 0]
-        moved = alone + (last.flatten()[-1] + 1).to(alone.device)
+        # some models count their tokens from 1
+        moved = alone - alone[..., :1] + (last.flatten()[-1] + 1).to(alone.device)
         if last.ndim == 2 and moved.ndim == 3 and len(last) == len(moved) + 1:
             # the first dimension counts the tokens
             counted = len(self) + torch.arange(moved.shape[-1], device=moved.device)

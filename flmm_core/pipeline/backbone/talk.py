@@ -25,6 +25,7 @@ from flmm_core.pipeline.backbone.past import Past
 from flmm_core.pipeline.backbone.reply import Reply, SeenImage
 from flmm_core.pipeline.backbone.transcript import Teller
 from flmm_core.pipeline.backbone.view_check import checked_views, misfit
+from flmm_core.pipeline.types import continued
 
 if TYPE_CHECKING:
     from flmm_core.pipeline.backbone.base import Backbone
@@ -165,10 +166,8 @@ class Talk:
 
     def _second_pass(self, encoded: _Encoded, new: Tensor) -> Following:
         """Where keys are dropped while the model writes, the whole text is read once more."""
-        longer = {
-            key: torch.cat([value, _continues(key, new).to(value.dtype)])[None]
-            for key, value in encoded.tokens.items()
-        }
+        apart = self._backbone.requirements.bidirectional_prefix
+        longer = {k: v[None] for k, v in continued(encoded.tokens, new, apart).items()}
         vlm = self._backbone.vlm
         with self._backbone._recorder.follow(encoded.first) as rows:
             vlm.model(**to_vlm(vlm, {**longer, **encoded.image_tensors}), use_cache=False)
@@ -182,12 +181,17 @@ class Talk:
             said = [{"type": "text", "text": backbone.system}]
             turns = (_escaped({"role": "system", "content": said}, controls), *turns)
         begun = conversation.escape(asked.begun, controls)
-        if begun.strip():
+        apart = backbone.requirements.bidirectional_prefix
+        if begun.strip() and not apart:
             text, begin = conversation.answer_text(processor, turns, begun)
         else:
             text = conversation.prompt_text(processor, turns)
             begin = len(text)
         per_token, of_images = tokens.encode(processor, text, asked.images, backbone.shrunk, "")
+        first, skip = len(per_token["input_ids"]), 0
+        if begun.strip() and apart:
+            said = backbone.tokenizer(begun, add_special_tokens=False, return_tensors="pt")
+            per_token = continued(per_token, said["input_ids"][0], apart)
         ids = per_token["input_ids"]
         limit = tokens.longest(backbone.text_config, backbone.tokenizer)
         if len(ids) >= limit:
@@ -196,8 +200,7 @@ class Talk:
                 found=f"With the images it has {len(ids)} tokens; the limit is {limit}.",
                 repair="Begin a new one, shorten it, or make the images smaller.",
             )
-        first, skip = len(ids), 0
-        if begun.strip():
+        if begun.strip() and not apart:
             offsets = backbone.tokenizer(
                 text,
                 add_special_tokens=conversation.adds_special_tokens(backbone.tokenizer, text),
@@ -252,13 +255,6 @@ def _keeps_keys(backbone: Backbone, given: Mapping[str, Any]) -> bool:
         and given.get("cache_implementation") is None
         and given.get("generation_config") is None
     )
-
-
-def _continues(key: str, new: Tensor) -> Tensor:
-    """What a per-token tensor continues with over new tokens, which are text."""
-    if key == "input_ids":
-        return new
-    return torch.ones_like(new) if key == "attention_mask" else torch.zeros_like(new)
 
 
 def _escaped(turn: Mapping[str, Any], controls: Sequence[str]) -> dict[str, Any]:

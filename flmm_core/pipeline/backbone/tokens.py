@@ -48,10 +48,11 @@ def encode_prefix(
     turns: Turns,
     image_token_id: int,
     name: str,
+    apart: bool = False,
 ) -> Prefix:
     """A user's turn with one image, up to where the model's answer begins.
 
-    `shrink` is `Backbone.shrunk`.
+    `shrink` is `Backbone.shrunk`, `apart` is `Requirements.bidirectional_prefix`.
 
     Raises:
         UsageError: There is no image.
@@ -69,6 +70,7 @@ def encode_prefix(
         turns=turns,
         text_ids=tuple(text_ids),
         tail=images[0] if images else tail,
+        apart=apart,
     )
 
 
@@ -126,7 +128,11 @@ def encode(
             found=f"Its size is {size}: {error}",
             repair="Crop or resize it.",
         ) from error
-    tensors = {key: value for key, value in encoded.items() if isinstance(value, Tensor)}
+    tensors = {
+        key: value
+        for key, value in encoded.items()
+        if isinstance(value, Tensor) and key != "labels"  # for training
+    }
     shape = tensors["input_ids"].shape  # (1, S)
     tokens = {
         key: value[0]
@@ -175,19 +181,23 @@ def tokenize_whole(
     caption, owners, origins = _owned(segments, controls)
     if not caption:
         return Caption(len(prefix), torch.zeros(0, dtype=torch.int64), ())
-    text, begin = answer_text(processor, prefix.turns, caption)
+    before: tuple[int, ...] = () if prefix.apart else prefix.text_ids
+    text, begin = (caption, 0) if prefix.apart else answer_text(processor, prefix.turns, caption)
     tokenizer = processor.tokenizer
     encoded = tokenizer(
         text,
-        add_special_tokens=adds_special_tokens(tokenizer, text),
+        add_special_tokens=not prefix.apart and adds_special_tokens(tokenizer, text),
         return_offsets_mapping=True,
     )
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    same = common_length(ids, prefix.text_ids)
-    merged = len(prefix.text_ids) - same
-    if merged and merged >= prefix.tail:
+    same = common_length(ids, before)
+    merged = len(before) - same
+    if before and merged >= prefix.tail:
+        problem = "The model's chat template shows the prompt differently once it is answered."
+        if not prefix.tail:
+            problem = "The model's processor writes something between the prompt and the answer."
         raise WeightsError(
-            "The model's chat template shows the prompt differently once it is answered.",
+            problem,
             found=f"Before the caption: ...{text[max(0, begin - 60) : begin]!r}.",
             repair="With --caption-mode pieces the caption is tokenized apart from the prompt.",
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
+from tokenizers import AddedToken
 
 from flmm_core import (
     Backbone,
@@ -21,6 +21,7 @@ from flmm_core import (
     UsageError,
     WeightsError,
 )
+from flmm_core.pipeline.backbone.conversation import control_strings
 from flmm_core.pipeline.backbone.processor_check import check_processor
 from flmm_core.segment import Segment
 from tests.examples import example
@@ -213,13 +214,40 @@ def test_requirements_say_what_the_config_says() -> None:
 
 
 def test_a_decoder_that_cannot_be_recorded_is_refused_before_its_weights_are_read(
-    gemma3: Path, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    for path in gemma3.glob("*"):
-        if path.suffix != ".safetensors":
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["text_config"]["attn_logit_softcapping"] = 30.0
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    """One whose layers are built otherwise, as GPT-NeoX's are."""
+    config, processor = parts("llava_next")
+    text = transformers.GPTNeoXConfig(vocab_size=300, hidden_size=32, num_attention_heads=4)
+    config.text_config = text
+    config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="The attention of this model cannot be recorded"):
-        Nothing.load(spec(), str(tmp_path))
+        type("Any", (Nothing,), {"model_types": ()}).load(spec(), str(tmp_path))
+
+
+def test_a_token_may_be_more_than_a_string() -> None:
+    """InstructBLIP's processor holds it as an `AddedToken`; a user's text cannot contain it."""
+    token = AddedToken("<image>", normalized=False, special=True)
+    words = build("llava_next").processor.tokenizer
+    pixels = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
+    plain = transformers.PreTrainedTokenizerFast(tokenizer_object=words.backend_tokenizer)
+    processor = transformers.InstructBlipProcessor(pixels, plain, plain, num_query_tokens=4)
+    assert type(processor.image_token) is type(token)
+    config = transformers.InstructBlipConfig(
+        image_token_index=plain.convert_tokens_to_ids("<image>")
+    )
+    found = check_processor(processor, config, "here", "", TEMPLATE + "{% endfor %}")
+    assert found == ("<image>", config.image_token_index)
+    assert "<image>" in control_strings(processor)
+
+
+def test_a_processor_that_writes_after_the_prompt_needs_a_text_apart(tmp_path: Path) -> None:
+    """PaliGemma's ends every prompt with a line end: a caption would stand before it."""
+    folder = example("paligemma").make_tiny(tmp_path / "tiny")
+    plain = dataclasses.replace(
+        spec(), requirements=Requirements(chat_template=TEMPLATE + "{% endfor %}")
+    )
+    family = type("Any", (Nothing,), {"model_types": ()})
+    with pytest.raises(WeightsError, match="writes something between the prompt and the answer"):
+        family.load(plain, str(folder)).prepare(picture(40, 40), CAPTIONS[0])
