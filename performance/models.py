@@ -24,7 +24,7 @@ from flmm_core.pipeline.text_prompts import TextPrompts
 from flmm_core.plugins import load_backbones, load_class
 from flmm_core.segment import Segment, statements
 from performance.alternate import Case
-from recipes.twins import llava_next_parts, qwen_parts
+from recipes.twins import PARTS
 
 AROUND = 100
 """Tokens of a sequence that are not the image's: prompt, phrases, filler."""
@@ -141,12 +141,12 @@ def size_of(model: str) -> Size | None:
 
 def parts(size: Size) -> tuple[Any, Any]:
     """(config, processor); its tokenizer is a tiny model's: what words mean costs nothing."""
-    config, processor = llava_next_parts(pixels=336) if size is REAL[LLAVA] else qwen_parts()
+    llava = size is REAL[LLAVA]
+    config, processor = PARTS["llava_next"](336, 14) if llava else PARTS["qwen"]()
     for part, values in ((config.text_config, size.text), (config.vision_config, size.vision)):
         for key, value in values.items():
             setattr(part, key, value)
-    if size is REAL[LLAVA]:
-        processor.patch_size = 14
+    if llava:
         return config, processor
     images, text = processor.image_processor, config.text_config
     images.patch_size, images.merge_size = config.vision_config.patch_size, 2

@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flmm_core.data.drawn.scenes import COLORS, SHAPES, Scene
+from recipes.families.toys import HIDDEN
 from recipes.pretrain import (
     MUON_PATCHES,
     STAGES,
@@ -44,11 +45,11 @@ from recipes.pretrain import (
     rate,
     word_accuracy,
 )
-from recipes.twins import HIDDEN, PARTS, publish_names, random_twin
+from recipes.twins import MAKERS, publish_names, random_twin
 
 SEED = 700
-STEPS = {"qwen": 1300, "deepseek_vl": 1500, "llava_next": 1500}
-BATCH = {"qwen": 16, "deepseek_vl": 20, "llava_next": 16}
+STEPS = {"qwen": 1300, "deepseek_vl": 1500, "llava_next": 1500, "qwen3_vl": 300, "idefics3": 300}
+BATCH = {"deepseek_vl": 20, "qwen3_vl": 10, "idefics3": 10}
 ALIGNED = (1, 2, 3)
 """Layers whose first head is aligned; in the layer before, a name's words have to be combined."""
 WEIGHTS = {"caption": 1.0, "match": 0.1, "align": 0.3, "agree": 0.3}
@@ -191,8 +192,13 @@ def losses(
     places = given.get("position_ids")
     if places is None:
         places = torch.arange(size)[None]
+    # what is added to image tokens in upper layers; none follow the end
+    more = {name: given[name] for name in ("deepstack_visual_embeds",) if name in given}
+    if more:
+        more["visual_pos_masks"] = F.pad(given["visual_pos_masks"], (0, size - start))
     with aligned_heads(decoder) as heads:
         states = decoder(
+            **more,
             inputs_embeds=torch.cat([features, features[:, start:]], 1),
             position_ids=torch.cat([places, places[..., start:]], -1),
             attention_mask=who_sees_whom(is_image, there, size - start),
@@ -241,8 +247,8 @@ def align(family: str, output: Path, start: Path | None = None, every: int = 50)
     output.mkdir(parents=True, exist_ok=True)
     saved, started = output / "state.pt", time.time()
     stage = Stage(
-        STEPS[family], BATCH[family], "all", STAGES[family][-1].geometry, shared=0.6, absent=2,
-        horizon=STEPS[family],
+        STEPS[family], BATCH.get(family, 16), "all", STAGES[family][-1].geometry, shared=0.6,
+        absent=2, horizon=STEPS[family],
     )  # fmt: skip
     model, processor = random_twin(family, 0, **stage.geometry)
     if start is not None:
@@ -288,7 +294,7 @@ def align(family: str, output: Path, start: Path | None = None, every: int = 50)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Align what the names of a tiny model attend to.")
-    parser.add_argument("family", choices=sorted(PARTS))
+    parser.add_argument("family", choices=sorted(STEPS))
     parser.add_argument("--output", type=Path, required=True, help="checkpoint and log")
     parser.add_argument("--start", type=Path, help="a checkpoint of recipes.pretrain")
     parser.add_argument("--export", type=Path, help="write the finished model, fp16, here")
@@ -298,5 +304,5 @@ if __name__ == "__main__":
         trained.half().save_pretrained(arguments.export)
         publish_names(arguments.export)
         # An unused processor: a tokenizer remembers how it last padded.
-        _, unused = PARTS[arguments.family](**STAGES[arguments.family][-1].geometry)
+        _, unused = MAKERS[arguments.family](**STAGES[arguments.family][-1].geometry)
         unused.save_pretrained(arguments.export)

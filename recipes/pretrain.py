@@ -33,7 +33,8 @@ from flmm_core.data.drawn.scenes import (
     make_scene,
     paint,
 )
-from recipes.twins import PARTS, PROMPT, random_twin
+from recipes.twins import random_twin
+from recipes.words import PROMPT
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ STAGES = {
         Stage(600, 32, "several", DEEPSEEK_VL),
         Stage(1000, 24, "all", DEEPSEEK_VL, shared=0.75, absent=2, horizon=1000),
     ),
+    "qwen3_vl": (Stage(1000, 20, "all", QWEN, shared=0.75, absent=2, horizon=1000),),
+    "idefics3": (Stage(1000, 20, "all", shared=0.75, absent=2, horizon=1000),),
     "llava_next": (
         Stage(700, 32, "one", {"grids": ((1, 1),)}),
         Stage(800, 20, "several"),
@@ -190,16 +193,21 @@ class Batches:
         return Batch(inputs, labels, labels.shape[1] - longest, scenes)
 
 
+def resized(positions: Tensor, count: int) -> Tensor:
+    """Position embeddings (N, D) of a square grid, interpolated for one of `count` cells."""
+    side, target = math.isqrt(len(positions)), math.isqrt(count)
+    grid = positions.T.reshape(1, -1, side, side)
+    grid = torch.nn.functional.interpolate(grid, size=(target, target), mode="bicubic")
+    return grid.reshape(-1, target * target).T.contiguous()
+
+
 def carry_over(old: torch.nn.Module, new: torch.nn.Module) -> None:
     """Copy all weights; position embeddings of another grid are interpolated."""
     state = old.state_dict()
     for name, value in new.state_dict().items():
         source = state[name]
         if source.shape != value.shape and source.is_floating_point():
-            side, target = math.isqrt(len(source)), math.isqrt(len(value))
-            grid = source.T.reshape(1, -1, side, side)
-            grid = torch.nn.functional.interpolate(grid, size=(target, target), mode="bicubic")
-            state[name] = grid.reshape(-1, target * target).T.contiguous()
+            state[name] = resized(source, len(value))
         elif source.shape != value.shape:
             state[name] = value
     new.load_state_dict(state)
@@ -324,7 +332,7 @@ def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> Any:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Pretrain a tiny model on captions.")
-    parser.add_argument("family", choices=sorted(PARTS))
+    parser.add_argument("family", choices=sorted(STAGES))
     parser.add_argument("--output", type=Path, required=True, help="checkpoint and log")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -6,31 +6,61 @@ from typing import Any
 
 import transformers as hf
 
-from recipes.families.parts import QWEN, SIGLIP, Parts, qwen_ids, square, words
+from recipes.families.parts import (
+    CLIP,
+    LLAMA,
+    QWEN,
+    RELEASED,
+    SIGLIP,
+    SIGLIP_LARGE,
+    Parts,
+    Size,
+    qwen_ids,
+    square,
+    words,
+)
 
 
-def qwen2_vl() -> Parts:
+def _qwen(classes: tuple[Any, Any, Any], patch: int, limits: tuple[int, int], size: Size) -> Parts:
+    """A token covers 2 x 2 patches; `limits` are pixels (height x width) of the resized image."""
+    config, processor, videos = classes
     tokenizer, chat, ids = words(QWEN, "<|vision_start|><|image_pad|><|vision_end|>")
-    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
-    image = hf.Qwen2VLImageProcessor(patch_size=14, merge_size=2, temporal_patch_size=2, size=size)
-    processor = hf.Qwen2VLProcessor(image, tokenizer, hf.Qwen2VLVideoProcessor(), **chat)
-    return Parts(hf.Qwen2VLConfig(**qwen_ids(ids)), processor)
+    edges = {"shortest_edge": limits[0], "longest_edge": limits[1]}
+    patches = {"patch_size": patch, "merge_size": 2, "temporal_patch_size": 2, "size": edges}
+    images = hf.Qwen2VLImageProcessor(**patches)
+    return Parts(
+        config(
+            text_config=size.text,
+            vision_config={"patch_size": patch, **size.vision},
+            **qwen_ids(ids),
+        ),
+        processor(images, tokenizer, videos(**patches), **chat),
+    )
 
 
-def qwen2_5_vl() -> Parts:
-    tokenizer, chat, ids = words(QWEN, "<|vision_start|><|image_pad|><|vision_end|>")
-    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
-    image = hf.Qwen2VLImageProcessor(patch_size=14, merge_size=2, temporal_patch_size=2, size=size)
-    processor = hf.Qwen2_5_VLProcessor(image, tokenizer, hf.Qwen2VLVideoProcessor(), **chat)
-    return Parts(hf.Qwen2_5_VLConfig(**qwen_ids(ids)), processor)
+def qwen2_vl(
+    patch: int = 14,
+    limits: tuple[int, int] = (56 * 56, 28 * 28 * 1280),
+    size: Size = RELEASED,
+) -> Parts:
+    classes = hf.Qwen2VLConfig, hf.Qwen2VLProcessor, hf.Qwen2VLVideoProcessor
+    return _qwen(classes, patch, limits, size)
 
 
-def qwen3_vl() -> Parts:
-    tokenizer, chat, ids = words(QWEN, "<|vision_start|><|image_pad|><|vision_end|>")
-    size = {"shortest_edge": 65536, "longest_edge": 1280 * 1024}
-    image = hf.Qwen2VLImageProcessor(patch_size=16, merge_size=2, size=size)
-    processor = hf.Qwen3VLProcessor(image, tokenizer, hf.Qwen3VLVideoProcessor(), **chat)
-    return Parts(hf.Qwen3VLConfig(**qwen_ids(ids)), processor)
+def qwen2_5_vl(
+    patch: int = 14,
+    limits: tuple[int, int] = (56 * 56, 28 * 28 * 1280),
+    size: Size = RELEASED,
+) -> Parts:
+    classes = hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLProcessor, hf.Qwen2VLVideoProcessor
+    return _qwen(classes, patch, limits, size)
+
+
+def qwen3_vl(
+    patch: int = 16, limits: tuple[int, int] = (65536, 1280 * 1024), size: Size = RELEASED
+) -> Parts:
+    classes = hf.Qwen3VLConfig, hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor
+    return _qwen(classes, patch, limits, size)
 
 
 def glm4v() -> Parts:
@@ -58,46 +88,45 @@ def paddleocr_vl() -> Parts:
     return Parts(hf.PaddleOCRVLConfig(**qwen_ids(ids)), processor)
 
 
-def _llava_processor(tokenizer: Any, chat: dict[str, Any]) -> Any:
-    image = hf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=square(336))
-    return hf.LlavaProcessor(
-        image,
+def _llava(config: Any, side: int = 336, patch: int = 14, size: Size = RELEASED) -> Parts:
+    tokenizer, chat, ids = words({"image_token": "<image>"}, "<image>")
+    processor = hf.LlavaProcessor(
+        hf.CLIPImageProcessor(size={"shortest_edge": side}, crop_size=square(side)),
         tokenizer,
-        patch_size=14,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         **chat,
     )
+    return Parts(
+        config(
+            text_config={**LLAMA, **size.text},
+            vision_config={**CLIP, "image_size": side, "patch_size": patch, **size.vision},
+            image_token_index=ids["image_token"],
+        ),
+        processor,
+    )
 
 
-def llava() -> Parts:
-    tokenizer, chat, ids = words({"image_token": "<image>"}, "<image>")
-    config = hf.LlavaConfig(image_token_index=ids["image_token"])
-    return Parts(config, _llava_processor(tokenizer, chat))
+def llava(side: int = 336, patch: int = 14, size: Size = RELEASED) -> Parts:
+    return _llava(hf.LlavaConfig, side, patch, size)
 
 
 def vipllava() -> Parts:
-    tokenizer, chat, ids = words({"image_token": "<image>"}, "<image>")
-    config = hf.VipLlavaConfig(image_token_index=ids["image_token"])
-    return Parts(config, _llava_processor(tokenizer, chat))
+    return _llava(hf.VipLlavaConfig)
 
 
-def deepseek_vl() -> Parts:
+def deepseek_vl(side: int = 384, patch: int = 16, size: Size = RELEASED) -> Parts:
     tokenizer, chat, ids = words({"image_token": "<image_placeholder>"}, "<image_placeholder>")
     image = hf.DeepseekVLImageProcessor(
-        size=square(384), min_size=14, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size=square(side), min_size=14, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
-    processor = hf.DeepseekVLProcessor(image, tokenizer, num_image_tokens=576, **chat)
+    count = (side // patch) ** 2
+    processor = hf.DeepseekVLProcessor(image, tokenizer, num_image_tokens=count, **chat)
+    vision = {**SIGLIP_LARGE, "image_size": side, "patch_size": patch, **size.vision}
     config = hf.DeepseekVLConfig(
-        text_config={"model_type": "llama"},
-        vision_config={
-            **SIGLIP,
-            "hidden_size": 1024,
-            "num_hidden_layers": 24,
-            "intermediate_size": 4096,
-            "image_size": 384,
-            "patch_size": 16,
-        },
+        text_config={**LLAMA, **size.text},
+        vision_config=vision,
         image_token_id=ids["image_token"],
     )
     return Parts(config, processor)

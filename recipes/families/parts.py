@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from recipes.twins import train_tokenizer
+from recipes.words import chat_template, train_tokenizer
+
+Settings = dict[str, Any]
+
+
+class Size(NamedTuple):
+    """Settings of a config that decide the number of weights; empty: as released."""
+
+    text: Settings = {}  # noqa: RUF012
+    vision: Settings = {}  # noqa: RUF012
+
+
+RELEASED = Size()
 
 
 class Parts(NamedTuple):
@@ -20,7 +32,16 @@ QWEN = {
     "vision_bos_token": "<|vision_start|>",
     "vision_eos_token": "<|vision_end|>",
 }
-SIGLIP = {
+# Vision encoders and decoders at their published size.
+CLIP: Settings = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "projection_dim": 768,
+}
+SIGLIP: Settings = {
     "model_type": "siglip_vision_model",
     "hidden_size": 1152,
     "num_hidden_layers": 27,
@@ -28,6 +49,13 @@ SIGLIP = {
     "intermediate_size": 4304,
     "vision_use_head": False,
 }
+SIGLIP_LARGE: Settings = {
+    **SIGLIP,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "intermediate_size": 4096,
+}
+LLAMA: Settings = {"model_type": "llama"}
 Ids = dict[str, int]
 
 
@@ -36,15 +64,7 @@ def words(names: dict[str, str], image: str) -> tuple[Any, dict[str, Any], Ids]:
 
     `image` is what the template writes for an image.
     """
-    template = (
-        "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: "
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-        "{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}{% endif %}"
-        "{% endfor %}{% endif %}"
-        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %} {% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
+    template = chat_template(image)
     tokenizer = train_tokenizer(names, template)
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
     return tokenizer, {"chat_template": template}, ids

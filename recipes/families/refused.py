@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import transformers as hf
 
-from recipes.families.parts import Parts, square, words
+from recipes.families.parts import (
+    LLAMA,
+    RELEASED,
+    SIGLIP_LARGE,
+    Parts,
+    Settings,
+    Size,
+    square,
+    words,
+)
 
 
 def idefics2() -> Parts:
@@ -34,21 +43,33 @@ def got_ocr2() -> Parts:
     )
 
 
-def deepseek_vl_hybrid() -> Parts:
+def deepseek_vl_hybrid(
+    side: int = 384,
+    patch: int = 16,
+    high_res: int = 1024,
+    size: Size = RELEASED,
+    high_res_vision: Settings = {},  # noqa: B006 - nobody changes it
+) -> Parts:
     """SAM's encoder beside SigLIP's: convolutions again."""
     tokenizer, chat, ids = words({"image_token": "<image_placeholder>"}, "<image_placeholder>")
-    processor = hf.DeepseekVLHybridProcessor(
-        hf.DeepseekVLHybridImageProcessor(), tokenizer, num_image_tokens=576, **chat
+    images = hf.DeepseekVLHybridImageProcessor(
+        size=square(side),
+        high_res_size=square(high_res),
+        min_size=14,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
+    count = (side // patch) ** 2
+    processor = hf.DeepseekVLHybridProcessor(images, tokenizer, num_image_tokens=count, **chat)
     config = hf.DeepseekVLHybridConfig(
-        text_config={"model_type": "llama"},
+        text_config={**LLAMA, **size.text},
         vision_config={
-            "model_type": "siglip_vision_model",
-            "image_size": 384,
-            "patch_size": 16,
-            "vision_use_head": False,
-            "num_hidden_layers": 24,
+            **SIGLIP_LARGE,
+            "image_size": side,
+            "patch_size": patch,
+            **size.vision,
         },
+        high_res_vision_config=high_res_vision,
         image_token_id=ids["image_token"],
     )
     return Parts(config, processor)

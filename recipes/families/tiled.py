@@ -4,63 +4,91 @@ from __future__ import annotations
 
 import transformers as hf
 
-from recipes.families.parts import SIGLIP, Parts, square, words
+from recipes.families.parts import CLIP, LLAMA, RELEASED, SIGLIP, Parts, Size, square, words
+
+Grids = tuple[tuple[int, int], ...]
 
 
-def llava_next() -> Parts:
+def llava_next(
+    tile: int = 336,
+    patch: int = 14,
+    grids: Grids = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)),
+    size: Size = RELEASED,
+) -> Parts:
+    """`grids` are tiles (high, wide)."""
     tokenizer, chat, ids = words({"image_token": "<image>"}, "<image>")
-    pinpoints = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    pinpoints = [[tile * high, tile * wide] for high, wide in grids]
     image = hf.LlavaNextImageProcessor(
-        size={"shortest_edge": 336}, crop_size=square(336), image_grid_pinpoints=pinpoints
+        size={"shortest_edge": tile}, crop_size=square(tile), image_grid_pinpoints=pinpoints
     )
     processor = hf.LlavaNextProcessor(
         image,
         tokenizer,
-        patch_size=14,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         **chat,
     )
     config = hf.LlavaNextConfig(
-        image_grid_pinpoints=pinpoints, image_token_index=ids["image_token"]
+        text_config={**LLAMA, **size.text},
+        vision_config={**CLIP, "image_size": tile, "patch_size": patch, **size.vision},
+        image_grid_pinpoints=pinpoints,
+        image_token_index=ids["image_token"],
     )
     return Parts(config, processor)
 
 
-def llava_onevision() -> Parts:
+def llava_onevision(
+    tile: int = 384,
+    patch: int = 14,
+    most_tiles: int = 9,
+    longest: int = 6,
+    size: Size = RELEASED,
+) -> Parts:
+    """Canvases of up to `longest` x `longest` tiles, resampled down to those of `most_tiles`."""
     names = {"image_token": "<image>", "video_token": "<video>"}
     tokenizer, chat, ids = words(names, "<image>")
+    counts, most = range(1, longest + 1), f"anyres_max_{most_tiles}"
+    canvases = [[tile * high, tile * wide] for high in counts for wide in counts]
     processor = hf.LlavaOnevisionProcessor(
-        hf.LlavaOnevisionImageProcessor(),
+        hf.LlavaOnevisionImageProcessor(size=square(tile), image_grid_pinpoints=canvases),
         tokenizer,
-        hf.LlavaOnevisionVideoProcessor(),
-        num_image_tokens=729,
+        hf.LlavaOnevisionVideoProcessor(size=square(tile)),
+        num_image_tokens=(tile // patch) ** 2,
         vision_feature_select_strategy="full",
+        vision_aspect_ratio=most,
         **chat,
     )
     config = hf.LlavaOnevisionConfig(
-        image_token_index=ids["image_token"], video_token_index=ids["video_token"]
+        text_config={"model_type": "qwen2", **size.text},
+        vision_config={**SIGLIP, "image_size": tile, "patch_size": patch, **size.vision},
+        image_grid_pinpoints=canvases,
+        vision_aspect_ratio=most,
+        image_token_index=ids["image_token"],
+        video_token_index=ids["video_token"],
     )
     return Parts(config, processor)
 
 
-def idefics3() -> Parts:
+def idefics3(tile: int = 364, patch: int = 14, longest: int = 4, size: Size = RELEASED) -> Parts:
+    """At most `longest` tiles in a row or column, beside the whole image as one tile."""
     names = {
         "image_token": "<image>",
         "fake_image_token": "<fake_token_around_image>",
         "end_of_utterance_token": "<end_of_utterance>",
         "global_image_token": "<global-img>",
     }
-    tiles = [(row, column) for row in range(1, 7) for column in range(1, 7)]
-    names |= {f"tile_{r}_{c}": f"<row_{r}_col_{c}>" for r, c in tiles}
+    counts = range(1, longest + 1)
+    names |= {f"tile_{r}_{c}": f"<row_{r}_col_{c}>" for r in counts for c in counts}
     tokenizer, chat, ids = words(names, "<image>")
     image = hf.Idefics3ImageProcessor(
-        size={"longest_edge": 4 * 364}, max_image_size={"longest_edge": 364}
+        size={"longest_edge": longest * tile}, max_image_size={"longest_edge": tile}
     )
-    processor = hf.Idefics3Processor(image, tokenizer, image_seq_len=169, **chat)
+    count = (tile // patch // 2) ** 2
+    processor = hf.Idefics3Processor(image, tokenizer, image_seq_len=count, **chat)
     config = hf.Idefics3Config(
-        text_config={"model_type": "llama"},
-        vision_config={"image_size": 364, "patch_size": 14},
+        text_config={**LLAMA, **size.text},
+        vision_config={"image_size": tile, "patch_size": patch, **size.vision},
         scale_factor=2,
         image_token_id=ids["image_token"],
     )

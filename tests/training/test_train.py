@@ -27,7 +27,7 @@ from flmm_core.pipeline.head_folder import read_info
 from flmm_core.plugins import load_backbones
 from flmm_core.progress import LineProgress, Progress
 from flmm_core.training.train import train
-from recipes.twins import qwen_parts
+from recipes.twins import PARTS
 from tests.flows import method_of
 from tests.stopping import StopAt
 
@@ -270,7 +270,7 @@ def test_a_broken_image_is_named_from_a_worker_too(run: Train, drawn: Path, tmp_
 def test_heads_that_do_not_fit_are_refused(run: Train, tmp_path: Path) -> None:
     folder = run()
     config = json.loads((folder / "last" / "config.json").read_text())
-    shape, processor = qwen_parts(pixels=96)
+    shape, processor = PARTS["qwen"](pixels=96)
     shape.text_config.num_hidden_layers = 3
     shape.text_config.layer_types = shape.text_config.layer_types[:3]
     AutoModelForImageTextToText.from_config(shape).save_pretrained(tmp_path / "shallow")

@@ -54,7 +54,7 @@ def test_images_of_different_numbers_of_tiles_meet_in_a_batch(twin: Path) -> Non
 
 
 def test_a_mistral_type_text_model_is_read_like_a_llama(tmp_path: Path) -> None:
-    config, processor = twins.llava_next_parts()
+    config, processor = twins.PARTS["llava_next"]()
     facts = config.text_config.to_dict()
     for key in ("model_type", "layer_types", "architectures"):
         facts.pop(key, None)

@@ -22,8 +22,8 @@ from flmm_core.plugins import load_class
 from flmm_core.testing import load_for_checks
 from flmm_core.testing.probes import CAPTION, picture
 from flmm_llava_next import SPEC, views
-from recipes import more_twins
 from recipes.families import FAMILIES
+from recipes.twins import build_twin
 
 PUBLISHED = LlavaOnevisionImageProcessorPil.image_grid_pinpoints
 SIZES = [(480, 640), (1080, 1920), (200, 1000), (1000, 200), (333, 517), (60, 60), (2500, 1700)]
@@ -31,7 +31,7 @@ SIZES = [(480, 640), (1080, 1920), (200, 1000), (1000, 200), (333, 517), (60, 60
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return more_twins.write_twin("llava", tmp_path_factory.mktemp("llava"))
+    return build_twin("llava", tmp_path_factory.mktemp("llava"))
 
 
 # --- LLaVA-1.5 ----------------------------------------------------------------------------------
@@ -147,9 +147,7 @@ def patch_centers(hw: tuple[int, int], canvas: tuple[int, int], tile: views.Tile
 
 
 def test_two_images_of_a_conversation_keep_their_tiles(tmp_path: Path) -> None:
-    backbone: Backbone = load_for_checks(
-        SPEC, more_twins.write_twin("llava_onevision", tmp_path, tile=32)
-    )
+    backbone: Backbone = load_for_checks(SPEC, build_twin("llava_onevision", tmp_path, tile=32))
     first, second = picture(60, 90), picture(90, 60)
     alone = [backbone.prepare(image, CAPTION).views for image in (first, second)]
     said = [{"type": "image", "image": first}, {"type": "image", "image": second}]
@@ -162,7 +160,7 @@ def test_two_images_of_a_conversation_keep_their_tiles(tmp_path: Path) -> None:
 
 
 def test_other_numbers_of_tiles_are_refused(tmp_path: Path) -> None:
-    folder = more_twins.write_twin("llava_onevision", tmp_path, tile=32)
+    folder = build_twin("llava_onevision", tmp_path, tile=32)
     config = json.loads((folder / "config.json").read_text())
     config["vision_aspect_ratio"] = "anyres_max_9"
     (folder / "config.json").write_text(json.dumps(config))

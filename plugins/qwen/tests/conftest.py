@@ -9,7 +9,7 @@ import transformers
 from flmm_core import Backbone
 from flmm_core.testing import load_for_checks
 from flmm_qwen import SPEC
-from recipes import more_twins, twins
+from recipes import twins
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def full_size(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """The real geometry (patch 14, merge 2, windows of 112) around a thin, untrained model."""
     folder = tmp_path_factory.mktemp("full_size")
-    config, processor = twins.qwen_parts()
+    config, processor = twins.PARTS["qwen"]()
     config.text_config.max_position_embeddings = 8192
     config.vision_config.patch_size = 14
     config.vision_config.window_size = 112
@@ -40,7 +40,7 @@ def other_generation(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A folder with a tiny model of another generation, untrained."""
-    return more_twins.write_twin(request.param, tmp_path_factory.mktemp("generation"))
+    return twins.build_twin(request.param, tmp_path_factory.mktemp("generation"))
 
 
 @pytest.fixture(scope="session", params=[("qwen2_vl", 14), ("qwen3_vl", 16)], ids=lambda p: p[0])
@@ -50,4 +50,4 @@ def other_full_size(
     """The same with patches of the published size."""
     family, patch = request.param
     folder = tmp_path_factory.mktemp("full_size")
-    return load_for_checks(SPEC, more_twins.write_twin(family, folder, patch=patch, pixels=588))
+    return load_for_checks(SPEC, twins.build_twin(family, folder, patch=patch, pixels=588))

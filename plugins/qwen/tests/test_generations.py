@@ -14,7 +14,7 @@ from flmm_core.pipeline.backbone.batch import place_rows
 from flmm_core.testing import load_for_checks
 from flmm_core.testing.probes import CAPTION, picture
 from flmm_qwen import SPEC
-from recipes import more_twins
+from recipes.twins import build_twin
 
 SIZES = [(480, 640), (200, 1000), (1000, 200), (333, 517), (60, 60), (1080, 1920), (3, 300)]
 
@@ -57,7 +57,7 @@ def test_attention_is_that_of_the_whole_model(other_generation: Path) -> None:
 
 def test_features_that_the_decoder_adds_count(tmp_path: Path) -> None:
     """Otherwise the test above would not notice that they are missing."""
-    folder = more_twins.write_twin("qwen3_vl", tmp_path)
+    folder = build_twin("qwen3_vl", tmp_path)
     backbone = load_for_checks(SPEC, folder)
     batch = backbone.collate([backbone.prepare(picture(120, 200), CAPTION)])
     (before,) = backbone.trace(batch)

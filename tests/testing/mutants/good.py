@@ -16,7 +16,6 @@ from flmm_core import Backbone, BackboneSpec
 from flmm_core.plugins import load_backbones, load_class
 from recipes.families import FAMILIES as RELEASED
 from recipes.families import write_folder
-from recipes.more_twins import write_twin
 from recipes.twins import PARTS, build_twin
 
 EXAMPLES = {
@@ -43,8 +42,6 @@ def make(family: str, folder: Path, seed: int) -> tuple[BackboneSpec, Path]:
     if not target.exists():
         if released:
             write_folder(released, target, seed)
-        elif family in MORE:
-            write_twin(family, target, seed)
         else:
             build_twin(family, target, seed)
     return load_backbones().get("qwen" if family in MORE else kind), target

@@ -12,7 +12,7 @@ from PIL import Image
 from flmm_core.pipeline.backbone.geometry.measured_views import MeasuredGeometry
 from flmm_core.plugins import load_backbones, load_class
 from flmm_core.segment import Segment
-from recipes import more_twins
+from recipes.twins import build_twin
 
 SIZES = [(480, 640), (60, 60), (400, 100)]
 CASES = [
@@ -29,7 +29,7 @@ def test_it_equals_what_the_plugin_declares(
     name: str, family: str, geometry: dict[str, int], tmp_path: Path
 ) -> None:
     spec = load_backbones().get(name)
-    folder = more_twins.write_twin(family, tmp_path, **geometry)
+    folder = build_twin(family, tmp_path, **geometry)
     backbone: Any = load_class(spec).load(spec, str(folder))
     measurement = MeasuredGeometry(backbone.config, backbone.processor)
     for height, width in SIZES:
