@@ -19,6 +19,7 @@ from flmm_core.pipeline.head_folder import HeadInfo
 from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.pipeline.mask_logits import MaskLogits
 from flmm_core.pipeline.observer import Observer, ObserverInputs
+from flmm_core.pipeline.pooling import LearnedPooling
 from flmm_core.pipeline.refiners.sam import SamEncoder, SamRefiner
 from flmm_core.pipeline.text_prompts import TextPrompts
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Features, Grounding
@@ -49,7 +50,11 @@ def assemble(
     sam = small_sam()
     refiner = refiner or SamRefiner(sam)
     observer = Observer(backbone, SamEncoder(sam) if encoder is SMALL else encoder, **options)
-    head = Head(mask_head, prompts if refiner.uses_text else None, refiner).eval()
+    pooling = None
+    if observer.ends:
+        pooling = LearnedPooling(observer.ends, backbone.attention_channels)
+    texts = prompts if refiner.uses_text else None
+    head = Head(mask_head, texts, refiner, pooling=pooling).eval()
     return Grounder(observer, head, HeadInfo(Recipe(backbone.spec.name), observer.vlm))
 
 

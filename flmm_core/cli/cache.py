@@ -28,8 +28,8 @@ SETTINGS = (
     "backbone", "model", "revision", "adapter", "quantize", "options", "precision", "dtype",
     "device", "device_map", "attention", "prompt", "system", "caption_mode", "data_root", "data",
     "val_data", "max_skipped", "protocol", "train_protocol",
-    "refiner", "refiner_options", "refiner_weights", "head.pool", "head.presence", "absent_share",
-    "workers", "check",
+    "refiner", "refiner_options", "refiner_weights", "head.pool", "head.pool_ends",
+    "head.presence", "absent_share", "workers", "check",
 )  # fmt: skip
 """The settings of a run that decide what is cached."""
 

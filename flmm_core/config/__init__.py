@@ -7,6 +7,8 @@ from flmm_core.config.resolve import load_config as load_config
 from flmm_core.config.settings import BaseChannels as BaseChannels
 from flmm_core.config.settings import EnlargeTo as EnlargeTo
 from flmm_core.config.settings import HeadConfig as HeadConfig
+from flmm_core.config.settings import PoolEnds as PoolEnds
+from flmm_core.config.settings import PoolName as PoolName
 from flmm_core.config.settings import ProtocolName as ProtocolName
 from flmm_core.config.settings import RunConfig as RunConfig
 from flmm_core.config.settings import Section as Section

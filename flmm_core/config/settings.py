@@ -59,6 +59,8 @@ Sources = Annotated[Names, AfterValidator(_rooted)]
 
 BaseChannels = Annotated[int, Field(ge=1, le=4096)]
 EnlargeTo = Annotated[int, Field(ge=8, le=4096)]
+PoolName = Literal["mean", "max", "learned"]
+PoolEnds = Annotated[int, Field(ge=1, le=16)]
 
 
 def _workers(given: Any) -> Any:
@@ -140,8 +142,13 @@ class HeadConfig(Section):
     enlarge_to: EnlargeTo = Field(
         64, description="Upsample smaller attention maps to this longest side, in cells."
     )
-    pool: Literal["mean", "max"] = Field(
-        "mean", description="How attention is pooled over the tokens of a phrase."
+    pool: PoolName = Field(
+        "mean",
+        description="How attention is pooled over the tokens of a phrase: the mean as in the paper,"
+        " the maximum, or the mean with learned weights for the last tokens.",
+    )
+    pool_ends: PoolEnds = Field(
+        1, description="How many last tokens of a phrase --head-pool learned can weigh apart."
     )
     paper_rounding: bool = Field(
         False,

@@ -76,7 +76,7 @@ def explain(
         )
     assert text is not None
     marked = strip_marks(text)
-    found = read_text(backbone, image, marked.text, prompt, split)
+    found = read_text(backbone, image, marked.text, prompt, split, _ends(source))
     asked = backbone.prompt if prompt is None else prompt
     explained = _explained(source, image, found, asked, False, top_k, layers, progress)
     return replace(explained, marked=tuple(map(explained.within, marked.ranges)))
@@ -103,7 +103,7 @@ def explain_reply(
     Other args and errors as for `explain`.
     """
     backbone = source if isinstance(source, Backbone) else source.backbone
-    found = read_reply(backbone, reply, image, split)
+    found = read_reply(backbone, reply, image, split, _ends(source))
     users = (turn["content"] for turn in reply.messages[::-1] if turn["role"] == "user")
     asked = next(users)
     if not isinstance(asked, str):
@@ -162,6 +162,11 @@ def _explained(
     )
 
 
+def _ends(source: Grounder | Backbone) -> int:
+    """How many last tokens of each word the head reads apart."""
+    return 0 if isinstance(source, Backbone) else source.observer.ends
+
+
 def shape_of(backbone: Backbone) -> VlmShape:
     """L, N, D and the views of a backbone."""
     return VlmShape(
@@ -185,9 +190,7 @@ def _reduced(
     channels = framed(every[:, list(wanted)]).astype(np.float16)
     learned = np.zeros((len(every), 1, 1), np.float32)
     if head is not None:
-        chosen = head.observer.channels
-        given = AttentionMaps(every[:, list(chosen)] if chosen else every, maps.image_box)
-        (logits,) = head.head.mask_head([given])
+        (logits,) = head.head.mask_head(head.head.pooled([head.observer.chosen(maps)]))
         learned = logits.sigmoid().cpu().numpy()
     return scaled(heads), scaled(mean), channels, learned
 

@@ -52,7 +52,12 @@ class Reading:
 
 
 def read_text(
-    backbone: Backbone, image: Image.Image, text: str, prompt: str | None, split: Split
+    backbone: Backbone,
+    image: Image.Image,
+    text: str,
+    prompt: str | None,
+    split: Split,
+    ends: int = 0,
 ) -> Reading:
     """A given text, read as the model's own answer; raises as `Backbone.prepare`."""
     preparing = backbone
@@ -72,11 +77,13 @@ def read_text(
     if len(behind) > REFERENCES:
         behind = behind[torch.linspace(0, len(behind) - 1, REFERENCES).round().long()]
     rows = (*inputs.phrase_rows, *behind[:, None])
-    maps = _text_maps(backbone, replace(inputs, phrase_rows=rows))
+    maps = _text_maps(backbone, replace(inputs, phrase_rows=rows), ends)
     return Reading(text, tuple(named), len(rows), _cells(inputs.views), maps)
 
 
-def read_reply(backbone: Backbone, reply: Reply, image: int, split: Split) -> Reading:
+def read_reply(
+    backbone: Backbone, reply: Reply, image: int, split: Split, ends: int = 0
+) -> Reading:
     """What the model wrote, by the rows that it was written with.
 
     Raises:
@@ -97,7 +104,7 @@ def read_reply(backbone: Backbone, reply: Reply, image: int, split: Split) -> Re
         places = (reply.tokens_of(word.start, word.end) - reply.first - given).tolist()
         ids = [int(reply.token_ids[place]) for place in places if place >= 0]
         named.append(_named(backbone, word, ids))
-    maps = _reply_maps(backbone, reply, image, words)
+    maps = _reply_maps(backbone, reply, image, words, ends)
     views = reply.images[image].views
     return Reading(reply.text, tuple(named), len(words), _cells(views), maps)
 
@@ -111,30 +118,30 @@ def _cells(views: Sequence[ImageView]) -> tuple[int, ...]:
     return tuple(view.token_index.numel() for view in views)
 
 
-def _at_once(backbone: Backbone, views: Sequence[ImageView]) -> int:
+def _at_once(backbone: Backbone, views: Sequence[ImageView], ends: int) -> int:
     """How many rows are a portion."""
-    each = backbone.num_layers * backbone.num_heads * sum(_cells(views)) * 4
+    each = backbone.num_layers * backbone.num_heads * sum(_cells(views)) * 4 * (1 + ends)
     return max(1, PORTION // each)
 
 
 @torch.no_grad()
-def _text_maps(backbone: Backbone, inputs: BackboneInputs) -> Iterator[AttentionMaps]:
-    count = _at_once(backbone, inputs.views)
+def _text_maps(backbone: Backbone, inputs: BackboneInputs, ends: int) -> Iterator[AttentionMaps]:
+    count = _at_once(backbone, inputs.views, ends)
     even = [1 / backbone.num_layers] * backbone.num_layers  # hidden states are not needed
     for start in range(0, len(inputs.phrase_rows), count):
         rows = inputs.phrase_rows[start : start + count]
         end = max(int(row.max()) for row in rows) + 1
         cut = replace(inputs, caption=inputs.caption[: max(0, end - inputs.start)])
         batch = backbone.collate([replace(cut, phrase_rows=rows)])
-        (trace,) = backbone.trace(batch, layer_weights=even)
+        (trace,) = backbone.trace(batch, layer_weights=even, **({"ends": ends} if ends else {}))
         yield attention_maps(trace)
 
 
 @torch.no_grad()
 def _reply_maps(
-    backbone: Backbone, reply: Reply, image: int, words: Sequence[Word]
+    backbone: Backbone, reply: Reply, image: int, words: Sequence[Word], ends: int
 ) -> Iterator[AttentionMaps]:
-    count = _at_once(backbone, reply.images[image].views)
+    count = _at_once(backbone, reply.images[image].views, ends)
     for start in range(0, len(words), count):
         ranges = [(word.start, word.end) for word in words[start : start + count]]
-        yield attention_maps(reply.trace(ranges, image))
+        yield attention_maps(reply.trace(ranges, image, ends=ends))

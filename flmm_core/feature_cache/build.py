@@ -150,12 +150,13 @@ def _build(
         )
     problems.check()
     key = frozen_facts(config, spec)
-    hidden = reads_hidden(recipe_of(config))
+    recipe = recipe_of(config)
+    hidden, ends = reads_hidden(recipe), recipe.ends
     store = Store(folder) if (folder / MANIFEST).is_file() else None
     if store is not None:
         most = store.manifest.vlm.attention_channels
         wanted = {"maps": maps, "channels": min(channels, most) if channels else None}
-        store.check_made_for(key | wanted | ({"hidden states": True} if hidden else {}))
+        store.check_made_for(key | wanted, hidden=hidden, ends=ends)
     samples = JoinedSamples([training, others] if others else [training])
     left_out = LeftOut(samples, SkipLimit.given(config.max_skipped))
     keys = sample_keys(samples, left_out, progress, "Reading images")
@@ -175,7 +176,7 @@ def _build(
         manifest = Manifest(
             key=key, model=observer.backbone.model, vlm=observer.vlm, sha256=digest, maps=maps,
             identity=observer.backbone.identity(), fingerprint=observer.fingerprint,
-            hidden=hidden, made=made,
+            hidden=hidden, ends=ends, made=made,
         )  # fmt: skip
     else:
         manifest = store.manifest

@@ -29,10 +29,17 @@ STEPS = 255.0
 
 @dataclass(frozen=True)
 class Packing:
-    """How features are stored: the dtype of maps, and whether hidden states are included."""
+    """How features are stored.
+
+    Attributes:
+        maps: Dtype of the maps.
+        hidden: Whether hidden states are included.
+        ends: For how many last tokens of each phrase there are maps of their own.
+    """
 
     maps: MapType
     hidden: bool
+    ends: int = 0
 
     @property
     def is_exact(self) -> bool:
@@ -42,7 +49,9 @@ class Packing:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the tensors of a sample."""
-        return ("maps",) + ("peak",) * (not self.is_exact) + ("hidden",) * self.hidden
+        kinds = ("maps",) + ("ends",) * bool(self.ends)
+        peaks = tuple(f"{kind}.peak" if kind == "ends" else "peak" for kind in kinds)
+        return kinds + peaks * (not self.is_exact) + ("hidden",) * self.hidden
 
     def hidden_type(self, vlm: torch.dtype) -> torch.dtype:
         """Dtype of stored hidden states of a VLM that computes in `vlm`."""
@@ -54,8 +63,9 @@ class Packing:
         return torch.float32 if self.is_exact else torch.float16
 
     def map_bytes(self, cells: int) -> int:
-        """Bytes of one map of `cells` cells, with its maximum."""
-        return cells * STORED[self.maps].itemsize + (0 if self.is_exact else 4)
+        """Bytes of a phrase's maps of one channel, of `cells` cells each, with their maxima."""
+        each = cells * STORED[self.maps].itemsize + (0 if self.is_exact else 4)
+        return each * (1 + self.ends)
 
 
 class SampleFacts(BaseModel):
@@ -88,14 +98,10 @@ class SampleFacts(BaseModel):
 
 def pack(features: Features, packing: Packing, vlm: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a sample on the CPU, without the image embedding; `vlm` is a dtype."""
-    maps = features.maps.maps.cpu()
-    packed = {"maps": maps.contiguous()}
-    if not packing.is_exact:
-        peak = maps.amax((2, 3)).clamp(min=torch.finfo(torch.float32).tiny)  # (P, C)
-        share = maps / peak[:, :, None, None]
-        if packing.maps == "uint8":
-            share = share.sqrt().mul(STEPS).round()
-        packed = {"maps": share.to(STORED[packing.maps]).contiguous(), "peak": peak.contiguous()}
+    packed = _packed("maps", "peak", features.maps.maps, packing)
+    if packing.ends:
+        assert features.maps.ends is not None
+        packed |= _packed("ends", "ends.peak", features.maps.ends[:, : packing.ends], packing)
     if packing.hidden:
         hidden = features.hidden.cpu()
         stored = hidden.to(packing.hidden_type(vlm))
@@ -110,19 +116,39 @@ def unpack(
     tensors: Mapping[str, Tensor], facts: SampleFacts, image: EncodedImage | None
 ) -> Features:
     """The inverse of `pack`."""
-    maps = tensors["maps"]
-    if "peak" in tensors:
-        share = maps.float()
-        if maps.dtype == torch.uint8:
-            share = (share / STEPS).square()
-        maps = share * tensors["peak"][:, :, None, None]
+    maps = _unpacked(tensors["maps"], tensors.get("peak"))
+    ends = None
+    if "ends" in tensors:
+        ends = _unpacked(tensors["ends"], tensors.get("ends.peak"))
     lengths = torch.tensor(facts.tokens, dtype=torch.int64)
     row_phrase = torch.arange(len(lengths)).repeat_interleave(lengths)
     hidden = tensors.get("hidden")
     return Features(
-        maps=AttentionMaps(maps, facts.box),
+        maps=AttentionMaps(maps, facts.box, ends),
         hidden=torch.zeros(0, len(row_phrase), 0) if hidden is None else hidden.float(),
         row_phrase=row_phrase,
         image=image,
         image_hw=facts.image_hw,
     )
+
+
+def _packed(name: str, peak_name: str, maps: Tensor, packing: Packing) -> dict[str, Tensor]:
+    """Maps (..., h, w) as they are stored, and their maxima (...) if they are not exact."""
+    maps = maps.cpu()
+    if packing.is_exact:
+        return {name: maps.contiguous()}
+    peak = maps.amax((-2, -1)).clamp(min=torch.finfo(torch.float32).tiny)
+    share = maps / peak[..., None, None]
+    if packing.maps == "uint8":
+        share = share.sqrt().mul(STEPS).round()
+    return {name: share.to(STORED[packing.maps]).contiguous(), peak_name: peak.contiguous()}
+
+
+def _unpacked(maps: Tensor, peak: Tensor | None) -> Tensor:
+    """The inverse of `_packed`."""
+    if peak is None:
+        return maps
+    share = maps.float()
+    if maps.dtype == torch.uint8:
+        share = (share / STEPS).square()
+    return share * peak[..., None, None]

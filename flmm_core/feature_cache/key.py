@@ -36,8 +36,8 @@ TRAINED_HALF = {
     "boxes.py", "build.py", "check_head.py", "checkpoint_file.py", "confidence.py", "drift.py",
     "fingerprint.py", "grounder.py", "head.py", "head_folder.py", "hub.py", "kernels.py",
     "keywords.py", "load_check.py", "mask_head.py", "model_card.py", "none.py", "original.py",
-    "probe.py", "prompted.py", "publish.py", "result.py", "sam2_decoder.py", "text_prompts.py",
-    "unet.py", "verify.py",
+    "pooling.py", "probe.py", "prompted.py", "publish.py", "result.py", "sam2_decoder.py",
+    "text_prompts.py", "unet.py", "verify.py",
 }  # fmt: skip
 """Files of the pipeline that features do not depend on."""
 
@@ -70,7 +70,7 @@ def frozen_facts(config: RunConfig, spec: BackboneSpec) -> dict[str, Any]:
         "system": recipe.system,
         "caption mode": recipe.caption_mode,
         "options": dict(recipe.options),
-        "pool": recipe.pool,
+        "pool": recipe.pooled,
         "flmm": flmm_core.__version__,
         "plugin": _plugin(spec),
         "code": _code(spec),

@@ -33,13 +33,16 @@ class StoredBatch:
 class StoredFeatures(FeatureSource):
     """The features in a cache, of the samples passed to `expect`.
 
-    `images`: whether the head needs encoded images.
+    `images`: whether the head needs encoded images; `ends`: maps of last tokens.
     """
 
-    def __init__(self, store: Store, device: torch.device, *, images: bool) -> None:
+    def __init__(
+        self, store: Store, device: torch.device, *, images: bool, ends: bool = False
+    ) -> None:
         self.store = store
         self.device = device
         self.images = images
+        self.ends = ends
         self._digests: dict[Path, str] = {}
 
     def expect(self, samples: Sequence[Sample], left_out: LeftOut, progress: Progress) -> None:
@@ -76,7 +79,7 @@ class StoredFeatures(FeatureSource):
         if key not in self.store.samples:
             reason = self.store.left_out.get(key, "Its image could not be read.")
             raise DataError(f"The cache has no features of '{sample.name}'.", found=reason)
-        return self.store.features(key)
+        return self.store.features(key, ends=self.ends)
 
     def collate(self, prepared: Sequence[Any]) -> Any:
         return StoredBatch(tuple(prepared))

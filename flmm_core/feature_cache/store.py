@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, cast
@@ -46,6 +47,7 @@ class Manifest(BaseModel):
         sha256: Of the VLM's weights.
         identity: What heads recognize the VLM by; None in a cache of an earlier version.
         fingerprint: What the VLM did with a drawn image; None with --no-check, too.
+        ends: For how many last tokens of each phrase maps of their own are stored.
         channels: The attention channels that are stored, ascending; empty means all.
         measure: How the channels were chosen.
         made: The machine that began the build, for information.
@@ -62,6 +64,7 @@ class Manifest(BaseModel):
     fingerprint: Fingerprint | None = None
     maps: MapType
     hidden: bool
+    ends: int = 0
     channels: tuple[int, ...] = ()
     measure: dict[str, Any] = {}
     made: dict[str, Any] = {}
@@ -69,7 +72,7 @@ class Manifest(BaseModel):
     @property
     def packing(self) -> Packing:
         """How features are stored."""
-        return Packing(self.maps, self.hidden)
+        return Packing(self.maps, self.hidden, self.ends)
 
     def write(self, folder: Path) -> None:
         """Write `cache.json`."""
@@ -147,12 +150,18 @@ class Store:
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             self.broken[path] = f"{type(error).__name__}: {error}"
 
-    def check_made_for(self, wanted: Mapping[str, Any]) -> None:
-        """UsageError if the cache was built with other settings than those of a run."""
+    def check_made_for(self, wanted: Mapping[str, Any], *, hidden: bool, ends: int) -> None:
+        """UsageError if the cache was built with other settings than those of a run.
+
+        It may hold more than the run reads: `hidden` states, or `ends` of more tokens.
+        """
         made = self.manifest
-        found = {"maps": made.maps, "channels": len(made.channels) or None}
-        found |= {"hidden states": made.hidden, **made.key}
-        if different := differences(found, wanted):
+        found = {"maps": made.maps, "channels": len(made.channels) or None, **made.key}
+        found |= {"hidden states": made.hidden, "last tokens": made.ends}
+        needed: dict[str, Any] = {"hidden states": True} if hidden else {}
+        if made.ends < ends:
+            needed["last tokens"] = ends
+        if different := differences(found, {**wanted, **needed}):
             raise UsageError(
                 f"The cache in '{self.folder}' was not built for this run.",
                 found=different,
@@ -169,11 +178,15 @@ class Store:
                 repair="Use the same model, or build another cache.",
             )
 
-    def features(self, key: str) -> Features:
-        """The features of a sample; KeyError if it is not in the cache."""
+    def features(self, key: str, *, ends: bool = True) -> Features:
+        """The features of a sample; KeyError if it is not in the cache.
+
+        Without `ends`, the maps of last tokens are not read.
+        """
         facts, path = self.samples[key]
         file = self._open(path)
-        names = self.manifest.packing.names
+        packing = self.manifest.packing
+        names = (packing if ends else replace(packing, ends=0)).names
         tensors = {name: file.get_tensor(f"{key}.{name}") for name in names}
         return unpack(tensors, facts, self._image(facts.image))
 

@@ -104,18 +104,23 @@ def _tensors(features: Features) -> list[Tensor]:
     image = () if features.image is None else features.image.tensors
     caption = features.caption
     whole = [] if caption is None else [caption.hidden, caption.phrase]
-    return [features.maps.maps, features.hidden, features.row_phrase, *whole, *image]
+    return [*features.maps.tensors, features.hidden, features.row_phrase, *whole, *image]
 
 
 def _on_host(features: Features) -> Features:
     """A copy in host memory that holds on to nothing else: tensors may be parts of a batch's."""
-    maps, hidden, rows, *others = (
-        torch.empty_like(each, device="cpu", memory_format=torch.contiguous_format).copy_(each)
-        for each in _tensors(features)
-    )
-    image = features.image
-    encoded = image and image.with_tensors(others[-len(image.tensors) :])
-    caption = features.caption and replace(features.caption, hidden=others[0], phrase=others[1])
+    image, caption = features.image, features.caption
     return Features(
-        replace(features.maps, maps=maps), hidden, rows, encoded, features.image_hw, caption
+        features.maps.each(_copied),
+        _copied(features.hidden),
+        _copied(features.row_phrase),
+        image and image.with_tensors(map(_copied, image.tensors)),
+        features.image_hw,
+        caption
+        and replace(caption, hidden=_copied(caption.hidden), phrase=_copied(caption.phrase)),
     )
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    like = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+    return like.copy_(tensor)

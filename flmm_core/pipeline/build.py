@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import ConfigDict, Field
 
-from flmm_core.config import BaseChannels, EnlargeTo, RunConfig
+from flmm_core.config import BaseChannels, EnlargeTo, PoolEnds, PoolName, RunConfig
 from flmm_core.errors import Problems
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.fingerprint import take_fingerprint
@@ -22,6 +22,7 @@ from flmm_core.pipeline.hub import LATEST
 from flmm_core.pipeline.keywords import KeywordSelector
 from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.pipeline.observer import Observer
+from flmm_core.pipeline.pooling import LearnedPooling
 from flmm_core.pipeline.presence import Presence
 from flmm_core.pipeline.refiners.base import ImageEncoder, Refiner
 from flmm_core.pipeline.text_prompts import TextPrompts
@@ -40,6 +41,7 @@ class Recipe:
     Attributes:
         presence: Whether the head tells if a phrase names anything; heads of earlier versions and
             of the original do not.
+        pool_ends: With `pool` "learned", how many last tokens of a phrase have their own weights.
         keywords: Whether the head selects the words of a text to ground.
         channels: The attention channels that the mask head takes; empty means all.
     """
@@ -55,7 +57,8 @@ class Recipe:
     prompt: str = DEFAULT_PROMPT
     system: str | None = None
     caption_mode: CaptionMode = "whole"
-    pool: Literal["mean", "max"] = "mean"
+    pool: PoolName = "mean"
+    pool_ends: PoolEnds = 1
     base_channels: BaseChannels = 64
     enlarge_to: EnlargeTo = 64
     paper_rounding: bool = False
@@ -67,6 +70,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # a list in JSON
+
+    @property
+    def ends(self) -> int:
+        """How many last tokens of a phrase have maps of their own."""
+        return self.pool_ends if self.pool == "learned" else 0
+
+    @property
+    def pooled(self) -> Literal["mean", "max"]:
+        """How the attention of a phrase's tokens becomes one map while it is recorded."""
+        return "max" if self.pool == "max" else "mean"
 
     def behind(self, **given: Any) -> Recipe:
         """The same with another model, revision, adapter or quantization where one is given.
@@ -120,7 +133,10 @@ def build_head(recipe: Recipe, vlm: VlmShape, refiner: Refiner) -> Head:
         text_prompts = TextPrompts(vlm.layers, vlm.hidden_size, refiner.prompt_width)
     presence = Presence(vlm.layers, vlm.hidden_size) if recipe.presence else None
     keywords = KeywordSelector(vlm.layers, vlm.hidden_size) if recipe.keywords else None
-    return Head(mask_head, text_prompts, refiner, presence, keywords).eval()
+    pooling = None
+    if recipe.ends:
+        pooling = LearnedPooling(recipe.ends, len(recipe.channels) or vlm.attention_channels)
+    return Head(mask_head, text_prompts, refiner, presence, keywords, pooling).eval()
 
 
 def build_mask_head(recipe: Recipe, vlm: VlmShape) -> MaskHead:
@@ -223,7 +239,8 @@ def build_flow(
     observer = Observer(
         backbone,
         None if encoder is None else encoder.to(place),
-        pool=recipe.pool,
+        pool=recipe.pooled,
+        ends=recipe.ends,
         channels=recipe.channels,
         one_by_one=one_by_one,
         fingerprint=take_fingerprint(backbone) if check else None,

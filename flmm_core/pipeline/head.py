@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from flmm_core.pipeline.fit import check_weights
 from flmm_core.pipeline.keywords import KeywordSelector
 from flmm_core.pipeline.mask_head import MaskHead
+from flmm_core.pipeline.pooling import LearnedPooling
 from flmm_core.pipeline.presence import Presence
 from flmm_core.pipeline.refiners.base import Refiner
 from flmm_core.pipeline.text_prompts import TextPrompts
-from flmm_core.pipeline.types import Features, Grounding, KeywordLogits
+from flmm_core.pipeline.types import AttentionMaps, Features, Grounding, KeywordLogits
 
 
 class Head(nn.Module):
     """All that is trained; its `state_dict()` is what a head's file holds.
 
-    Without `presence` it does not tell whether a phrase names anything in the image; without
-    `keywords`, which words of a text to ground.
+    Without `pooling` the maps are those of `Features`, the mean of a phrase's tokens or their
+    maximum. Without `presence` it does not tell whether a phrase names anything in the image;
+    without `keywords`, which words of a text to ground.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Head(nn.Module):
         refiner: Refiner,
         presence: Presence | None = None,
         keywords: KeywordSelector | None = None,
+        pooling: LearnedPooling | None = None,
     ) -> None:
         super().__init__()
         if refiner.uses_text != (text_prompts is not None):
@@ -39,6 +42,7 @@ class Head(nn.Module):
         self.refiner = refiner
         self.presence = presence
         self.keywords = keywords
+        self.pooling = pooling
 
     def forward(
         self, features: Sequence[Features], which: Sequence[Tensor] | None = None
@@ -54,12 +58,16 @@ class Head(nn.Module):
         keywords = [self._keywords(each) for each in features]
         if which is not None:
             features = [each.of_phrases(w) for each, w in zip(features, which, strict=True)]
-        maps = [sample.maps for sample in features]
+        maps = self.pooled([sample.maps for sample in features])
         coarse = self.mask_head(maps)
         prompts = () if self.text_prompts is None else self.text_prompts(features)
         images = [sample.image for sample in features]
         refined = self.refiner(images, coarse, prompts, [sample.image_hw for sample in features])
         return tuple(map(Grounding, coarse, refined, maps, there, keywords))
+
+    def pooled(self, maps: Sequence[AttentionMaps]) -> Sequence[AttentionMaps]:
+        """The maps that the mask head takes, one per phrase and channel."""
+        return maps if self.pooling is None else self.pooling(maps)
 
     def _keywords(self, features: Features) -> KeywordLogits | None:
         if self.keywords is None or features.caption is None:
@@ -91,7 +99,7 @@ class Head(nn.Module):
     def learning_groups(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
         """The trained parameters by what has a learning rate of its own: "head", "refiner"."""
         own = [*self.mask_head.parameters()]
-        for part in (self.text_prompts, self.presence, self.keywords):
+        for part in (self.text_prompts, self.presence, self.keywords, self.pooling):
             own += [] if part is None else part.parameters()
         for name, group in (("head", own), ("refiner", [*self.refiner.parameters()])):
             if trained := [weight for weight in group if weight.requires_grad]:

@@ -16,6 +16,7 @@ from flmm_core.pipeline.backbone.recorder import Pool
 from flmm_core.pipeline.finite import check_features
 from flmm_core.pipeline.refiners.base import ImageEncoder
 from flmm_core.pipeline.types import (
+    AttentionMaps,
     BackboneBatch,
     BackboneInputs,
     EncodedImage,
@@ -67,6 +68,7 @@ class Observer:
         backbone: The frozen VLM.
         encoder: The refiner's image encoder; None if the refiner needs no image.
         pool: How the attention of a phrase's tokens becomes one map, "mean" or "max".
+        ends: How many last tokens of each phrase have maps of their own, beside the mean.
         channels: The attention channels that are kept, in this order; empty means all.
         one_by_one: Observe sample by sample. The features of a sample then do not depend on its
             companions, whose padding changes the last bits of sums.
@@ -76,6 +78,7 @@ class Observer:
     backbone: Backbone
     encoder: ImageEncoder | None = None
     pool: Pool = "mean"
+    ends: int = 0
     channels: tuple[int, ...] = ()
     one_by_one: bool = False
     fingerprint: Fingerprint | None = None
@@ -142,11 +145,13 @@ class Observer:
         singles = [batch.backbone]
         if self.one_by_one:
             singles = [self.backbone.collate([sample]) for sample in batch.backbone.samples]
+        # a plugin's own `trace` may not know what it is not asked for
+        more = {"ends": self.ends} if self.ends else {}
         traces = [
             trace
             for single in singles
             for trace in self.backbone.trace(
-                single, pool=self.pool, layer_weights=layer_weights, captions=captions
+                single, pool=self.pool, layer_weights=layer_weights, captions=captions, **more
             )
         ]
         names = [sample.name for sample in batch.backbone.samples]
@@ -165,13 +170,17 @@ class Observer:
         """
         features = []
         for trace, image in zip(traces, images, strict=True):
-            maps = attention_maps(trace)
-            if self.channels:
-                maps = replace(maps, maps=maps.maps[:, list(self.channels)])  # (P, K, h, w)
+            maps = self.chosen(attention_maps(trace))
             states = trace.hidden, trace.row_phrase
             features.append(Features(maps, *states, image, trace.image_hw, trace.caption))
         check_features(features, names, self.backbone.vlm.dtype)
         return tuple(features)
+
+    def chosen(self, maps: AttentionMaps) -> AttentionMaps:
+        """Of the maps of all channels those of `channels`."""
+        if not self.channels:
+            return maps
+        return maps.each(lambda every: every[..., list(self.channels), :, :])
 
     @torch.no_grad()
     def encode(self, image: Image.Image) -> EncodedImage | None:

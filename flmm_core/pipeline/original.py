@@ -345,6 +345,8 @@ def _check_expressible(source: str | Path, info: HeadInfo) -> None:
         for name, value in wanted.items()
         if getattr(recipe, name) != value
     ]
+    if recipe.pool == "learned":
+        other.append("the tokens of a phrase are weighed as learned, not averaged")
     if recipe.refiner == "sam" and not recipe.refiner_options.get("text", True):
         other.append("SAM is not prompted with text")
     if other:

@@ -5,7 +5,7 @@ The legend of shape letters is in `flmm_core.pipeline`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Self
@@ -201,6 +201,8 @@ class Trace:
         views: As in the inputs.
         image_hw: Height and width of the image in pixels.
         caption: Of the whole caption, if it was asked for.
+        ends: (L, N, P, K, M) as `attention`, of each phrase's last K tokens, the very last first,
+            where there are fewer its mean; None for K = 0.
     """
 
     attention: Tensor
@@ -209,14 +211,22 @@ class Trace:
     views: tuple[ImageView, ...]
     image_hw: tuple[int, int]
     caption: CaptionStates | None = None
+    ends: Tensor | None = None
 
     @classmethod
-    def of(cls, sample: BackboneInputs, groups: Tensor, attention: Tensor, hidden: Tensor) -> Self:
+    def of(
+        cls,
+        sample: BackboneInputs,
+        groups: Tensor,
+        attention: Tensor,
+        hidden: Tensor,
+        ends: Tensor | None = None,
+    ) -> Self:
         """What was recorded of the rows of a sample's phrases, and of its caption if asked for.
 
         Args:
             groups: (T,) the phrase of each row; P for rows of the caption, which are last.
-            attention: (L, N, P, M), or P + 1 with a caption; `hidden` is (L, T, D).
+            attention: (L, N, P, M), or P + 1 with a caption, as `ends`; `hidden` is (L, T, D).
         """
         count, groups, caption = len(sample.phrase_rows), groups.to(hidden.device), None
         of_phrases = groups < count
@@ -226,8 +236,9 @@ class Trace:
                 first[rows - sample.start] = number
             caption = CaptionStates(hidden[:, ~of_phrases], sample.offsets, first)
             attention, groups = attention[:, :, :count], groups[of_phrases]
+            ends = None if ends is None else ends[:, :, :count]
             hidden = hidden[:, of_phrases]
-        return cls(attention, hidden, groups, sample.views, sample.image_hw, caption)
+        return cls(attention, hidden, groups, sample.views, sample.image_hw, caption, ends)
 
 
 @dataclass(frozen=True)
@@ -237,10 +248,24 @@ class AttentionMaps:
     Attributes:
         maps: (P, C, h, w) float32, each map sums to 1 over its own view.
         image_box: The box of the grid in the image.
+        ends: (P, K, C, h, w) as `maps`, of each phrase's last K tokens, the very last first,
+            where there are fewer its `maps`; None for K = 0.
     """
 
     maps: Tensor
     image_box: Box
+    ends: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it: `maps`, then `ends` if there are any."""
+        return (self.maps,) if self.ends is None else (self.maps, self.ends)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> AttentionMaps:
+        """The same with its tensors changed, one after the other."""
+        return AttentionMaps(
+            change(self.maps), self.image_box, self.ends if self.ends is None else change(self.ends)
+        )
 
 
 @dataclass(frozen=True)
@@ -317,7 +342,7 @@ class Features:
         number = (which.cumsum(0) - 1).to(self.row_phrase.device)  # (P,) among those kept
         return replace(
             self,
-            maps=replace(self.maps, maps=self.maps.maps[which]),
+            maps=self.maps.each(lambda maps: maps[which]),
             hidden=self.hidden[:, rows.to(self.hidden.device)],
             row_phrase=number[self.row_phrase[rows]],
         )
@@ -327,7 +352,7 @@ class Features:
         image = self.image
         return replace(
             self,
-            maps=replace(self.maps, maps=self.maps.maps.pin_memory()),
+            maps=self.maps.each(Tensor.pin_memory),
             hidden=self.hidden.pin_memory(),
             image=image and image.with_tensors(each.pin_memory() for each in image.tensors),
         )

@@ -56,6 +56,8 @@ def _differences(theirs: Recipe, ours: Recipe) -> list[str]:
     one, two = asdict(theirs), asdict(ours)
     if ours.keywords:  # a head without a selector gets one
         one["keywords"] = True
+    if _begins_at_mean(theirs, ours):
+        one |= {name: two[name] for name in ("pool", "pool_ends")}
     names = [name for name in one if name not in MAY_DIFFER and name != "channels"]
     found = []
     for name in names:
@@ -68,6 +70,11 @@ def _differences(theirs: Recipe, ours: Recipe) -> list[str]:
             f"  {option_name(k)}: {a} there, {b} here" for k, (a, b) in pairs.items() if a != b
         ]
     return found
+
+
+def _begins_at_mean(theirs: Recipe, ours: Recipe) -> bool:
+    """Whether a head that averages tokens gets learned weights, which at first change nothing."""
+    return (theirs.pool, ours.pool) == ("mean", "learned")
 
 
 def begin_with(head: Head, info: HeadInfo, config: RunConfig) -> HeadInfo:
@@ -96,6 +103,8 @@ def begin_with(head: Head, info: HeadInfo, config: RunConfig) -> HeadInfo:
     weights = read_weights(folder)
     if head.keywords is not None and not trained.recipe.keywords:
         weights |= head.keywords.state_dict(prefix="keywords.")
+    if head.pooling is not None and _begins_at_mean(trained.recipe, info.recipe):
+        weights |= head.pooling.state_dict(prefix="pooling.")
     head.load_weights(weights)
     return info.with_facts(initial_head=config.init_head)
 
@@ -131,7 +140,7 @@ def freeze_others(head: Head, config: RunConfig) -> None:
 def _modules(head: Head, names: Sequence[str], refiner: str) -> list[nn.Module | None]:
     """The modules of the named parts; None for one that this head does not have."""
     parts: dict[str, list[nn.Module | None]] = {
-        "head": [head.mask_head, head.presence, head.keywords],
+        "head": [head.mask_head, head.pooling, head.presence, head.keywords],
         "presence": [head.presence],
         "keywords": [head.keywords],
         "text": [head.text_prompts],

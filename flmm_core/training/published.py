@@ -19,7 +19,7 @@ SHOWN = (
     "steps", "epochs", "batch_size", "accumulate", "learning_rate", "refiner_learning_rate",
     "weight_decay", "clip_norm", "warmup", "ema", "precision", "dtype", "seed", "train_protocol",
     "caption_mode", "absent_share", "head.base_channels", "head.enlarge_to", "head.pool",
-    "head.paper_rounding", "head.presence", "head.keywords",
+    "head.pool_ends", "head.paper_rounding", "head.presence", "head.keywords",
 )  # fmt: skip
 """The settings on a model card: numbers and words that say nothing of the machine."""
 
@@ -46,6 +46,8 @@ def evidence_of(run: Path, terms: str = "") -> Evidence:
     shown = {
         name: settings[name] for name in SHOWN if settings.get(name) not in (None, "none", 0.0)
     }
+    if settings.get("head.pool") != "learned":
+        shown.pop("head.pool_ends", None)
     return Evidence(
         scores=_read(run / SUMMARY).get("evaluations") or {},
         settings=shown,

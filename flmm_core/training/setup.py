@@ -86,8 +86,7 @@ def open_cached(config: RunConfig, spec: BackboneSpec, progress: Progress) -> Se
     store = Store(config.cache)
     manifest, recipe = store.manifest, recipe_of(config)
     encoder, refiner = load_refiner(recipe, config.refiner_weights)
-    needed = {"hidden states": True} if reads_hidden(recipe) else {}
-    store.check_made_for(frozen_facts(config, spec) | needed)
+    store.check_made_for(frozen_facts(config, spec), hidden=reads_hidden(recipe), ends=recipe.ends)
     if config.exact and not manifest.packing.is_exact:
         raise UsageError(
             f"The cache in '{config.cache}' is not exact.",
@@ -96,7 +95,7 @@ def open_cached(config: RunConfig, spec: BackboneSpec, progress: Progress) -> Se
         )
     recipe = replace(recipe, channels=manifest.channels)
     head = build_head(recipe, manifest.vlm, refiner).to(choose_device(config.device))
-    source = StoredFeatures(store, head.device, images=encoder is not None)
+    source = StoredFeatures(store, head.device, images=encoder is not None, ends=recipe.ends > 0)
 
     def observed() -> tuple[FeatureSource, str]:
         progress.say(f"Loading {config.backbone}, model {config.model}, to evaluate the head")

@@ -155,6 +155,20 @@ def test_a_head_adds_what_it_makes_of_each_word(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(alone.ways["learned"].words, mask.numpy(), atol=1e-4)
 
 
+def test_a_head_with_learned_pooling_reads_the_last_tokens_of_each_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known_heads(monkeypatch, 0)
+    grounder = assemble(shared("qwen"), ends=2)
+    assert grounder.head.pooling is not None
+    untrained = explain(grounder, IMAGE, text="ring").ways["learned"].words
+    torch.nn.init.normal_(grounder.head.pooling.weights)
+    found = explain(grounder, IMAGE, text="ring").ways
+    mask = grounder.ground(IMAGE, ["ring"]).coarse_logits.sigmoid()
+    np.testing.assert_allclose(found["learned"].words, mask.numpy(), atol=1e-4)
+    assert np.abs(found["learned"].words - untrained).max() > 1e-3
+
+
 def test_an_answer_is_explained_without_running_the_model_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

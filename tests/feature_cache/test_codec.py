@@ -22,7 +22,9 @@ def observed(dtype: torch.dtype = torch.float32) -> Features:
     rows = torch.tensor([0, 0, 1, 2, 2, 2])
     details = tuple(torch.randn(2, side, side, generator=chance) for side in (12, 6))
     image = EncodedImage(torch.randn(7, 3, 3, generator=chance), (20, 30), details)
-    return Features(AttentionMaps(maps, (-0.1, 0.0, 1.1, 1 / 3)), hidden, rows, image, (40, 60))
+    ends = torch.randn(3, 2, 4, 30, generator=chance).mul(3).softmax(3).view(3, 2, 4, 5, 6)
+    stacked = AttentionMaps(maps, (-0.1, 0.0, 1.1, 1 / 3), ends)
+    return Features(stacked, hidden, rows, image, (40, 60))
 
 
 def there_and_back(features: Features, packing: Packing, dtype: torch.dtype) -> Features:
@@ -39,6 +41,23 @@ def test_float32_maps_lose_nothing(dtype: torch.dtype) -> None:
     assert torch.equal(back.row_phrase, features.row_phrase)
     assert back.maps.image_box == features.maps.image_box
     assert pack(features, packing, dtype)["hidden"].dtype == dtype
+
+
+@pytest.mark.parametrize(("maps", "apart"), [("float32", 0), ("float16", 1e-3), ("uint8", 4e-3)])
+def test_the_maps_of_last_tokens_are_stored_if_they_are_wanted(maps: MapType, apart: float) -> None:
+    features = observed()
+    assert features.maps.ends is not None
+    for count in (1, 2):
+        packing = Packing(maps, hidden=False, ends=count)
+        packed = pack(features, packing, torch.float32)
+        assert {*packed} == {*packing.names}
+        sizes = sum(each.nbytes for each in packed.values())
+        assert sizes == 3 * 4 * packing.map_bytes(30)
+        back = there_and_back(features, packing, torch.float32).maps.ends
+        assert back is not None
+        wanted = features.maps.ends[:, :count]
+        assert ((back - wanted) / wanted.amax((3, 4), keepdim=True)).abs().max() <= apart
+    assert there_and_back(features, Packing(maps, hidden=False), torch.float32).maps.ends is None
 
 
 def test_hidden_rows_finer_than_the_model_are_not_rounded() -> None:

@@ -30,7 +30,7 @@ def config(random_twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pictures": 2,
         "workers": 0,
         "learning_rate": 3e-3,
-        "head": {"base_channels": 4, "enlarge_to": 16},
+        "head": {"base_channels": 4, "enlarge_to": 16, "pool": "learned"},
     }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(settings))

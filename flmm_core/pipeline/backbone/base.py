@@ -287,6 +287,7 @@ class Backbone(Contract):
         batch: BackboneBatch,
         *,
         pool: Pool = "mean",
+        ends: int = 0,
         layer_weights: Sequence[float] | None = None,
         captions: bool = False,
     ) -> tuple[Trace, ...]:
@@ -295,6 +296,8 @@ class Backbone(Contract):
         Args:
             batch: From `collate`.
             pool: How the attention of a phrase's tokens becomes one map, "mean" or "max".
+            ends: How many last tokens of each phrase are kept apart, too, as `Trace.ends`; with
+                "mean" only.
             layer_weights: L numbers to sum the hidden states of all layers with while the model
                 runs; a trace's `hidden` is then (1, T, D).
             captions: Keep the hidden states of whole captions, too.
@@ -306,13 +309,14 @@ class Backbone(Contract):
             *placed,
             names=[sample.name for sample in batch.samples],
             pool=pool,
+            ends=ends,
             layer_weights=layer_weights,
         ) as recording:
             if following and prefixes:
                 prefixes.read(**to_vlm(self.vlm, vars(following)))
             else:
                 self.vlm.model(**tensors, use_cache=False)
-        recorded = placed.groups, recording.attention, recording.hidden
+        recorded = placed.groups, recording.attention, recording.hidden, recording.ends
         return tuple(map(Trace.of, batch.samples, *recorded))
 
     def reply(

@@ -21,6 +21,7 @@ from flmm_core.pipeline.backbone.rows import (
     attention_rows,
     check_attention,
     pool_rows,
+    pooling_weights,
     unsupported,
 )
 
@@ -118,13 +119,15 @@ class Following:
         rows: Sequence[Tensor],
         columns: Tensor,
         pool: Literal["mean", "max"] = "mean",
+        ends: int = 0,
     ) -> Tensor:
-        """(L, N, P, M) float32 probabilities.
+        """(L, N, P, M) float32 probabilities; with K `ends`, (L, N, P * (1 + K), M).
 
         Args:
             rows: Per phrase, (T_p,) positions of its tokens in the sequence.
             columns: (M,) positions of the wanted keys.
             pool: Over the rows of a phrase.
+            ends: As for `pooling_weights`; with "mean" only.
 
         Raises:
             RunError: A token was never run.
@@ -132,6 +135,8 @@ class Following:
         places = torch.cat([torch.zeros(0, dtype=torch.int64), *rows])
         self._check(places)
         lengths = [len(each) for each in rows]
+        groups = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
+        weights = pooling_weights(groups, len(rows), ends)
         layers = []
         for pieces, key, scores in zip(self._queries, self._keys, self._scores, strict=True):
             assert key is not None
@@ -141,12 +146,7 @@ class Following:
             mask = self._mask(pieces, key.shape[2], at)
             probs = attention_rows(query, key[0], mask, at, scores)  # (N, T, K)
             if pool == "mean":
-                weights = torch.zeros(len(rows), len(places), device=device)
-                groups = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))
-                weights[groups.to(device), torch.arange(len(places), device=device)] = torch.cat(
-                    [torch.full((n,), 1 / n, device=device) for n in lengths]
-                )
-                pooled = pool_rows(weights, probs)[..., columns.to(device)]
+                pooled = pool_rows(weights.to(device), probs)[..., columns.to(device)]
             else:
                 parts = probs[..., columns.to(device)].split(lengths, 1)
                 pooled = torch.stack([part.amax(1) for part in parts], 1)

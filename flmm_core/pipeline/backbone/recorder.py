@@ -36,6 +36,8 @@ from flmm_core.pipeline.backbone.rows import (
     attention_rows,
     check_attention,
     pool_rows,
+    pooling_weights,
+    split_ends,
     unsupported,
 )
 
@@ -85,7 +87,7 @@ class _Wanted:
     columns: Tensor  # (M,) positions of the keys
     groups: Tensor  # (T,) the phrase that each row is pooled into
     phrases: int  # P
-    weights: Tensor  # (T,) 1 / number of the phrase's rows
+    pooling: Tensor  # (P * (1 + K), T), see `pooling_weights`
     seen: Tensor  # (L, T) how often each layer has recorded a row's attention
     passed: Tensor  # (L, T) how often it has recorded a row's hidden state
 
@@ -102,7 +104,7 @@ class _Share:
     local: Tensor  # (t,) of the queries among this forward's tokens
     kept: Tensor  # (t,) `slots` on the device
     groups: Tensor  # (t,) the phrase of each row
-    mean: Tensor  # (P, t) float32, averages the rows of a phrase
+    pooling: Tensor  # (P * (1 + K), t) float32, averages the rows of a phrase
     columns: Tensor  # (m,) positions of the keys so far
     columns_at: Tensor | slice  # (m,) their indices in the result
 
@@ -110,9 +112,6 @@ class _Share:
     def of(
         cls, want: _Wanted, slots: Tensor, start: int, keys: int, device: torch.device
     ) -> _Share:
-        groups = want.groups[slots]
-        mean = torch.zeros(want.phrases, len(slots))
-        mean[groups, torch.arange(len(slots))] = want.weights[slots]
         # in chunked prefill an image token may lie beyond the keys so far: its attention is 0
         there = (want.columns < keys).nonzero().flatten()
         return cls(
@@ -120,18 +119,18 @@ class _Share:
             positions=want.rows[slots].to(device),
             local=(want.rows[slots] - start).to(device),
             kept=slots.to(device),
-            groups=groups.to(device),
-            mean=mean.to(device),
+            groups=want.groups[slots].to(device),
+            pooling=want.pooling[:, slots].to(device),
             columns=want.columns[there].to(device),
             columns_at=slice(None) if len(there) == len(want.columns) else there,
         )
 
     def pool(self, probs: Tensor, pool: Pool) -> Tensor:
-        """(N, t, K) -> (N, P, m): the rows of each phrase pooled, at the wanted columns."""
+        """(N, t, S) -> (N, P * (1 + K), m): the rows pooled, at the wanted columns."""
         if pool == "mean":  # first: selecting the columns of P rows is cheaper than those of t
-            return pool_rows(self.mean, probs)[..., self.columns]
+            return pool_rows(self.pooling, probs)[..., self.columns]
         rows = probs[..., self.columns]  # (N, t, m)
-        pooled = rows.new_zeros(len(rows), len(self.mean), len(self.columns))
+        pooled = rows.new_zeros(len(rows), len(self.pooling), len(self.columns))
         groups = self.groups[None, :, None].expand_as(rows)
         return pooled.scatter_reduce_(1, groups, rows, "amax")
 
@@ -142,6 +141,8 @@ class Recording:
     Attributes:
         attention: Per sample, (L, N, P, M) float32 probabilities pooled by phrase, or
             (L, N, T, M) by row without groups.
+        ends: Per sample, (L, N, P, K, M), the rows of each phrase's last K tokens, the very last
+            first, where there are fewer its mean; None for K = 0.
         hidden: Per sample, (L, T, D) float32, without gradient; the last is after the final norm.
             With layer weights, their weighted sum (1, T, D).
     """
@@ -150,6 +151,7 @@ class Recording:
         self, wanted: list[_Wanted], pool: Pool, layer_weights: Sequence[float] | None
     ) -> None:
         self.attention: list[Tensor] = []
+        self.ends: list[Tensor | None] = [None] * len(wanted)
         self.hidden: list[Tensor] = []
         self._wanted = wanted
         self._pool = pool
@@ -202,7 +204,8 @@ class Recording:
         check_attention(query, key, mask, kwargs, self._start, len(self._wanted))
         scores = Scores.of(query, kwargs)
         if not self.attention:
-            sizes = [(len(w.seen), query.shape[1], w.phrases, len(w.columns)) for w in self._wanted]
+            n = query.shape[1]
+            sizes = [(len(w.seen), n, len(w.pooling), len(w.columns)) for w in self._wanted]
             self.attention = [torch.zeros(size, device=query.device) for size in sizes]
         keys = key.shape[2]
         for b, (want, total) in enumerate(zip(self._wanted, self.attention, strict=True)):
@@ -232,6 +235,8 @@ class Recording:
                 )
             if (want.seen > 1).any() or (want.passed > 1).any():
                 self._average(want, b)
+            if self.attention:
+                self.attention[b], self.ends[b] = split_ends(self.attention[b], want.phrases)
 
     def _average(self, want: _Wanted, b: int) -> None:
         """Sums over several runs -> means."""
@@ -248,7 +253,8 @@ class Recording:
                 repair="Run whole sequences within one recording.",
             )
         if self._pool == "mean":  # the highest of all runs is the highest of one
-            self.attention[b] /= by_phrase[:, None, :, None].to(self.attention[b].device)
+            runs_of = by_phrase.repeat(1, len(want.pooling) // max(1, want.phrases))
+            self.attention[b] /= runs_of[:, None, :, None].to(self.attention[b].device)
         divisor = (passed[:1] if mixed else passed).clamp(min=1)[..., None]
         self.hidden[b] /= divisor.to(self.hidden[b].device)
 
@@ -278,6 +284,7 @@ class AttentionRecorder:
         *,
         names: Sequence[str] | None = None,
         pool: Pool = "mean",
+        ends: int = 0,
         layer_weights: Sequence[float] | None = None,
     ) -> Iterator[Recording]:
         """Record what the model computes within the block.
@@ -288,6 +295,7 @@ class AttentionRecorder:
             groups: Per sample, (T,) the phrase 0..P-1 of each row; by default every row its own.
             names: Per sample, its name in messages.
             pool: Over the rows of a phrase.
+            ends: K, how many last tokens of each phrase are kept apart, too; with "mean" only.
             layer_weights: L numbers, to sum the hidden states with instead of keeping them.
 
         Raises:
@@ -299,18 +307,21 @@ class AttentionRecorder:
         if groups is None:
             groups = [torch.arange(len(r)) for r in rows]
         names = [str(b) for b in range(len(rows))] if names is None else names
+        if ends and pool != "mean":
+            raise ValueError("the last tokens can be kept apart beside the mean only")
+        counts = [len(g.unique()) for g in groups]
         wanted = [
             _Wanted(
                 name=name,
                 rows=r.cpu(),
                 columns=c.cpu(),
                 groups=g.cpu(),
-                phrases=len(g.unique()),
-                weights=1 / g.cpu().bincount()[g.cpu()],
+                phrases=count,
+                pooling=pooling_weights(g.cpu(), count, ends),
                 seen=torch.zeros(len(layers), len(r), dtype=torch.int64),
                 passed=torch.zeros(len(layers), len(r), dtype=torch.int64),
             )
-            for name, r, c, g in zip(names, rows, columns, groups, strict=True)
+            for name, r, c, g, count in zip(names, rows, columns, groups, counts, strict=True)
         ]
         recording = Recording(wanted, pool, layer_weights)
         with self._watched_by(recording):

@@ -13,6 +13,7 @@ from torch import Tensor
 from flmm_core.errors import UsageError
 from flmm_core.pipeline.backbone.following import Following
 from flmm_core.pipeline.backbone.recorder import Pool
+from flmm_core.pipeline.backbone.rows import split_ends
 from flmm_core.pipeline.types import ImageView, Trace
 
 Range = tuple[int, int]
@@ -51,7 +52,9 @@ class Reply:
     prompt_tokens: int
     rows: Following | None
 
-    def trace(self, phrases: Sequence[Range], image: int = 0, pool: Pool = "mean") -> Trace:
+    def trace(
+        self, phrases: Sequence[Range], image: int = 0, pool: Pool = "mean", ends: int = 0
+    ) -> Trace:
         """What `Backbone.trace` gives for phrases of the answer, as ranges of its characters.
 
         Raises:
@@ -63,12 +66,15 @@ class Reply:
         columns = torch.cat([view.token_index.flatten() for view in seen.views])  # (M,)
         lengths = torch.tensor([len(each) for each in rows], dtype=torch.int64)
         hidden = self.rows.hidden(torch.cat([torch.zeros(0, dtype=torch.int64), *rows]))
+        attention = self.rows.attention(rows, columns, pool, ends)
+        mean, last = split_ends(attention, len(rows))
         return Trace(
-            attention=self.rows.attention(rows, columns, pool),
+            attention=mean,
             hidden=hidden,
             row_phrase=torch.arange(len(rows)).repeat_interleave(lengths).to(hidden.device),
             views=seen.views,
             image_hw=(seen.image.height, seen.image.width),
+            ends=last,
         )
 
     def tokens_of(self, start: int, end: int) -> Tensor:

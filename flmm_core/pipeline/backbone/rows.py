@@ -127,6 +127,38 @@ def attention_rows(
         return F.softmax(logits, dim=-1)
 
 
+def pooling_weights(groups: Tensor, phrases: int, ends: int = 0) -> Tensor:
+    """(P * (1 + K), T) float32: what each row counts in the mean of each phrase, then what in
+    each phrase's last token, in its last but one, ... up to K `ends`.
+
+    In place of a token that a phrase is too short for, its mean is repeated.
+
+    Args:
+        groups: (T,) the phrase 0..P-1 of each row; the rows of a phrase are in order.
+        phrases: P, each with at least one row.
+        ends: K.
+    """
+    own = groups == torch.arange(phrases)[:, None]  # (P, T)
+    mean = own / own.sum(1, keepdim=True)
+    behind = own.flip(1).cumsum(1).flip(1)  # 1 at the last row of each phrase, 2 before it, ...
+    parts = [mean]
+    for place in range(1, ends + 1):
+        one = (own & (behind == place)).float()
+        parts.append(torch.where(one.any(1, keepdim=True), one, mean))
+    return torch.cat(parts)
+
+
+def split_ends(attention: Tensor, phrases: int) -> tuple[Tensor, Tensor | None]:
+    """(L, N, P * (1 + K), M) by `pooling_weights` -> (L, N, P, M) and the K ends.
+
+    These are (L, N, P, K, M), or None if K is 0.
+    """
+    mean, rest = attention[:, :, :phrases], attention[:, :, phrases:]
+    if not rest.shape[2]:
+        return mean, None
+    return mean, rest.unflatten(2, (-1, phrases)).transpose(2, 3)
+
+
 def pool_rows(weights: Tensor, probs: Tensor) -> Tensor:
     """Sums of rows with weights (P, t): (N, t, K) -> (N, P, K), float32 under autocast too."""
     with torch.autocast(probs.device.type, enabled=False):

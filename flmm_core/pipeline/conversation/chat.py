@@ -162,7 +162,7 @@ def _grounded(
 ) -> Result:
     """The masks of some phrases in one image."""
     observer = grounder.observer
-    trace = reply.trace(ranges, number, observer.pool)
+    trace = reply.trace(ranges, number, observer.pool, observer.ends)
     features = observer.features([trace], [encoded], [""])
     texts = [reply.text[start:end] for start, end in ranges]
     groundings = grounder.head(features)

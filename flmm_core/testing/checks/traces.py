@@ -88,7 +88,7 @@ def check_trace_equals_eager(backbone: Backbone) -> None:
 
 
 def check_trace_options(backbone: Backbone) -> None:
-    """`pool`, `layer_weights` and `captions` do what they say."""
+    """`pool`, `ends`, `layer_weights` and `captions` do what they say."""
     stored, ((height, width), caption) = reference(backbone), SAMPLES[0]
     image = picture(height, width, seed=height)
     batch = backbone.collate([backbone.prepare(image, caption)])
@@ -96,6 +96,17 @@ def check_trace_options(backbone: Backbone) -> None:
     (trace,) = backbone.trace(batch, pool="max")
     pooled = [rows.amax(2) for rows in eager.attention(_columns(trace))]
     require_near(trace.attention, torch.stack(pooled, 2), "attention with pool='max'")
+    (trace,) = backbone.trace(batch, ends=2)
+    given = trace.ends is not None
+    require(given, "a trace with ends=2", expected="the last two tokens' attention", found="none")
+    assert trace.ends is not None
+    every = eager.attention(_columns(trace))
+    for place in range(2):
+        last = [
+            rows[:, :, rows.shape[2] - 1 - place] if place < rows.shape[2] else rows.mean(2)
+            for rows in every
+        ]
+        require_near(trace.ends[:, :, :, place], torch.stack(last, 2), "attention with ends=2")
     weights = torch.arange(1.0, backbone.num_layers + 1)
     (trace,) = backbone.trace(batch, layer_weights=weights.tolist())
     states = eager.run.hidden[:, [row for phrase in eager.rows for row in phrase]]  # (L, T, D)

@@ -57,10 +57,14 @@ def as_caption(answer: Answer) -> list[Segment]:
     return [*pieces, Segment(answer.text[done:])]
 
 
-@pytest.mark.parametrize("pool", ["mean", "max"])
-def test_masks_are_those_of_the_same_words_as_a_caption(grounder: Grounder, pool: Any) -> None:
+@pytest.mark.parametrize("options", [{"pool": "mean"}, {"pool": "max"}, {"ends": 2}])
+def test_masks_are_those_of_the_same_words_as_a_caption(
+    grounder: Grounder, options: dict[str, Any]
+) -> None:
     """Recorded while the model wrote, against the flow that is trained and evaluated."""
-    pooled = assemble(grounder.backbone, pool=pool)
+    pooled = assemble(grounder.backbone, **options)
+    if pooled.head.pooling is not None:
+        torch.nn.init.normal_(pooled.head.pooling.weights)
     answer = pooled.chat(
         scene(2), DEFAULT_PROMPT, phrases=lambda text: [(0, 1), (2, len(text) - 1)]
     )

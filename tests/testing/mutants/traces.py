@@ -149,6 +149,18 @@ mutant(EAGER, "phrases pooled by their maximum")(
 mutant(OPTIONS, "pool ignored")(
     method("trace", lambda self, right, batch, pool="mean", **kw: right(batch, **kw))
 )
+mutant(OPTIONS, "last tokens ignored")(
+    method("trace", lambda self, right, batch, ends=0, **kw: right(batch, **kw))
+)
+mutant(OPTIONS, "last tokens in reverse")(
+    method(
+        "trace",
+        lambda self, right, batch, ends=0, **kw: tuple(
+            replace(trace, ends=trace.ends if trace.ends is None else trace.ends.flip(3))
+            for trace in right(batch, ends=ends, **kw)
+        ),
+    )
+)
 mutant(OPTIONS, "captions ignored")(
     method("trace", lambda self, right, batch, captions=False, **kw: right(batch, **kw))
 )
