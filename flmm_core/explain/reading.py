@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -128,12 +128,13 @@ def _at_once(backbone: Backbone, views: Sequence[ImageView], ends: int) -> int:
 def _text_maps(backbone: Backbone, inputs: BackboneInputs, ends: int) -> Iterator[AttentionMaps]:
     count = _at_once(backbone, inputs.views, ends)
     even = [1 / backbone.num_layers] * backbone.num_layers  # hidden states are not needed
+    more: dict[str, Any] = {"ends": ends} if ends else {}
     for start in range(0, len(inputs.phrase_rows), count):
         rows = inputs.phrase_rows[start : start + count]
         end = max(int(row.max()) for row in rows) + 1
         cut = replace(inputs, caption=inputs.caption[: max(0, end - inputs.start)])
         batch = backbone.collate([replace(cut, phrase_rows=rows)])
-        (trace,) = backbone.trace(batch, layer_weights=even, **({"ends": ends} if ends else {}))
+        (trace,) = backbone.trace(batch, layer_weights=even, **more)
         yield attention_maps(trace)
 
 

@@ -201,8 +201,8 @@ class Trace:
         views: As in the inputs.
         image_hw: Height and width of the image in pixels.
         caption: Of the whole caption, if it was asked for.
-        ends: (L, N, P, K, M) as `attention`, of each phrase's last K tokens, the very last first,
-            where there are fewer its mean; None for K = 0.
+        ends: (L, N, P, K, M) as `attention`, of each phrase's last K tokens, the very last first;
+            where there are fewer, its mean.
     """
 
     attention: Tensor
@@ -248,8 +248,7 @@ class AttentionMaps:
     Attributes:
         maps: (P, C, h, w) float32, each map sums to 1 over its own view.
         image_box: The box of the grid in the image.
-        ends: (P, K, C, h, w) as `maps`, of each phrase's last K tokens, the very last first,
-            where there are fewer its `maps`; None for K = 0.
+        ends: (P, K, C, h, w) as `maps`, of each phrase's last K tokens as in `Trace`, or None.
     """
 
     maps: Tensor
@@ -263,9 +262,7 @@ class AttentionMaps:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> AttentionMaps:
         """The same with its tensors changed, one after the other."""
-        return AttentionMaps(
-            change(self.maps), self.image_box, self.ends if self.ends is None else change(self.ends)
-        )
+        return AttentionMaps(change(self.maps), self.image_box, *map(change, self.tensors[1:]))
 
 
 @dataclass(frozen=True)
@@ -349,13 +346,9 @@ class Features:
 
     def pin_memory(self) -> Features:
         """The same with page-locked tensors, for a DataLoader."""
-        image = self.image
-        return replace(
-            self,
-            maps=self.maps.each(Tensor.pin_memory),
-            hidden=self.hidden.pin_memory(),
-            image=image and image.with_tensors(each.pin_memory() for each in image.tensors),
-        )
+        image = self.image and self.image.with_tensors(map(Tensor.pin_memory, self.image.tensors))
+        maps, hidden = self.maps.each(Tensor.pin_memory), self.hidden.pin_memory()
+        return replace(self, maps=maps, hidden=hidden, image=image)
 
 
 @dataclass(frozen=True)
