@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import torch
-from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from flmm_core.pipeline.mask_logits import MaskLogits, judge
 from flmm_core.pipeline.resample import WHOLE_IMAGE as WHOLE_IMAGE
 from flmm_core.pipeline.resample import Box as Box
+from flmm_core.pipeline.vlm_shape import VlmShape as VlmShape
 from flmm_core.segment import Segment as Segment
 
 
@@ -263,23 +263,6 @@ class AttentionMaps:
     def each(self, change: Callable[[Tensor], Tensor]) -> AttentionMaps:
         """The same with its tensors changed, one after the other."""
         return AttentionMaps(change(self.maps), self.image_box, *map(change, self.tensors[1:]))
-
-
-@dataclass(frozen=True)
-class VlmShape:
-    """L, N, D and the names of the V views: what the shape of a head's weights depends on."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
-
-    layers: Annotated[int, Field(ge=1, le=10_000)]
-    heads: Annotated[int, Field(ge=1, le=10_000)]
-    hidden_size: Annotated[int, Field(ge=1, le=10_000_000)]
-    views: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
-
-    @property
-    def attention_channels(self) -> int:
-        """C."""
-        return len(self.views) * self.layers * self.heads
 
 
 @dataclass(frozen=True)
