@@ -4,6 +4,7 @@
     training    one training step
     refining    the masks of one image through SAM
     sentences   several sentences about one image
+    pooling     what learned pooling adds: time and memory
     cache       training epochs with and without a feature cache
     loading     reading images with DataLoader workers
     answering   what recording attention adds to writing an answer

@@ -5,6 +5,7 @@ python -m performance training              one training step
 python -m performance refining              the masks of one image through SAM
 python -m performance sentences             several sentences about one image
 python -m performance answering             what recording attention adds to writing an answer
+python -m performance pooling               what learned pooling adds: time and memory
 python -m performance cache                 training epochs with and without a feature cache
 python -m performance loading               reading images with DataLoader workers
 python -m performance serving               `flmm serve`: one client and 64, for a minute
@@ -48,7 +49,16 @@ import torch
 from performance import tables
 
 ON_GPU = ("recording", "training", "refining", "sentences", "overflow")
-MEASUREMENTS = (*ON_GPU, "answering", "cache", "loading", "serving", "starting", "forecast")
+MEASUREMENTS = (
+    *ON_GPU,
+    "answering",
+    "pooling",
+    "cache",
+    "loading",
+    "serving",
+    "starting",
+    "forecast",
+)
 GPU_SECONDS = 7 * 60
 NO_GPU = f"""Published sizes need a GPU.
 torch {torch.__version__} sees no CUDA device here.
