@@ -51,6 +51,16 @@ default_role = "literal"
 napoleon_attr_annotations = False
 python_maximum_signature_line_length = 88
 
+# `sphinx-build -b linkcheck` asks the addresses in blocks of code, too. It is not a part of
+# .ci/run, whose machine may have no network: there every link is broken.
+linkcheck_ignore = [
+    r"https?://(127\.0\.0\.1|localhost|0\.0\.0\.0)\b",
+    r"https?://[\w.-]*\bexample\b",
+]
+linkcheck_retries = 3
+linkcheck_timeout = 30
+ADDRESS = re.compile(r"https?://[^\s<>()\[\]\"'`,;{}]+[^\s<>()\[\]\"'`,;{}.:]")
+
 html_theme = "furo"
 html_title = f"flmm {version}"
 html_static_path = ["_static"]
@@ -65,6 +75,13 @@ def _link_pages(app: Any, page: str, source: list[str]) -> None:
     """Links that lead out of docs/ on GitHub lead to pages here."""
     for path, other in ELSEWHERE.items():
         source[0] = source[0].replace(f"]({path}", f"]({other}")
+
+
+def _link_addresses(app: Any, page: str, source: list[str]) -> None:
+    """For `linkcheck`, each address of a page is a link: those in blocks of code are none."""
+    if app.builder.name == "linkcheck":
+        found = sorted(set(ADDRESS.findall(source[0])))
+        source[0] += "\n\n" + "\n".join(f"<{address}>" for address in found) + "\n"
 
 
 def _plain(app: Any, *args: Any) -> None:
@@ -84,6 +101,7 @@ def _plain(app: Any, *args: Any) -> None:
 
 def setup(app: Any) -> None:
     app.connect("source-read", _link_pages)
+    app.connect("source-read", _link_addresses)
     app.connect("autodoc-process-docstring", _plain, priority=100)  # before napoleon
     for what in ("description", "options", "arguments", "epilog"):
         app.connect(f"sphinx-click-process-{what}", _plain)

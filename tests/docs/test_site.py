@@ -8,7 +8,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,9 @@ def test_links_and_anchors_lead_somewhere() -> None:
     count = 0
     for page, path, anchor in local_links():
         target = (ROOT / page).parent / path if path else ROOT / page
+        if page.startswith(".github/"):  # shown below an issue or a pull request
+            assert path.startswith("../blob/HEAD/"), f"{page}: {path}"
+            target = ROOT / path.removeprefix("../blob/HEAD/")
         assert target.exists(), f"{page}: {path}"
         if anchor:
             name = target.resolve().relative_to(ROOT).as_posix()
@@ -109,6 +114,44 @@ def test_numbers_of_phrases_are_those_that_reports_know() -> None:
         for one, other in zip(standard.split(", "), paper.split(", "), strict=True)
     ]
     assert shown == list(PEERS["phrases"].values())
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Of a site with one page."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/there" else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_dead_address_fails_the_check_of_links(tmp_path: Path) -> None:
+    """Also in a block of code, and where nothing answers, as without a network."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here, nobody = f"http://127.0.0.1:{server.server_address[1]}", "http://127.0.0.1:9"
+        page = f"# Links\n\n[one]({here}/there)\n\n```sh\ncurl -O {here}/gone\n```\n\n{nobody}/x.\n"
+        (tmp_path / "docs").mkdir()
+        (tmp_path / "docs/index.md").write_text(page)
+        settings = "linkcheck_ignore=nothing", "linkcheck_retries=1", "html_static_path="
+        options = [word for setting in settings for word in ("-D", setting)]
+        command = [sys.executable, "-m", "sphinx", "-q", "-b", "linkcheck"]
+        done = subprocess.run(
+            [*command, "-c", str(ROOT / "docs"), *options, "docs", "links"],
+            cwd=tmp_path, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path[1:], str(ROOT)])},
+        )  # fmt: skip
+        server.shutdown()
+    lines = (tmp_path / "links/output.json").read_text().splitlines()
+    found = {each["uri"]: each["status"] for each in map(json.loads, lines)}
+    assert found == {f"{here}/there": "working", f"{here}/gone": "broken", f"{nobody}/x": "broken"}
+    assert done.returncode == 1
 
 
 @pytest.mark.slow
