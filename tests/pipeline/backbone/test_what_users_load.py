@@ -67,7 +67,7 @@ def refusal(kind: type[FlmmError], name: str, model: Path) -> str:
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "optimum"),
         (
             {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {}}},
-            "compressed-tensors>=",
+            "compressed-tensors",
         ),
         ({"quantization_config": {"quant_method": "torchao"}}, "torchao"),
         ({"_attn_implementation": "flash_attention_2"}, "flash-attn"),
