@@ -21,13 +21,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from flmm_core.cli.sooner import postpone_compiler
 from flmm_core.spec import TOY_DEFAULTS
 
 COLUMNS = "| | CPU, s | why |"
 STAGES = {
     "the command line": "settings, from which options are made",
     "torch": "",
-    "torch's compiler": "not used; torchvision imports it",
     "torchvision": "transformers and segment-anything import it",
     "scipy": "for losses that are not used; transformers imports it",
     "transformers": "with the classes of the model and its processor",
@@ -37,7 +37,6 @@ STAGES = {
 }
 IMPORTED = {
     "torch": ("torch",),
-    "torch's compiler": ("torch._dynamo",),
     "torchvision": ("torchvision",),
     "scipy": ("scipy.optimize",),
     "flmm": ("flmm_core.annotate.folder", "flmm_core.pipeline.refiners.sam"),
@@ -120,7 +119,8 @@ def stages(image: str, head: str, output: str, again: str) -> dict[str, tuple[fl
     watch = Watch()
     import_module("flmm_core.cli.ground")
     watch.note("the command line")
-    gc.disable()  # as the command does
+    gc.disable()  # this and the next as the command does
+    postpone_compiler()
     for name, modules in IMPORTED.items():
         if name == "flmm":
             from flmm_core.plugins import load_backbones, load_class

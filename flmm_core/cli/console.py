@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flmm_core.cli.sooner import postpone_compiler
 from flmm_core.errors import UsageError, plain
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ def make_progress() -> Progress:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """While torch, transformers and models are loaded: without looking for garbage.
+    """While torch, transformers and models are loaded: without looking for garbage, or compiling.
 
-    There is none among modules, and the looking takes a sixth of the time.
+    There is no garbage among modules, and the looking takes a sixth of the time.
     """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
+        postpone_compiler()
         yield
         gc.freeze()  # nor is there any later
     finally:
