@@ -21,11 +21,11 @@ from flmm_core.pipeline.refiners.none import NoRefiner
 from flmm_core.pipeline.types import Features
 from performance.alternate import OURS, Case
 from performance.models import build_backbone, caption_for, image_for
-from performance.tables import mib, ratio, seconds, table
+from performance.tables import ratio, seconds, table
 
 ENDS = (0, 1, 4)
 HEADER = (
-    "| model | last tokens | maps a phrase, MiB | recording, s | ratio | training step, s | ratio |"
+    "| model | last tokens | maps a phrase, KiB | recording, s | ratio | training step, s | ratio |"
 )
 
 
@@ -47,7 +47,11 @@ def measure(size: str, repeats: int, until: float) -> tuple[list[Figures], str]:
     shown, mean = [], rows[0]
     for row in rows:
         mean = row if row.ends == 0 else mean
-        cells = (mib(row.bytes), seconds(row.recording), ratio(row.recording / mean.recording))
+        cells = (
+            f"{row.bytes / 1024:,.0f}",
+            seconds(row.recording),
+            ratio(row.recording / mean.recording),
+        )
         step = seconds(row.step), ratio(row.step / mean.step)
         shown.append((row.model, row.ends or "mean", *cells, *step))
     return rows, table(HEADER, shown)

@@ -27,6 +27,7 @@ from performance import (
     loading,
     models,
     overflow,
+    pooling,
     recording,
     refining,
     roofline,
@@ -90,6 +91,14 @@ def test_epochs_and_loading_are_measured(measure: Any, columns: str) -> None:
         assert loaded.read[0].images_per_second > loaded.whole[0].images_per_second > 0
         assert buckets.grids < shuffled.grids
         assert 0 < buckets.share < shuffled.share
+
+
+def test_last_tokens_take_as_much_room_each_as_the_mean() -> None:
+    rows, text = pooling.measure("tiny", 1, 0.0)
+    assert text.startswith(f"{pooling.HEADER}\n")
+    for mean, one, four in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        assert (one.bytes, four.bytes) == (2 * mean.bytes, 5 * mean.bytes)
+        assert min(each.step for each in (mean, one, four)) > 0
 
 
 @pytest.mark.multiprocess

@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flmm_core.pipeline.types import AttentionMaps
+
+GAIN = 10.0
+"""An optimizer moves a number by about its learning rate a step, and weights have to come as far
+as 1: at the rates that suit a U-Net, they would hardly leave the mean."""
 
 
 class LearnedPooling(nn.Module):
@@ -26,7 +30,12 @@ class LearnedPooling(nn.Module):
 
     def __init__(self, ends: int, channels: int) -> None:
         super().__init__()
-        self.weights = nn.Parameter(torch.zeros(ends, channels))
+        self.toward = nn.Parameter(torch.zeros(ends, channels))
+
+    @property
+    def weights(self) -> Tensor:
+        """(K, C) of the last tokens, the very last first, by channel."""
+        return GAIN * self.toward
 
     def forward(self, maps: Sequence[AttentionMaps]) -> tuple[AttentionMaps, ...]:
         """Per sample, maps (P, C, h, w) float32 that still sum to 1 over their views.
@@ -38,9 +47,9 @@ class LearnedPooling(nn.Module):
 
     def _pooled(self, sample: AttentionMaps) -> AttentionMaps:
         count = 0 if sample.ends is None else sample.ends.shape[1]
-        if sample.ends is None or count < len(self.weights):
-            raise ValueError(f"the maps have {count} ends, the weights are for {len(self.weights)}")
-        mean = sample.maps.to(self.weights.device).float()
+        if sample.ends is None or count < len(self.toward):
+            raise ValueError(f"the maps have {count} ends, the weights are for {len(self.toward)}")
+        mean = sample.maps.to(self.toward.device).float()
         pooled = mean
         for place, weights in enumerate(self.weights):
             end = sample.ends[:, place].to(mean)  # (P, C, h, w)

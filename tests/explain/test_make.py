@@ -162,7 +162,7 @@ def test_a_head_with_learned_pooling_reads_the_last_tokens_of_each_word(
     grounder = assemble(shared("qwen"), ends=2)
     assert grounder.head.pooling is not None
     untrained = explain(grounder, IMAGE, text="ring").ways["learned"].words
-    torch.nn.init.normal_(grounder.head.pooling.weights)
+    torch.nn.init.normal_(grounder.head.pooling.toward, std=0.1)
     found = explain(grounder, IMAGE, text="ring").ways
     mask = grounder.ground(IMAGE, ["ring"]).coarse_logits.sigmoid()
     np.testing.assert_allclose(found["learned"].words, mask.numpy(), atol=1e-4)

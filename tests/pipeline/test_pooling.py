@@ -18,9 +18,9 @@ from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.head_folder import read_info, read_weights
 from flmm_core.pipeline.mask_head import MaskHead
 from flmm_core.pipeline.original import export_original
-from flmm_core.pipeline.pooling import LearnedPooling
+from flmm_core.pipeline.pooling import GAIN, LearnedPooling
 from flmm_core.pipeline.refiners.none import NoRefiner
-from flmm_core.pipeline.types import Trace
+from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Features, Trace
 from flmm_core.segment import Segment
 from flmm_core.training.losses import head_loss
 from tests.flows import assemble, flow, fresh_grounder
@@ -68,7 +68,7 @@ def test_it_begins_at_the_mean_and_can_become_any_token(seen: Any) -> None:
     assert torch.equal(pooling([maps])[0].maps, maps.maps)
     for place in range(min(ENDS, len(rows[2]))):
         with torch.no_grad():
-            pooling.weights.zero_()[place] = 1.0
+            pooling.toward.zero_()[place] = 1 / GAIN
         alone = attention[:, :, rows[2][len(rows[2]) - 1 - place]]
         token = attention_maps(replace(trace, attention=alone[:, :, None], ends=None))
         (pooled,) = pooling([maps])
@@ -82,7 +82,7 @@ def test_each_channel_has_weights_of_its_own(seen: Any) -> None:
     maps, channels = attention_maps(trace), backbone.attention_channels
     pooling = LearnedPooling(1, channels)
     with torch.no_grad():
-        pooling.weights[0, 1] = 0.7
+        pooling.toward[0, 1] = 0.7 / GAIN
     (pooled,) = pooling([maps])
     assert maps.ends is not None
     mixed = 0.3 * maps.maps[:, 1] + 0.7 * maps.ends[:, 0, 1]
@@ -117,12 +117,12 @@ def test_the_loss_reaches_the_weights_and_an_untrained_head_is_that_of_the_mean(
     (one, loss) = head_loss(head, features, [truth])
     loss.total.backward()
     assert head.pooling is not None
-    grads = head.pooling.weights.grad
+    grads = head.pooling.toward.grad
     assert grads is not None
     assert (grads.abs() > 0).all()
-    assert any(weight is head.pooling.weights for _, ws in head.learning_groups() for weight in ws)
+    assert any(weight is head.pooling.toward for _, ws in head.learning_groups() for weight in ws)
     with torch.no_grad():
-        head.pooling.weights -= 10 * grads
+        head.pooling.toward -= grads
     (other, _) = head_loss(head, features, [truth])
     assert (other[0].coarse_logits - one[0].coarse_logits).abs().max() > 1e-4
 
@@ -130,7 +130,7 @@ def test_the_loss_reaches_the_weights_and_an_untrained_head_is_that_of_the_mean(
 def test_masks_of_some_phrases_are_those_of_all() -> None:
     learned = assemble(build("llava_next"), ends=2)
     assert learned.head.pooling is not None
-    torch.nn.init.normal_(learned.head.pooling.weights)
+    torch.nn.init.normal_(learned.head.pooling.toward, std=0.1)
     caption = [Segment(word, number) for number, word in enumerate(PHRASES)]
     inputs = learned.observer.prepare(picture(48, 24), caption)
     features = learned.observer.observe(learned.observer.collate([inputs]))
@@ -145,7 +145,7 @@ def test_it_is_saved_and_loaded_with_the_head(random_twin: Path, tmp_path: Path)
     options = {"base_channels": 4, "enlarge_to": 16, "pool": "learned", "pool_ends": 3}
     grounder = fresh_grounder(Recipe("qwen", model=str(random_twin), **options))
     assert grounder.head.pooling is not None
-    torch.nn.init.normal_(grounder.head.pooling.weights)
+    torch.nn.init.normal_(grounder.head.pooling.toward, std=0.1)
     grounder.save_pretrained(tmp_path / "head")
     recipe = read_info(tmp_path / "head").recipe
     assert (recipe.pool, recipe.pool_ends, recipe.ends) == ("learned", 3, 3)
@@ -154,12 +154,47 @@ def test_it_is_saved_and_loaded_with_the_head(random_twin: Path, tmp_path: Path)
     one, two = (each.ground(picture(60, 80), words) for each in (grounder, back))
     assert torch.equal(one.coarse_logits, two.coarse_logits)
     assert torch.equal(one.heat.maps, two.heat.maps)
-    weights = read_weights(tmp_path / "head")["pooling.weights"]
-    assert torch.equal(weights, grounder.head.pooling.weights.detach())
-    with pytest.raises(WeightsError, match=r"pooling\.weights is"):
-        grounder.head.load_weights({**grounder.head.state_dict(), "pooling.weights": weights[:2]})
+    weights = read_weights(tmp_path / "head")["pooling.toward"]
+    assert torch.equal(weights, grounder.head.pooling.toward.detach())
+    with pytest.raises(WeightsError, match=r"pooling\.toward is"):
+        grounder.head.load_weights({**grounder.head.state_dict(), "pooling.toward": weights[:2]})
     with pytest.raises(UsageError, match="tokens of a phrase are weighed as learned, not averaged"):
         export_original(tmp_path / "head", tmp_path / "head.pth")
+
+
+def two_alike(chance: torch.Generator, channels: int, tells: int) -> tuple[Features, Tensor]:
+    """Two squares: a phrase's first four tokens see both, in `tells` channels its last only one."""
+    left, right = torch.zeros(8, 8), torch.zeros(8, 8)
+    for square, x in ((left, 0), (right, 5)):
+        y = int(torch.randint(0, 6, (1,), generator=chance))
+        square[y : y + 3, x : x + 3] = 1
+    meant = (left, right)[int(torch.randint(0, 2, (1,), generator=chance))]
+    seen = (left + right).expand(5, channels, 8, 8).clone()
+    seen[4, :tells] = meant + 0.3 * (left + right - meant)
+    seen += 0.6 * torch.rand(seen.shape, generator=chance)
+    seen /= seen.sum((2, 3), keepdim=True)
+    maps = AttentionMaps(seen.mean(0, keepdim=True), WHOLE_IMAGE, seen[None, 4:])
+    rows = torch.zeros(5, dtype=torch.int64)
+    truth = meant.bool().repeat_interleave(2, 0).repeat_interleave(2, 1)
+    return Features(maps, torch.zeros(1, 5, 1), rows, None, (16, 16)), truth[None]
+
+
+def test_training_finds_the_channels_whose_last_token_tells() -> None:
+    chance = torch.Generator().manual_seed(1)
+    scenes = [two_alike(chance, channels=6, tells=2) for _ in range(64)]
+    torch.manual_seed(0)
+    head = Head(MaskHead(6, 4, 8), None, NoRefiner(), pooling=LearnedPooling(1, 6)).train()
+    assert head.pooling is not None
+    optimizer = torch.optim.AdamW(head.parameters(), lr=6e-3)
+    for step in range(80):
+        batch = [scenes[(step * 8 + place) % 64] for place in range(8)]
+        _, loss = head_loss(head, [one for one, _ in batch], [truth for _, truth in batch])
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+    found = head.pooling.weights[0].detach()
+    assert found[:2].min() > 0.5
+    assert found[:2].min() > found[2:].abs().max()
 
 
 @pytest.mark.parametrize("pool", ["mean", "max"])

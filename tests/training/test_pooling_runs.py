@@ -35,7 +35,7 @@ def mean(runs: Runs) -> Path:
 def test_it_is_trained_and_the_same_from_memory_and_from_a_cache(
     runs: Runs, exact: Path, mean: Path
 ) -> None:
-    learned = load_file(exact / "last" / "model.safetensors")["pooling.weights"]
+    learned = load_file(exact / "last" / "model.safetensors")["pooling.toward"]
     assert learned.shape == (2, 16)
     assert (np.abs(learned) > 1e-4).mean() > 0.9
     assert weights(runs.train("kept", cache_memory=1.0, **LEARNED)) == weights(exact)
@@ -74,8 +74,8 @@ def test_it_begins_with_a_head_of_the_mean_and_not_the_other_way_round(
 ) -> None:
     run = runs.train("begun", init_head=str(mean), learning_rate=1e-30, **LEARNED)
     before, after = (load_file(each / "last" / "model.safetensors") for each in (mean, run))
-    assert after.keys() - before.keys() == {"pooling.weights"}
-    assert np.abs(after["pooling.weights"]).max() < 1e-20
+    assert after.keys() - before.keys() == {"pooling.toward"}
+    assert np.abs(after["pooling.toward"]).max() < 1e-20
     assert all(np.allclose(value, after[name], atol=1e-20) for name, value in before.items())
     with pytest.raises(UsageError, match="--head-pool: learned there, mean here"):
         runs.train("other", init_head=str(exact))

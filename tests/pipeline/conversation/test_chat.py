@@ -64,7 +64,7 @@ def test_masks_are_those_of_the_same_words_as_a_caption(
     """Recorded while the model wrote, against the flow that is trained and evaluated."""
     pooled = assemble(grounder.backbone, **options)
     if pooled.head.pooling is not None:
-        torch.nn.init.normal_(pooled.head.pooling.weights)
+        torch.nn.init.normal_(pooled.head.pooling.toward, std=0.1)
     answer = pooled.chat(
         scene(2), DEFAULT_PROMPT, phrases=lambda text: [(0, 1), (2, len(text) - 1)]
     )
