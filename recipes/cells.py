@@ -4,7 +4,8 @@
     python -m recipes.cells qwen --model build/qwen-matched
 
 Layer 0 is the input of the language model. An attention map can tell two objects of one color apart
-only if their cells encode the shape before the layer that attends to them.
+only if their cells encode the shape before the layer that attends to them; "the left ring" and "the
+small ring" take the place and the size of the thing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.data.drawn.scenes import COLORS, SHAPES, make_scene, paint
+from flmm_core.data.drawn.scenes import COLORS, SHAPES, Scene, Shape, make_scene, paint
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.resample import resample
 from flmm_core.pipeline.types import WHOLE_IMAGE
@@ -26,11 +27,20 @@ from flmm_core.plugins import load_backbones, load_class
 from flmm_core.segment import Segment
 
 SEED = 92
+ENCODED = ("color", "shape", "size", "column", "row")
+"""What is probed; column and row are thirds of the image, where the thing's center is."""
+
+
+def label(scene: Scene, thing: Shape) -> list[int]:
+    """The classes of a thing, as `ENCODED`."""
+    thirds = (min(2, int(3 * at)) for at in (thing.x / scene.width, thing.y / scene.height))
+    size = ("small", "large").index(thing.size)
+    return [list(COLORS).index(thing.color), SHAPES.index(thing.name), size, *thirds]
 
 
 @torch.no_grad()
 def collect(backbone: Backbone, scenes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(layers + 1, cells, D) states, (cells, 2) color and shape, (cells,) scene; first view."""
+    """(layers + 1, cells, D) states, (cells, 5) `ENCODED`, (cells,) scene; first view."""
     states, labels, origins = [], [], []
     for index in range(scenes):
         scene = make_scene((SEED, index), "plain")
@@ -47,8 +57,8 @@ def collect(backbone: Backbone, scenes: int) -> tuple[Tensor, Tensor, Tensor]:
         things = [scene.shapes[int(thing)] for thing in which[inside]]
         places = view.token_index.flatten()[inside]
         states.append(torch.stack([layer[0, places] for layer in outputs.hidden_states]))
-        kinds = [(list(COLORS).index(t.color), SHAPES.index(t.name)) for t in things]
-        labels.append(torch.tensor(kinds).reshape(-1, 2))
+        classes = [label(scene, thing) for thing in things]
+        labels.append(torch.tensor(classes).reshape(-1, len(ENCODED)))
         origins.append(torch.full((len(things),), index))
     return torch.cat(states, 1), torch.cat(labels), torch.cat(origins)
 
@@ -80,8 +90,10 @@ def probe(backbone: Backbone, scenes: int) -> list[dict[str, Any]]:
     return [
         {
             "layer": layer,
-            "color": readable(states[layer], labels[:, 0], training),
-            "shape": readable(states[layer], labels[:, 1], training),
+            **{
+                name: readable(states[layer], labels[:, number], training)
+                for number, name in enumerate(ENCODED)
+            },
         }
         for layer in range(len(states))
     ]

@@ -62,12 +62,12 @@ def words_for(scene: Scene, shape: Shape) -> list[Words]:
 
 
 def sides(scene: Scene, shape: Shape) -> list[str]:
-    """"left", "upper", ...: as the data sets' comparisons, where a thing is clearly outermost."""
+    """ "left", "upper", ...: as the data sets' comparisons, where a thing is clearly outermost."""
     return comparisons(scene, shape)
 
 
 def ranks(scene: Scene, shape: Shape) -> list[str]:
-    """"second from the left" and its kind, where neighbors in the order are clearly apart."""
+    """ "second from the left" and its kind, where neighbors in the order are clearly apart."""
     row = [shape, *twins(scene, shape)]
     found = []
     for _, side, axis, sign in DIRECTIONS:
