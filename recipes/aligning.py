@@ -139,7 +139,7 @@ def decoder_inputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Any]:
 
 @contextmanager
 def aligned_heads(decoder: Any) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
-    """Queries and keys, (B, S, d) both, of the first head of the aligned layers that run."""
+    """Queries (B, heads, S, d) and keys (B, key heads, S, d) of the aligned layers that run."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
@@ -148,7 +148,7 @@ def aligned_heads(decoder: Any) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
 
     def attend(module: Any, query: Tensor, key: Tensor, *rest: Any, **more: Any) -> Any:
         if module.layer_idx in ALIGNED:
-            seen[module.layer_idx] = query[:, 0], key[:, 0]
+            seen[module.layer_idx] = query, key
         return sdpa_attention_forward(module, query, key, *rest, **more)
 
     AttentionInterface.register(ATTENTION, attend)
@@ -217,7 +217,7 @@ def losses(
     parts = truth[:, :6].T[names.pair // 6].bool() & truth[:, 6:12].T[names.pair % 6].bool()
     aligned, agree = [], []
     for number, layer in enumerate(ALIGNED):
-        query, key = heads[layer]
+        query, key = (each[:, 0] for each in heads[layer])
         cells, scale = key[:, :start], query.shape[-1] ** -0.5
         blind = query[names.sample, size + names.column]
         score = torch.einsum("pd,bsd->pbs", blind, cells) * scale
