@@ -219,16 +219,23 @@ def plain(text: str) -> str:
 
 _DISTRIBUTIONS = {
     "PIL": "pillow",
+    "awq": "autoawq",
+    "bitsandbytes": "bitsandbytes",
+    "compressed_tensors": "compressed-tensors",
     "cv2": "opencv-python-headless",
     "einops": "einops",
     "flash_attn": "flash-attn",
     "google.protobuf": "protobuf",
+    "gptqmodel": "gptqmodel",
+    "hqq": "hqq",
+    "optimum": "optimum",
     "peft": "peft",
     "sentencepiece": "sentencepiece",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "tiktoken": "tiktoken",
     "timm": "timm",
+    "torchao": "torchao",
     "torchvision": "torchvision",
     "yaml": "PyYAML",
 }

@@ -82,6 +82,7 @@ def test_did_you_mean_names_the_nearest_or_nothing() -> None:
         ("import google.protobuf", "it: pip install protobuf"),
         ("import sklearn.svm.x", "it: pip install scikit-learn"),
         ("import flash_attn.layers", "it: pip install flash-attn"),
+        ("import torchao.quantization", "it: pip install torchao"),
         ("import no_such_pkg.part", "the package that has the module 'no_such_pkg'"),
     ],
 )
