@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flmm_core.errors import FlmmError, WeightsError, one_line
+from flmm_core.errors import FlmmError, WeightsError, install_advice, one_line
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.weights import find_source
+from flmm_core.pipeline.hub import explain, root
 from flmm_core.spec import BackboneOptions, BackboneSpec, ModelInfo
 
 
@@ -53,8 +54,13 @@ def find_facts(name: str, source: str) -> ModelFacts:
     except FlmmError:
         raise
     except Exception as error:  # each model fails in its own way
+        found = one_line(error)
         repair = "Give a model that transformers loads with AutoModelForImageTextToText."
-        raise WeightsError(asked, found=one_line(error), repair=repair) from error
+        if (cause := root(error)) is not error:  # the hub's, not the model's
+            found, repair = explain(cause)
+        elif isinstance(error, ImportError):
+            repair = f"{install_advice(error)}."
+        raise WeightsError(asked, found=found, repair=repair) from error
     kind = vlm.config.model_type
     try:
         backbone = Backbone(spec, vlm, processor, model=source, source=place)

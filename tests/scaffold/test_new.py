@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from flmm_core.cli import main
 from recipes.families import write_folder
@@ -168,3 +169,16 @@ def test_what_is_no_model_is_refused(
     assert main(["backbones", "new", "zz_none", *arguments]) == 3
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_a_model_that_cannot_be_fetched_is_no_fault_of_the_model(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    arguments = ["--model", "owner/no-such-model", "--output", str(tmp_path / "new")]
+    assert main(["backbones", "new", "zz_far", *arguments]) == 3
+    said = capsys.readouterr().err
+    assert "not in the local cache, and HF_HUB_OFFLINE forbids" in said
+    assert "Unset HF_HUB_OFFLINE" in said
+    assert "AutoModel" not in said
