@@ -2,6 +2,7 @@
 
 limits     how much time and memory the measurement of one image size may take
 ramps      black, white and ramp images through the processor -> the place of each pixel element
+levels     undoes what a processor that rounds to few bits makes of ramps
 twin       the model's class at toy width with attention off -> which token each element reaches
 tokenwise  skips the twin's layers that mix no tokens
 owners     gradients of the twin -> which token owns each element

@@ -14,9 +14,9 @@ from flmm_core.pipeline.backbone.geometry.grids import assemble
 from flmm_core.pipeline.backbone.geometry.limits import BYTES, SECONDS, Limits
 from flmm_core.pipeline.backbone.geometry.measured import Measured as Measured
 from flmm_core.pipeline.backbone.geometry.owners import SEVERAL, Ratios, find_ratios
-from flmm_core.pipeline.backbone.geometry.places import Places, tile_lines
+from flmm_core.pipeline.backbone.geometry.places import Places, reads_tiles, tile_lines
 from flmm_core.pipeline.backbone.geometry.proof import prove
-from flmm_core.pipeline.backbone.geometry.ramps import Encoded, encode_ramps
+from flmm_core.pipeline.backbone.geometry.ramps import Encoded, Ramps
 from flmm_core.pipeline.backbone.geometry.refused import GeometryRefused as GeometryRefused
 from flmm_core.pipeline.backbone.geometry.refused import refuse
 from flmm_core.pipeline.backbone.geometry.store import GeometryStore, digest
@@ -51,6 +51,7 @@ class MeasuredGeometry:
         self.config, self.processor = config, processor
         self.seconds, self.memory = seconds, memory
         self._store: GeometryStore | None = None
+        self._ramps = Ramps(processor)
         self._forget()
 
     def _forget(self) -> None:
@@ -103,7 +104,7 @@ class MeasuredGeometry:
 
     def _measure(self, image_hw: tuple[int, int]) -> Measured:
         limits = Limits(self.seconds, self.memory)
-        encoded = encode_ramps(self.processor, image_hw, limits)
+        encoded = self._ramps.encode(image_hw, limits)
         if self._twin is None:
             self._twin = Twin(self.config, len(self.processor.tokenizer))
         with limits:
@@ -120,11 +121,13 @@ class MeasuredGeometry:
         for key in ratios.by_key:
             blocks = cut_blocks(key, ratios, encoded.pixels[key])
             blocks = self._owned(key, blocks, rank)
-            lines = tile_lines(blocks, tokens)
-            if lines is None and blocks.side > 1:  # a tile can show less of the image than a block
-                blocks = cut_blocks(key, ratios, encoded.pixels[key], single=True)
-                blocks = self._owned(key, blocks, rank)
+            lines = None
+            if reads_tiles(blocks, tokens):
                 lines = tile_lines(blocks, tokens)
+                if lines is None:  # a tile can show less of the image than a block
+                    blocks = cut_blocks(key, ratios, encoded.pixels[key], single=True)
+                    blocks = self._owned(key, blocks, rank)
+                    lines = tile_lines(blocks, tokens)
             places.add(blocks, lines)
         grids = assemble(places, (~places.center.isnan().any(1)).nonzero().flatten())
         prove(grids, places)

@@ -62,13 +62,15 @@ class Places:
         Raises:
             GeometryRefused: A token sees only padding of which nothing says where it lies.
         """
-        table = _table(blocks, len(self.tile))
         if lines is None:
-            self._add_elements(blocks, table)
+            self._add_elements(blocks)
         else:
+            table = _table(blocks, len(self.tile))
             for tile, both in lines.items():
                 self._add_tile(blocks, tile, both, table[tile])
-        if lost := int(((table.sum(0) > 0) & self.center.isnan().any(1)).sum()):
+        owned = torch.zeros(len(self.tile), dtype=torch.bool)
+        owned[blocks.owner[blocks.owner >= 0]] = True
+        if lost := int((owned & self.center.isnan().any(1)).sum()):
             raise refuse(f"{lost} image tokens see only padding, and nothing says where it lies.")
         self.blocks.append(blocks)
 
@@ -86,8 +88,8 @@ class Places:
             self.size[has, axis] = line.step * (width[has] + blocks.side**2).sqrt()
         self.tile[has] = len(self.tile) * len(self.blocks) + tile
 
-    def _add_elements(self, blocks: Blocks, table: Tensor) -> None:
-        """Tokens by the mean coordinate of their elements; (tiles, M) `table` counts blocks."""
+    def _add_elements(self, blocks: Blocks) -> None:
+        """Tokens by the mean coordinate of their elements."""
         real = _sums(blocks.owner, blocks.real, self.tile)
         has = real > 0
         for axis, one in enumerate((blocks.y, blocks.x)):
@@ -95,8 +97,10 @@ class Places:
             mean, width = _mean_and_width(real, *sums)
             self.center[has, axis] = mean[has]
             self.size[has, axis] = width[has].sqrt()
-        one_tile = (table > 0).sum(0) == 1 if len(table) < len(self.tile) else has & False
-        tile = torch.where(one_tile, table.argmax(0), 0)
+        tile = torch.zeros_like(self.tile)
+        if _tiles(blocks) < len(self.tile):
+            table = _table(blocks, len(self.tile))
+            tile = torch.where((table > 0).sum(0) == 1, table.argmax(0), tile)
         self.tile[has] = len(self.tile) * len(self.blocks) + tile[has]
 
 
@@ -111,19 +115,21 @@ def _mean_and_width(count: Tensor, total: Tensor, squares: Tensor) -> tuple[Tens
     return mean, 12 * (squares / count - mean**2).clamp(min=0)
 
 
-def tile_lines(blocks: Blocks, tokens: int) -> Lines | None:
-    """How each tile lies on the image, that shows some of it and has owners; None without tiles.
+def reads_tiles(blocks: Blocks, tokens: int) -> bool:
+    """Whether the tensor is a stack of tiles, each read by several tokens of its own."""
+    if not blocks.side or _tiles(blocks) >= tokens:
+        return False
+    return not ((_table(blocks, tokens) > 0).sum(0) > 1).any()
 
-    So it is where a token reads several tiles, each tile is one token, or along no lines.
+
+def tile_lines(blocks: Blocks, tokens: int) -> Lines | None:
+    """How each tile lies on the image that shows some of it and has owners; None if along no lines.
 
     Raises:
         GeometryRefused: A tile is no upright resampling of the image.
     """
-    used = _table(blocks, tokens) > 0
-    if not blocks.side or len(used) >= tokens or (used.sum(0) > 1).any():
-        return None
     found: Lines = {}
-    for tile in used.any(1).nonzero().flatten().tolist():
+    for tile in _table(blocks, tokens).any(1).nonzero().flatten().tolist():
         lines = _lines(blocks, tile)
         if lines is None:
             return None
@@ -133,15 +139,19 @@ def tile_lines(blocks: Blocks, tokens: int) -> Lines | None:
 
 def _table(blocks: Blocks, tokens: int) -> Tensor:
     """(tiles, M): how many blocks of each tile a token owns."""
-    tiles = int(blocks.tile[-1]) + 1
     owned = blocks.owner >= 0
     pairs = blocks.tile[owned] * tokens + blocks.owner[owned]
+    tiles = _tiles(blocks)
     return torch.bincount(pairs, minlength=tiles * tokens).view(tiles, tokens)
+
+
+def _tiles(blocks: Blocks) -> int:
+    return int(blocks.tile[-1]) + 1
 
 
 def _of_tile(blocks: Blocks, tile: int) -> slice:
     """Its blocks: all tiles have as many."""
-    each = len(blocks.tile) // (int(blocks.tile[-1]) + 1)
+    each = len(blocks.tile) // _tiles(blocks)
     return slice(tile * each, (tile + 1) * each)
 
 

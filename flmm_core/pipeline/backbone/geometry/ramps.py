@@ -7,7 +7,7 @@ same value, the element is padding, whatever its color.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flmm_core.errors import FlmmError, UsageError
 from flmm_core.pipeline.backbone.conversation import named_token, prompt_text, user_turns
+from flmm_core.pipeline.backbone.geometry.levels import Levels, is_rounded
 from flmm_core.pipeline.backbone.geometry.limits import Limits
 from flmm_core.pipeline.backbone.geometry.refused import one_line, refuse
 from flmm_core.pipeline.backbone.tokens import encode
@@ -58,38 +59,64 @@ class Encoded:
     pixels: Mapping[str, Elements]
 
 
-def encode_ramps(processor: Any, image_hw: tuple[int, int], limits: Limits) -> Encoded:
-    """Encode images of one size that differ in nothing but their content.
+class Ramps:
+    """The images of a processor."""
 
-    Raises:
-        GeometryRefused: Shapes or tokens change with the content; there are no pixels.
-        DataError: The processor rejects images of this size.
-    """
-    text = prompt(processor)
-    found: list[dict[str, Tensor]] = []
-    for image in _images(image_hw):
+    def __init__(self, processor: Any) -> None:
+        """Nothing is encoded yet."""
+        self.processor = processor
+        self._levels: Levels | None = None
+
+    def encode(self, image_hw: tuple[int, int], limits: Limits) -> Encoded:
+        """Encode images of one size that differ in nothing but their content.
+
+        Raises:
+            GeometryRefused: Shapes or tokens change with the content; there are no pixels.
+            DataError: The processor rejects images of this size.
+        """
+        text = prompt(self.processor)
+        found: list[dict[str, Tensor]] = []
+        for image in _images(image_hw):
+            found.append(self._encode(text, image))
+            _check_same(found[0], found[-1])
+            limits.check()
+        black, white, ramp_y, ramp_x = found[:4]
+        floats = [key for key, value in black.items() if value.is_floating_point()]
+        keys = [key for key in floats if not torch.equal(black[key], white[key])]
+        if not keys:
+            raise refuse("The processor gives no tensor that depends on the image.")
+        levels = None
+        if all(is_rounded(ramp_y[key]) for key in keys):
+            levels = self._measured_levels(text, keys)
+            limits.check()
+        whole = black, white, ramp_y, ramp_x
+        pixels = {key: _elements(*(each[key] for each in whole), levels) for key in keys}
+        others = {
+            key: value.double() if key in floats else value
+            for key, value in black.items()
+            if key not in keys
+        }
+        return Encoded(black["input_ids"][0], others, pixels)
+
+    def _encode(self, text: str, image: Image.Image) -> dict[str, Tensor]:
+        """All that the model takes, with a batch dimension of 1 on the tokens."""
         try:
-            tokens, tensors = encode(processor, text, [image], lambda same: same, "measured")
+            given = self.processor, text, [image], lambda same: same, "measured"
+            tokens, tensors = encode(*given)
         except FlmmError:
             raise
         except Exception as error:  # each processor has its own ways to fail
             raise refuse(f"The processor cannot be run: {one_line(error)}") from error
-        found.append({**{key: value[None] for key, value in tokens.items()}, **tensors})
-        _check_same(found[0], found[-1])
-        limits.check()
-    black, white, ramp_y, ramp_x = found[:4]
-    floats = [key for key, value in black.items() if value.is_floating_point()]
-    keys = [key for key in floats if not torch.equal(black[key], white[key])]
-    if not keys:
-        raise refuse("The processor gives no tensor that depends on the image.")
-    whole = black, white, ramp_y, ramp_x
-    pixels = {key: _elements(*(each[key] for each in whole)) for key in keys}
-    others = {
-        key: value.double() if key in floats else value
-        for key, value in black.items()
-        if key not in keys
-    }
-    return Encoded(black["input_ids"][0], others, pixels)
+        return {**{key: value[None] for key, value in tokens.items()}, **tensors}
+
+    def _measured_levels(self, text: str, keys: Sequence[str]) -> Levels:
+        if self._levels is None:
+            self._levels = Levels(
+                lambda gray: [
+                    value for key, value in self._encode(text, gray).items() if key in keys
+                ]
+            )
+        return self._levels
 
 
 def prompt(processor: Any) -> str:
@@ -129,11 +156,17 @@ def _check_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
             raise refuse(f"The values of '{key}' depend on what the image shows.")
 
 
-def _elements(black: Tensor, white: Tensor, ramp_y: Tensor, ramp_x: Tensor) -> Elements:
+def _elements(
+    black: Tensor, white: Tensor, ramp_y: Tensor, ramp_x: Tensor, levels: Levels | None
+) -> Elements:
     """`white` and the ramps are used up."""
+    black, white, ramp_y, ramp_x = (each.float() for each in (black, white, ramp_y, ramp_x))
     span = white.sub_(black)
     real = span.abs() > 1e-6
     values = torch.rand(black.shape, generator=torch.Generator().manual_seed(0))
     values = values.mul_(0.6).add_(0.2).mul_(span).add_(black).double()
     span.masked_fill_(~real, 1.0)
-    return Elements(values, real, ramp_y.sub_(black).div_(span), ramp_x.sub_(black).div_(span))
+    y, x = (each.sub_(black).div_(span) for each in (ramp_y, ramp_x))
+    if levels:
+        y, x = levels.undo(y), levels.undo(x)
+    return Elements(values, real, y, x)

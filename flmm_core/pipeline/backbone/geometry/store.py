@@ -25,7 +25,7 @@ from flmm_core.plugins import package_version
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Changes whenever the code measures otherwise, so that older files are not read."""
 
 PACKAGES = ("transformers", "torch", "torchvision", "pillow", "numpy", "timm")
