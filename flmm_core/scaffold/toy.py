@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flmm_core.pipeline.backbone.geometry.twin import WIDTH, shrunk
+from flmm_core.pipeline.backbone.geometry.twin import WIDTH, shrunk, wake
 
 
 def toy_config(config: Any, vocabulary: int) -> Any:
@@ -26,6 +26,7 @@ def write_toy(model_class: Any, config: Any, processor: Any, folder: Path) -> No
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = model_class._from_config(toy_config(config, len(processor.tokenizer)))
+        wake(model)
     model.to(torch.bfloat16).save_pretrained(folder)  # half the size
     processor.save_pretrained(folder)
     for path in folder.iterdir():

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import transformers as hf
 
+from flmm_core.pipeline.backbone.geometry.twin import wake
 from flmm_core.scaffold.toy import toy_config
 from recipes.families.one_view import ONE_VIEW
 from recipes.families.parts import Parts
@@ -31,10 +32,11 @@ REFUSED: dict[str, Maker] = {make.__name__: make for make in _REFUSED}
 def write_folder(name: str, folder: str | Path, seed: int = 0) -> Path:
     """Write a toy-width model of a family with random weights; returns the folder."""
     parts = (FAMILIES | REFUSED)[name]()
+    config = toy_config(parts.config, len(parts.processor.tokenizer))
+    config.get_text_config().max_position_embeddings = LONGEST
     torch.manual_seed(seed)
-    model = hf.AutoModelForImageTextToText.from_config(
-        toy_config(parts.config, len(parts.processor.tokenizer))
-    )
+    model = hf.AutoModelForImageTextToText.from_config(config)
+    wake(model)
     model.float().save_pretrained(folder)
     parts.processor.save_pretrained(folder)
     return Path(folder)

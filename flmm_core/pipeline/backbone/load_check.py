@@ -7,7 +7,7 @@ version of a library changes without a word.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -123,45 +123,69 @@ def misplaced_views(
 
     A part of the image is repainted for each view. The tokens of the cells there must change more
     than the others, as the language model receives them, and no part one cell aside may fit better.
+    Some tokens answer to any change more than others do, as at edges, or in a tile that shows less
+    of the part. So, before a view is called misplaced, all but the part is repainted, too, and what
+    counts is how much more a token changes with the part than with the rest.
 
     Args:
         inputs: What `prepare` gave for the image.
         embedded: (S, D), as the language model received it.
     """
     parts = [_part(view) for view in inputs.views]
-    pictures = [_repainted(image, v, p) for v, p in zip(inputs.views, parts, strict=True)]
-    batch = backbone.collate([backbone.prepare(each, CAPTION[:1]) for each in pictures])
+    changes = _changes(backbone, image, inputs, embedded, parts)
+    if not any(map(_fault, parts, changes)):
+        return []
+    rest = _changes(backbone, image, inputs, embedded, parts, rest=True)
+    more = [one / other.clamp(min=1e-12) for one, other in zip(changes, rest, strict=True)]
+    faults = zip(inputs.views, map(_fault, parts, more), strict=True)
+    return [f"view '{view.name}': {fault}" for view, fault in faults if fault]
+
+
+def _changes(
+    backbone: Backbone,
+    image: Image.Image,
+    inputs: BackboneInputs,
+    embedded: Tensor,
+    parts: Sequence[Part],
+    *,
+    rest: bool = False,
+) -> list[Tensor]:
+    """(h, w) by view: how far each cell's token moves with its part, or the rest, repainted."""
+    both = list(zip(inputs.views, parts, strict=True))
+    images = [_repainted(image, view, part, rest=rest) for view, part in both]
+    batch = backbone.collate([backbone.prepare(each, CAPTION[:1]) for each in images])
     repainted = decoder_inputs(backbone, batch)["inputs_embeds"]  # (V, S, D)
-    faults = []
-    for view, part, changed in zip(inputs.views, parts, repainted, strict=True):
-        end = min(len(changed), len(embedded))  # captions differ in length
-        change = changed[:end].float() - embedded[:end].float()
-        distance = torch.linalg.vector_norm(change, dim=-1).cpu()  # (S,)
-        if not distance[view.token_index].any():
-            told = "when a part of the image is repainted, no token of the view changes"
-            faults.append(f"view '{view.name}': {told}")
-            continue
-        ranks = distance[view.token_index].flatten().argsort().argsort()
-        grid = view.token_index.shape
-        fits = {
-            (dy, dx): _fit(ranks.view(grid), moved)
-            for dy in (-1, 0, 1)
-            for dx in (-1, 0, 1)
-            if (moved := _moved(part, dy, dx, grid)) is not None
-        }
-        share, here = fits.pop((0, 0))
-        best = max(fits, key=lambda place: fits[place][1], default=None)
-        if not share >= TELLS:
-            faults.append(
-                f"view '{view.name}': when a part of the image is repainted, the cells there "
-                f"change more than others in only {share:.0%} of pairs"
-            )
-        elif best is not None and fits[best][1] > here * CLEARLY:
-            faults.append(
-                f"view '{view.name}': a repainted part of the image is {best[0]} rows and "
-                f"{best[1]} columns from where its grid has it"
-            )
-    return faults
+    end = min(repainted.shape[1], len(embedded))  # captions differ in length
+    moved = repainted[:, :end].float() - embedded[:end].float()
+    distance = torch.linalg.vector_norm(moved, dim=-1).cpu()  # (V, S)
+    return [one[view.token_index] for one, view in zip(distance, inputs.views, strict=True)]
+
+
+def _fault(part: Part, change: Tensor) -> str:
+    """What is wrong if the cells of a part should change most, (h, w); empty if nothing is."""
+    if not change.any():
+        return "when a part of the image is repainted, no token of the view changes"
+    grid = change.shape
+    ranks = change.flatten().argsort().argsort().view(grid)
+    fits = {
+        (dy, dx): _fit(ranks, moved)
+        for dy in (-1, 0, 1)
+        for dx in (-1, 0, 1)
+        if (moved := _moved(part, dy, dx, grid)) is not None
+    }
+    share, here = fits.pop((0, 0))
+    if not share >= TELLS:
+        return (
+            "when a part of the image is repainted, the cells there change more than others in "
+            f"only {share:.0%} of pairs"
+        )
+    best = max(fits, key=lambda place: fits[place][1], default=None)
+    if best is not None and fits[best][1] > here * CLEARLY:
+        return (
+            f"a repainted part of the image is {best[0]} rows and {best[1]} columns from where "
+            "its grid has it"
+        )
+    return ""
 
 
 Part = tuple[int, int, int, int]
@@ -208,12 +232,18 @@ def _fit(ranks: Tensor, part: Part) -> tuple[float, float]:
     return higher / pairs, (higher - pairs / 2) / deviation
 
 
-def _repainted(image: Image.Image, view: ImageView, part: Part) -> Image.Image:
-    """The image with the cells of a part painted over, each color far from what it was."""
+def _repainted(
+    image: Image.Image, view: ImageView, part: Part, *, rest: bool = False
+) -> Image.Image:
+    """The image with the cells of a part, or all others, in colors far from what they were."""
     (h, w), (y0, x0, y1, x1) = view.token_index.shape, view.image_box
     top, bottom = ((y0 + row * (y1 - y0) / h) * image.height for row in part[:2])
     left, right = ((x0 + column * (x1 - x0) / w) * image.width for column in part[2:])
     pixels = np.array(image)
-    inner = pixels[round(top) : round(bottom), round(left) : round(right)]
-    inner[...] = np.where(inner < 128, 255, 0)
+    painted = np.where(pixels < 128, np.uint8(255), np.uint8(0))
+    inner = slice(round(top), round(bottom)), slice(round(left), round(right))
+    if rest:
+        painted[inner] = pixels[inner]
+        return Image.fromarray(painted)
+    pixels[inner] = painted[inner]
     return Image.fromarray(pixels)

@@ -76,7 +76,7 @@ class Twin:
                 torch.manual_seed(0)
                 model = AutoModelForImageTextToText.from_config(small, attn_implementation=OFF)
                 self.model = model.double().eval().requires_grad_(False)
-                _wake(self.model)
+                wake(self.model)
         except GeometryRefused:
             raise
         except Exception as error:  # each model class has its own ways to fail
@@ -144,8 +144,8 @@ def _small(name: str) -> int | None:
     return next((size for size, ends in SIZES.items() if name.endswith(ends)), None)
 
 
-def _wake(model: torch.nn.Module) -> None:
-    """Give values to parts that start at zero (line ends, gates), which would hide a path."""
+def wake(model: torch.nn.Module) -> None:
+    """Give values to parts that start at zero and hide a path: line ends, gates, projections."""
     with torch.no_grad():
         for weights in model.parameters():
             if float(weights.abs().max()) < 1e-3:
