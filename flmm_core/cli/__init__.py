@@ -92,9 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        if isinstance(error, click.NoSuchOption) and "-sam-" in error.option_name:
-            # Older versions had --sam-* options.
-            error = click.UsageError(f"{error.message} Did you mean '--refiner-option'?", error.ctx)
+        if isinstance(error, click.NoSuchOption):
+            error = click.UsageError(f"{error.format_message()} {_own(error)}".rstrip(), error.ctx)
         click.echo(f"flmm: {error.format_message()}", err=True)
         if isinstance(error, click.UsageError) and error.ctx:
             click.echo(f"`{error.ctx.command_path} --help` shows its usage.", err=True)
@@ -111,6 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"flmm: {known}", err=True)
         return known.exit_code
     return result if isinstance(result, int) else 0
+
+
+def _own(error: click.NoSuchOption) -> str:
+    """What to type where an option is a plugin's own."""
+    from flmm_core.cli.own_options import did_you_mean_own
+
+    if "-sam-" in error.option_name:  # older versions had --sam-* options
+        return "Did you mean '--refiner-option'?"
+    return did_you_mean_own(error)
 
 
 def _debugging() -> bool:

@@ -82,6 +82,15 @@ def test_the_version_is_the_distributions(capsys: Capture) -> None:
         (["trainn"], "flmm: No such command 'trainn'. Did you mean 'train'?\n`flmm --help`"),
         (["train", "--bath-size", "3"], "flmm: No such option|--batch-size"),
         (["train", "--no-sam-text"], "flmm: No such option|Did you mean '--refiner-option'?"),
+        (
+            ["train", "--backbone", "auto", "--allow-unlisted"],
+            "flmm: No such option|Did you mean '--options allow_unlisted=true' (backbone auto)?\n",
+        ),
+        (["backbones", "check", "auto", "--no-allow-unlisted"], "flmm: No|allow_unlisted=false"),
+        (
+            ["train", "--min-pixels=9"],
+            "flmm: No such option|'--options min_pixels=VALUE' (backbone",
+        ),
         (["train", "--steps", "many"], "flmm: Invalid value for '--steps': 'many' is not a valid"),
         (["train", "--workers", "x"], "flmm: Invalid value for '--workers': 'x' is neither a"),
         (["train", "--options", "x"], "flmm: Invalid value for '--options': 'x' is not of the"),
