@@ -8,11 +8,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from flmm_core.errors import UsageError
+from flmm_core.errors import UsageError, one_line
 from flmm_core.files import check_writable, whole_folder, write_text
 from flmm_core.plugins import load_backbones
+from flmm_core.scaffold.attention import image_attends_to_later
 from flmm_core.scaffold.facts import ModelFacts
-from flmm_core.scaffold.toy import write_toy
+from flmm_core.scaffold.toy import build_toy, write_toy
 from flmm_core.spec import API_VERSION
 
 PYPROJECT = """\
@@ -43,7 +44,7 @@ pythonpath = ["."]
 SPEC = '''\
 """{family} as a plugin for flmm: facts only. Import neither torch nor transformers here."""
 
-from flmm_core import BackboneSpec, ModelInfo, hookimpl
+from flmm_core import BackboneSpec, ModelInfo, {more}hookimpl
 
 API_VERSION = {api}  # of flmm's plugin API, for which this is written
 
@@ -55,7 +56,7 @@ SPEC = BackboneSpec(
         "tiny": ModelInfo("{module}:tiny", "Apache-2.0", "random weights, for the tests"),
 {models}    }},
     capabilities=frozenset({{"chat"}}),
-)
+{requirements})
 
 
 @hookimpl
@@ -109,6 +110,7 @@ Written by `flmm backbones new {name}` for the model `{source}`:
 | processor | `{processor}` |
 | image token | `{image_token}` |
 | views | {view_list} |
+| image tokens attend to later ones | {attends} |
 
 ```sh
 pip install -e ".[test]"
@@ -123,7 +125,7 @@ Left to do by hand:
 
 * In `{module}/__init__.py`: the summary, the license of the weights, more models.
 * A check that fails says what the family does otherwise than most; `flmm_core.Requirements`
-  declares it (`requirements=` of the spec), as for image tokens that attend to later ones.
+  declares it (`requirements=` of the spec).
 * `{module}/backbone.py` may override any method of `Backbone`.
 """
 
@@ -168,6 +170,13 @@ def write_package(name: str, source: str, facts: ModelFacts, output: Path) -> No
     module = module_of(name)
     camel = "".join(part.capitalize() for part in name.split("_"))
     shown = ", ".join(facts.view_names)
+    vocabulary = len(facts.processor.tokenizer)
+    toy = build_toy(type(facts.vlm), facts.vlm.config, vocabulary)
+    try:
+        attends = image_attends_to_later(toy, facts.processor, facts.image_token)
+        attends_told = "yes" if attends else "no"
+    except Exception as error:  # an unknown model fails in its own way; its tests will say so, too
+        attends, attends_told = False, f"not measured: {one_line(error)}"
     models = f'        "default": ModelInfo({_quoted(source)}, "see its card"),\n'
 
     values = {
@@ -186,6 +195,9 @@ def write_package(name: str, source: str, facts: ModelFacts, output: Path) -> No
         "view_list": ", ".join(f"`{view}`" for view in facts.view_names),
         "views": "".join(map(_grids, facts.views.items())),
         "source": source,
+        "attends": attends_told,
+        "more": "Requirements, " if attends else "",
+        "requirements": "    requirements=Requirements(bidirectional_image=True),\n" * attends,
     }
     values |= {f"{key}_": _quoted(text) for key, text in values.items()}
     values["view_names_"] = f"({', '.join(map(_quoted, facts.view_names))},)"
@@ -201,7 +213,7 @@ def write_package(name: str, source: str, facts: ModelFacts, output: Path) -> No
     with whole_folder(output) as folder:
         for path, template in files.items():
             write_text(folder / path, template.format(**values))
-        write_toy(type(facts.vlm), facts.vlm.config, facts.processor, folder / module / "tiny")
+        write_toy(toy, facts.processor, folder / module / "tiny")
 
 
 def _quoted(text: str) -> str:

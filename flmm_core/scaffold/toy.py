@@ -21,12 +21,17 @@ def toy_config(config: Any, vocabulary: int) -> Any:
     return small
 
 
-def write_toy(model_class: Any, config: Any, processor: Any, folder: Path) -> None:
-    """Write the toy model of a config, and its processor, to a folder; always the same one."""
+def build_toy(model_class: Any, config: Any, vocabulary: int) -> Any:
+    """The toy model of a config, in float32; always the same one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = model_class._from_config(toy_config(config, len(processor.tokenizer)))
+        model = model_class._from_config(toy_config(config, vocabulary))
         wake(model)
+    return model.float().eval()
+
+
+def write_toy(model: Any, processor: Any, folder: Path) -> None:
+    """Write a toy model, and its processor, to a folder."""
     model.to(torch.bfloat16).save_pretrained(folder)  # half the size
     processor.save_pretrained(folder)
     for path in folder.iterdir():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -13,23 +13,18 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from flmm_core import Requirements
 from flmm_core.cli import main
 from recipes.families import write_folder
+from tests.examples import example
 
-ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a family that no installed backbone names."""
-    place = ROOT / "examples/idefics3_backbone/make_tiny.py"
-    found = importlib.util.spec_from_file_location("make_tiny_idefics3", place)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    folder: Path = module.make_tiny(tmp_path_factory.mktemp("model"))
+    folder: Path = example("idefics3").make_tiny(tmp_path_factory.mktemp("model"))
     return folder
 
 
@@ -72,6 +67,16 @@ def test_what_is_written_is_what_was_measured(package: Path) -> None:
     facts = json.loads(shown.stdout)
     assert facts["plugin"] == "flmm-zz-try 0.1.0"
     assert facts["summary"] == "idefics3: 2 views (coarse, fine), measured"
+
+
+def test_image_tokens_that_attend_to_later_ones_are_declared(package: Path, tmp_path: Path) -> None:
+    assert "Requirements" not in (package / "flmm_zz_try/__init__.py").read_text()
+    assert "attend to later ones | no |" in (package / "README.md").read_text()
+    model = example("gemma3").make_tiny(tmp_path / "model")
+    arguments = ["--model", str(model), "--output", str(tmp_path / "new")]
+    assert main(["backbones", "new", "zz_both_ways", *arguments]) == 0
+    written = runpy.run_path(str(tmp_path / "new/flmm_zz_both_ways/__init__.py"))
+    assert written["SPEC"].requirements == Requirements(bidirectional_image=True)
 
 
 @pytest.mark.slow

@@ -56,8 +56,13 @@ def check_measured_geometry(backbone: Backbone) -> None:
     """Each cell's token, and each view's box up to 0.05 cells, are those that are measured.
 
     They are measured with the processor and the configuration in the model's folder; the weights
-    play no part.
+    play no part. A backbone that declares nothing has nothing to compare.
     """
+    if backbone.measured is not None:
+        raise NotPromised(
+            "no geometry is declared, and the measured one was compared with nothing; "
+            "check_repainted_spot compares it with what the weights do"
+        )
     stored = reference(backbone)
     geometry = MeasuredGeometry(stored.vlm.config, stored.processor)
     refused = ""
