@@ -28,6 +28,9 @@ FAMILIES: dict[str, Maker] = {make.__name__: make for make in (*ONE_VIEW, *TILED
 REFUSED: dict[str, Maker] = {make.__name__: make for make in _REFUSED}
 """Those whose geometry cannot be measured."""
 
+LONGEST = 32768
+"""Tokens of a sequence: some configs default to fewer than an image has."""
+
 
 def write_folder(name: str, folder: str | Path, seed: int = 0) -> Path:
     """Write a toy-width model of a family with random weights; returns the folder."""
