@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import click
 
 from flmm_core.config.listing import PLUGIN_OPTIONS
-from flmm_core.plugins import load_backbones, load_refiners
+from flmm_core.plugins import Registry, load_backbones, load_refiners
 
-LOADERS = {"options": load_backbones, "refiner_options": load_refiners}
+LOADERS: Mapping[str, Callable[[], Registry[Any]]] = {
+    "options": load_backbones,
+    "refiner_options": load_refiners,
+}
 
 
 def did_you_mean_own(error: click.NoSuchOption) -> str:

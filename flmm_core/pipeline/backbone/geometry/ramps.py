@@ -90,7 +90,7 @@ class Ramps:
             levels = self._measured_levels(text, keys)
             limits.check()
         whole = black, white, ramp_y, ramp_x
-        pixels = {key: _elements(*(each[key] for each in whole), levels) for key in keys}
+        pixels = {key: _elements([each[key] for each in whole], levels) for key in keys}
         others = {
             key: value.double() if key in floats else value
             for key, value in black.items()
@@ -156,11 +156,9 @@ def _check_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
             raise refuse(f"The values of '{key}' depend on what the image shows.")
 
 
-def _elements(
-    black: Tensor, white: Tensor, ramp_y: Tensor, ramp_x: Tensor, levels: Levels | None
-) -> Elements:
-    """`white` and the ramps are used up."""
-    black, white, ramp_y, ramp_x = (each.float() for each in (black, white, ramp_y, ramp_x))
+def _elements(given: Sequence[Tensor], levels: Levels | None) -> Elements:
+    """Of black, white and both ramps; `white` and the ramps are used up."""
+    black, white, ramp_y, ramp_x = (each.float() for each in given)
     span = white.sub_(black)
     real = span.abs() > 1e-6
     values = torch.rand(black.shape, generator=torch.Generator().manual_seed(0))
