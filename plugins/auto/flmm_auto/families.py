@@ -1,14 +1,16 @@
 """Families that were tried: measured with their published settings, at six sizes of images.
 
-The models were of toy width with random weights (`recipes/families`); repainting parts of images
-changed the tokens that were measured to lie there.
+The models were of toy width with random weights (`python -m recipes.auto`); repainting parts of
+images changed the tokens that were measured to lie there.
 """
 
 from __future__ import annotations
 
 LISTED = {
+    "aya_vision": "5.24",
     "cohere2_vision": "5.24",
     "deepseek_vl": "5.24",
+    "gemma3": "5.24",
     "glm4v": "5.24",
     "internvl": "5.24",
     "janus": "5.24",

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from flmm_auto import SPEC
 from flmm_auto.backbone import AutoBackbone
+from flmm_auto.families import LISTED
 from flmm_core import Backbone, FlmmError, RunError, WeightsError, load_backbones
 from flmm_core.cli import main
 from flmm_core.data.drawn.writing import draw_images
@@ -70,9 +71,16 @@ def test_it_reads_what_the_named_backbone_reads(name: str) -> None:
         assert torch.equal(traces[0][0].hidden, traces[1][0].hidden)
 
 
-def test_a_family_that_was_not_tried_must_be_allowed(gemma3: Path) -> None:
+@pytest.fixture
+def unlisted(gemma3: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model of a family that was not tried."""
+    monkeypatch.delitem(LISTED, "gemma3")
+    return gemma3
+
+
+def test_a_family_that_was_not_tried_must_be_allowed(unlisted: Path) -> None:
     with pytest.raises(WeightsError) as error:
-        AutoBackbone.load(SPEC, str(gemma3))
+        AutoBackbone.load(SPEC, str(unlisted))
     assert error.value.asked == (
         "Backbone 'auto' has not been tried with models of the type 'gemma3'."
     )
@@ -81,12 +89,12 @@ def test_a_family_that_was_not_tried_must_be_allowed(gemma3: Path) -> None:
 
 
 def test_it_says_what_it_found_and_looks_once(
-    gemma3: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    unlisted: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with caplog.at_level(logging.INFO, "flmm_core"):
-        AutoBackbone.load(SPEC, str(gemma3), options=ANY)
+        AutoBackbone.load(SPEC, str(unlisted), options=ANY)
     assert (
-        f"The model '{gemma3}' is of the type 'gemma3'. It was measured, for 6 sizes of images, "
+        f"The model '{unlisted}' is of the type 'gemma3'. It was measured, for 6 sizes of images, "
         "that its image tokens lie in the view 'image' (6 x 6 tokens). Some layers attend only to "
         "the latest tokens. The type 'gemma3' has not been tried before."
     ) in caplog.messages
@@ -94,7 +102,7 @@ def test_it_says_what_it_found_and_looks_once(
     monkeypatch.setattr(
         "flmm_core.pipeline.backbone.places.misplaced_views", lambda *_: looked.append(1) or []
     )
-    again = AutoBackbone.load(SPEC, str(gemma3), options=ANY)
+    again = AutoBackbone.load(SPEC, str(unlisted), options=ANY)
     assert not looked, "that the tokens are where they should be is known"
     take_fingerprint(again)
 
