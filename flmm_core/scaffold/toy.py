@@ -6,33 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
 
-from flmm_core.pipeline.backbone.geometry.twin import shrunk, wake
+from flmm_core.pipeline.backbone.geometry.twin import fit_rope_sections, shrunk, wake
 
 
 def toy_config(config: Any, vocabulary: int) -> Any:
     """A copy of a model's config at toy width, of which the whole model runs."""
     small = shrunk(config, vocabulary)
-    _fit_rope_sections(small)
+    fit_rope_sections(small)
     return small
-
-
-def _fit_rope_sections(small: Any) -> None:
-    """Share a head's rotary frequencies among time, rows and columns, where a model does so.
-
-    The shares are in the config, or only in the model's class.
-    """
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(small)
-    sectioned = [each for each in model.modules() if hasattr(each, "mrope_section")]
-    rope = getattr(small.get_text_config(), "rope_parameters", None) or {}
-    for module in sectioned:
-        frequencies = len(module.inv_freq)
-        each = frequencies * 3 // 8
-        for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-            if "rope_type" in one:
-                one["mrope_section"] = [frequencies - 2 * each, each, each]
 
 
 def build_toy(model_class: Any, config: Any, vocabulary: int) -> Any:

@@ -144,6 +144,23 @@ def _small(name: str) -> int | None:
     return next((size for size, ends in SIZES.items() if name.endswith(ends)), None)
 
 
+def fit_rope_sections(small: Any) -> None:
+    """Share a narrow head's rotary frequencies among time, rows and columns, where a model does so.
+
+    The shares are in the config, or only in the model's class.
+    """
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(small)
+    sectioned = [each for each in model.modules() if hasattr(each, "mrope_section")]
+    rope = getattr(small.get_text_config(), "rope_parameters", None) or {}
+    for module in sectioned:
+        frequencies = len(module.inv_freq)
+        each = frequencies * 3 // 8
+        for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+            if "rope_type" in one:
+                one["mrope_section"] = [frequencies - 2 * each, each, each]
+
+
 def wake(model: torch.nn.Module) -> None:
     """Give values to parts that start at zero and hide a path: line ends, gates, projections."""
     with torch.no_grad():
