@@ -48,7 +48,9 @@ from recipes.pretrain import (
 from recipes.twins import MAKERS, publish_names, random_twin
 
 SEED = 700
-STEPS = {"qwen": 1300, "deepseek_vl": 1500, "llava_next": 1500, "qwen3_vl": 300, "idefics3": 300}
+STEPS = {"qwen": 1300, "deepseek_vl": 1500, "llava_next": 1500, "qwen3_vl": 100, "idefics3": 300}
+BORROWED = ("qwen3_vl", "idefics3")
+"""Those that start near the end, from `recipes.borrow`, and are not to be thrown off."""
 BATCH = {"deepseek_vl": 20, "qwen3_vl": 10, "idefics3": 10}
 ALIGNED = (1, 2, 3)
 """Layers whose first head is aligned; in the layer before, a name's words have to be combined."""
@@ -242,13 +244,14 @@ def shared_error(logits: Tensor, truth: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / len(truth)
 
 
-def align(family: str, output: Path, start: Path | None = None, every: int = 50) -> Any:
+def align(family: str, output: Path, start: Path | None = None, every: int = 25) -> Any:
     """Train to the end, from the last checkpoint if there is one; returns the model."""
     output.mkdir(parents=True, exist_ok=True)
     saved, started = output / "state.pt", time.time()
     stage = Stage(
         STEPS[family], BATCH.get(family, 16), "all", STAGES[family][-1].geometry, shared=0.6,
         absent=2, horizon=STEPS[family],
+        **{"muon": 0.003, "adam": 5e-4} if family in BORROWED else {},
     )  # fmt: skip
     model, processor = random_twin(family, 0, **stage.geometry)
     if start is not None:

@@ -26,6 +26,7 @@ from recipes.twins import random_twin
 
 ROOT = Path(__file__).parents[1]
 SEED = 600
+IMAGES, TOKENS = 180, 1024
 
 Log = Callable[[dict[str, float]], None]
 
@@ -47,28 +48,96 @@ def scale_norms(model: Any, lender: Any, inputs: dict[str, Any]) -> None:
         hook.remove()
 
 
+def quiet_mean(states: Tensor) -> Tensor:
+    """A symmetric rotation (D, D) after which the mean over the D entries of (N, D) says least.
+
+    Qwen3-VL's vision encoder subtracts that mean where Qwen2.5-VL's only scales.
+    """
+    directions = F.rms_norm(states, states.shape[-1:])
+    _, vectors = torch.linalg.eigh(directions.T @ directions)
+    mean = torch.full_like(vectors[:, 0], len(vectors) ** -0.5)
+    mirror = F.normalize(vectors[:, 0] - mean, dim=0)
+    return torch.eye(len(mean)) - 2 * torch.outer(mirror, mirror)
+
+
+@torch.no_grad()
+def rotate_vision(encoder: Any, teacher: Any, turn: Tensor) -> None:
+    """The teacher's weights, but for those between its blocks' second norm and their end."""
+    encoder.patch_embed.proj.weight.copy_(
+        (turn @ teacher.patch_embed.proj.weight.flatten(1)).view_as(encoder.patch_embed.proj.weight)
+    )
+    torch.nn.init.zeros_(encoder.patch_embed.proj.bias)
+    torch.nn.init.zeros_(encoder.pos_embed.weight)
+    for block, other in zip(encoder.blocks, teacher.blocks, strict=True):
+        block.attn.qkv.weight.copy_(other.attn.qkv.weight * other.norm1.weight @ turn)
+        block.attn.proj.weight.copy_(turn @ other.attn.proj.weight)
+        block.attn.proj.bias.copy_(turn @ other.attn.proj.bias)
+        torch.nn.init.ones_(block.norm1.weight)
+        torch.nn.init.ones_(block.norm2.weight)
+    first = teacher.merger.mlp[0].weight.unflatten(1, (-1, len(turn)))  # (384, 4, 96)
+    encoder.merger.linear_fc1.weight.copy_((first * teacher.merger.ln_q.weight @ turn).flatten(1))
+    torch.nn.init.ones_(encoder.merger.norm.weight)
+
+
 def fit_qwen3_vl(model: Any, lender: Any, batches: Batches, log: Log) -> None:
-    """The vision encoder learns to give the lender's tokens; deeper features begin at 0."""
+    """The blocks' last parts learn to give the lender's; deeper features begin at 0."""
     encoder, teacher, stage = model.model.visual, lender.model.visual, batches.stage
     for merger in encoder.deepstack_merger_list:
         for value in merger.linear_fc2.parameters():
             torch.nn.init.zeros_(value)
     scale_norms(model, lender, batches.batch(0).inputs)
-    both = optimizers(encoder, stage, muon_patches=False)
+    states, added = states_of(teacher, batches)  # (blocks, N, 96)
+    turn = quiet_mean(states.flatten(0, 1))
+    rotate_vision(encoder, teacher, turn)
+    states, added = states @ turn, added @ turn
+    # What comes next sees a sum of both at unit size: errors count relative to that.
+    size = (states + added).square().mean(2, keepdim=True)
+    scale = added.square().mean((1, 2)).sqrt()
+    states = F.layer_norm(states, turn.shape[:1], eps=1e-6)
+    parts = torch.nn.ModuleList(block.mlp for block in encoder.blocks)
+    both = optimizers(parts, stage, muon_patches=False)
+    rng = torch.Generator().manual_seed(SEED)
     for step in range(stage.steps):
         for optimizer, lr in zip(both, (stage.muon, stage.adam), strict=True):
             optimizer.param_groups[0]["lr"] = lr * rate(step, stage)
-        given = batches.batch(step).inputs
-        images = given["pixel_values"], given["image_grid_thw"]
-        with torch.no_grad():
-            goal = teacher(*images).pooler_output
-        loss = F.mse_loss(encoder(*images).pooler_output, goal) / goal.var()
-        encoder.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        picked = torch.randint(states.shape[1], (TOKENS,), generator=rng)
+        given = torch.stack([part(states[i, picked]) * scale[i] for i, part in enumerate(parts)])
+        errors = ((given - added[:, picked]).square() / size[:, picked]).mean((1, 2))
+        parts.zero_grad()
+        errors.sum().backward()  # type: ignore[no-untyped-call]
         for optimizer in both:
             optimizer.step()
-        log({"step": step + 1, "unexplained": loss.item()})
+        log({"step": step + 1, "unexplained": errors.max().item()})
+    with torch.no_grad():
+        for part, factor in zip(parts, scale, strict=True):
+            part.linear_fc2.weight.mul_(factor)
+            part.linear_fc2.bias.mul_(factor)
+        given = batches.batch(IMAGES).inputs
+        images = given["pixel_values"], given["image_grid_thw"]
+        goal = teacher(*images).pooler_output
+        left = F.mse_loss(encoder(*images).pooler_output, goal) / goal.var()
+    log({"step": stage.steps, "unexplained_tokens": left.item()})
+
+
+@torch.no_grad()
+def states_of(teacher: Any, batches: Batches) -> tuple[Tensor, Tensor]:
+    """(blocks, N, D) states of patches before the blocks' last parts, and what these add."""
+    states: list[list[Tensor]] = [[] for _ in teacher.blocks]
+    added: list[list[Tensor]] = [[] for _ in teacher.blocks]
+    hooks = []
+    for block, before, after in zip(teacher.blocks, states, added, strict=True):
+        hooks += [
+            block.norm2.register_forward_hook(lambda _, given, __, to=before: to.append(given[0])),
+            block.mlp.register_forward_hook(lambda _, __, out, to=after: to.append(out)),
+        ]
+    for step in range(IMAGES // batches.stage.batch):
+        given = batches.batch(step).inputs
+        teacher(given["pixel_values"], given["image_grid_thw"])
+    for hook in hooks:
+        hook.remove()
+    return torch.stack([torch.cat(part) for part in states]), torch.stack(
+        [torch.cat(part) for part in added]
+    )
 
 
 @torch.no_grad()
@@ -108,7 +177,7 @@ LOANS = {
             "visual.merger.linear_fc2.": "visual.merger.mlp.2.",
         },
         fit_qwen3_vl,
-        350,
+        1000,
     ),
     "idefics3": Loan("deepseek_vl", {"text_model.": "language_model."}, fit_idefics3, 8),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,23 @@ def test_its_weights_have_the_names_that_every_version_reads(family: str, tmp_pa
     ]
     assert names[0] == names[1]
     assert not any(TOWER.match(name) for name in names[0])
+
+
+@pytest.mark.parametrize("family", sorted(PARTS))
+def test_its_files_are_those_that_the_recipe_writes(family: str, tmp_path: Path) -> None:
+    spec = load_backbones().get(family)
+    shipped = Path(find_source(spec, spec.models["tiny"].source))
+    config, processor = PARTS[family]()
+    config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for name in ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja"):
+        texts = [(folder / name).read_text() for folder in (shipped, tmp_path)]
+        if name == "config.json":
+            texts = [json.loads(text) for text in texts]
+            for facts in texts:
+                for key in ("architectures", "dtype", "transformers_version"):
+                    facts.pop(key, None)
+        assert texts[0] == texts[1], name
 
 
 def test_what_it_names_is_there(twin: Any) -> None:

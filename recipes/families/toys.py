@@ -69,7 +69,12 @@ def qwen2_5_vl(patch: int = 8, pixels: int = 176, window: int = 4096) -> Parts:
 
 def qwen3_vl(patch: int = 8, pixels: int = 176) -> Parts:
     """Features of two vision layers are added in the decoder."""
-    vision = {**QWEN, "num_position_embeddings": 12**2, "deepstack_visual_indexes": [0, 1]}
+    vision = {
+        **QWEN,
+        "intermediate_size": 512,  # twice Qwen2.5-VL's, which has gates
+        "num_position_embeddings": 12**2,
+        "deepstack_visual_indexes": [0, 1],
+    }
     size = Size({**TEXT, **_rope(6, 5, 5), "head_dim": HIDDEN // HEADS}, vision)
     return finished(one_view.qwen3_vl(patch, _about(pixels, patch), size))
 
