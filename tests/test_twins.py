@@ -12,36 +12,47 @@ from safetensors import safe_open
 from flmm_core.pipeline.backbone.weights import find_source
 from flmm_core.plugins import load_backbones, load_class
 from recipes.measure import captions, focus, told_apart
-from recipes.twins import PARTS, TOWER, build_twin
+from recipes.twins import MAKERS, TOWER, build_twin
+
+SHIPPED = {
+    "qwen": ("qwen", "tiny"),
+    "deepseek_vl": ("deepseek_vl", "tiny"),
+    "llava_next": ("llava_next", "tiny"),
+    "qwen3_vl": ("qwen", "3-tiny"),
+}
+"""Backbone and model by the recipe's name of the family."""
 
 
-@pytest.fixture(scope="module", params=["qwen", "deepseek_vl", "llava_next"])
+@pytest.fixture(scope="module", params=SHIPPED)
 def twin(request: pytest.FixtureRequest) -> Any:
-    spec = load_backbones().get(request.param)
-    return load_class(spec).load(spec, "tiny")
+    backbone, model = SHIPPED[request.param]
+    spec = load_backbones().get(backbone)
+    return load_class(spec).load(spec, model)
 
 
-@pytest.mark.parametrize("family", sorted(PARTS))
+def shipped_folder(family: str) -> Path:
+    backbone, model = SHIPPED[family]
+    spec = load_backbones().get(backbone)
+    return Path(find_source(spec, spec.models[model].source))
+
+
+@pytest.mark.parametrize("family", SHIPPED)
 def test_its_weights_have_the_names_that_every_version_reads(family: str, tmp_path: Path) -> None:
-    shipped = load_backbones().get(family).models["tiny"].source
-    folder = find_source(load_backbones().get(family), shipped)
     names = [
-        set(safe_open(Path(path) / "model.safetensors", "pt").keys())
-        for path in (folder, build_twin(family, tmp_path))
+        set(safe_open(folder / "model.safetensors", "pt").keys())
+        for folder in (shipped_folder(family), build_twin(family, tmp_path))
     ]
     assert names[0] == names[1]
     assert not any(TOWER.match(name) for name in names[0])
 
 
-@pytest.mark.parametrize("family", sorted(PARTS))
+@pytest.mark.parametrize("family", SHIPPED)
 def test_its_files_are_those_that_the_recipe_writes(family: str, tmp_path: Path) -> None:
-    spec = load_backbones().get(family)
-    shipped = Path(find_source(spec, spec.models["tiny"].source))
-    config, processor = PARTS[family]()
+    config, processor = MAKERS[family]()
     config.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     for name in ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja"):
-        texts = [(folder / name).read_text() for folder in (shipped, tmp_path)]
+        texts = [(folder / name).read_text() for folder in (shipped_folder(family), tmp_path)]
         if name == "config.json":
             texts = [json.loads(text) for text in texts]
             for facts in texts:

@@ -59,7 +59,7 @@ def check_run(config: RunConfig, spec: BackboneSpec, progress: Progress) -> RunD
     """
     problems = Problems()
     with problems.part():
-        _check_data_was_chosen(config)
+        _check_data_was_chosen(config, spec)
     with problems.part():
         _check_keywords(config)
     with problems.part():
@@ -134,9 +134,11 @@ def memory_of(device: torch.device) -> int:
     return total
 
 
-def _check_data_was_chosen(config: RunConfig) -> None:
+def _check_data_was_chosen(config: RunConfig, spec: BackboneSpec) -> None:
     """Hours of a real model on drawn shapes are never what someone wanted."""
-    if config.model == "tiny" or "data" in config.model_fields_set:
+    known = spec.models.get(config.model)
+    in_package = known is not None and ":" in known.source
+    if config.model == "tiny" or in_package or "data" in config.model_fields_set:
         return
     raise UsageError(
         f"The model '{config.model}' has no data to be trained on.",

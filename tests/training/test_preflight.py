@@ -225,6 +225,12 @@ def test_a_real_model_is_not_trained_on_drawn_shapes_by_accident(
     assert "--data NAME:PATH@SPLIT" in str(error.value)
 
 
+def test_every_model_in_a_package_is_trained_on_drawn_shapes(tmp_path: Path) -> None:
+    settings = {"backbone": "qwen", "model": "3-tiny", "output": tmp_path / "run"}
+    config, spec = load_config(None, settings, load_backbones().get)
+    assert len(check_run(config, spec, Progress()).samples) > 0
+
+
 def test_what_own_data_lacks_is_said_once(drawn: Path, tmp_path: Path) -> None:
     source = f"refcoco:{drawn}@train"
     settings: dict[str, Any] = {"backbone": "qwen", "data": [source], "output": tmp_path / "run"}

@@ -40,6 +40,12 @@ SPEC = BackboneSpec(
             summary="toy model that knows drawn shapes, shipped in the package",
             defaults=TOY_DEFAULTS,
         ),
+        "3-tiny": ModelInfo(
+            source="flmm_qwen:tiny_qwen3_vl",
+            license="Apache-2.0",
+            summary="the same of Qwen3-VL",
+            defaults=TOY_DEFAULTS,
+        ),
         "3b": ModelInfo("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen Research (non-commercial)"),
         "7b": ModelInfo("Qwen/Qwen2.5-VL-7B-Instruct", "Apache-2.0"),
         "32b": ModelInfo("Qwen/Qwen2.5-VL-32B-Instruct", "Apache-2.0"),
