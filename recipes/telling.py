@@ -28,7 +28,7 @@ from flmm_core.data.drawn.scenes import (
 )
 from recipes.phrases import twins, words_for
 from recipes.pretrain import absent_names
-from recipes.twins import PROMPT
+from recipes.words import PROMPT
 
 SCENES = ("plain", *HARD_KINDS)
 SHARES = (0.25, 0.3, 0.2, 0.09, 0.07, 0.09)
