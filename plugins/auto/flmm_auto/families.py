@@ -12,6 +12,7 @@ LISTED = {
     "deepseek_vl": "5.24",
     "gemma3": "5.24",
     "glm4v": "5.24",
+    "idefics3": "5.24",
     "internvl": "5.24",
     "janus": "5.24",
     "lighton_ocr": "5.24",
