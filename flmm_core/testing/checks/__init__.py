@@ -40,6 +40,7 @@ from flmm_core.testing.checks.tokens import (
 )
 from flmm_core.testing.checks.traces import (
     check_batch_independence,
+    check_image_attention,
     check_shared_prefixes,
     check_trace_equals_eager,
     check_trace_options,
@@ -74,6 +75,7 @@ CHECKS: tuple[Check, ...] = (
     check_long_captions,
     check_trace_shapes,
     check_trace_equals_eager,
+    check_image_attention,
     check_trace_options,
     check_batch_independence,
     check_shared_prefixes,

@@ -87,6 +87,19 @@ def check_trace_equals_eager(backbone: Backbone) -> None:
         require_near(trace.hidden, eager.run.hidden[:, rows], f"hidden states, {where}")
 
 
+def check_image_attention(backbone: Backbone) -> None:
+    """Image tokens attend to later tokens of their image if the spec says so, and only then."""
+    stored, needs = reference(backbone), backbone.requirements
+    encoded = stored.encode(user_turns(backbone.prompt, backbone.system), [picture(96, 144)])
+    places = (encoded.tensors["input_ids"][0] == backbone.image_token_id).nonzero().flatten()
+    among = stored.run(encoded.tensors).attention[:, :, places][..., places]  # (L, N, M, M)
+    require_equal(
+        bool(among.triu(1).any()),
+        needs.bidirectional_image or needs.bidirectional_prefix,
+        "whether an image token attends to a later one",
+    )
+
+
 def check_trace_options(backbone: Backbone) -> None:
     """`pool`, `ends`, `layer_weights` and `captions` do what they say."""
     stored, ((height, width), caption) = reference(backbone), SAMPLES[0]

@@ -36,6 +36,15 @@ mutant("check_spec_without_torch", "a plugin that imports transformers")(
     spec(target="transformers:AutoModel")
 )
 mutant(SPEC, "no model types")(loaded(lambda b: setattr(b, "model_types", ())))
+mutant("check_image_attention", "the other direction of an image's attention")(
+    loaded(
+        lambda b: setattr(
+            b,
+            "requirements",
+            replace(b.requirements, bidirectional_image=not b.requirements.bidirectional_image),
+        )
+    )
+)
 
 
 @mutant(SPEC, "two views of one name")
