@@ -24,8 +24,9 @@ def other_value(setting: Any) -> Any:
         return not setting.default
     if get_origin(setting.type) is Literal:
         return next(value for value in get_args(setting.type) if value != setting.default)
-    if setting.key in ("workers", "max_skipped", "batch_size"):
-        return {"workers": 3, "max_skipped": "7%", "batch_size": 777}[setting.key]
+    if setting.key in ("workers", "max_skipped", "batch_size", "head.pool_ends"):
+        some = {"workers": 3, "max_skipped": "7%", "batch_size": 777, "head.pool_ends": 7}
+        return some[setting.key]
     return {int: 777, float: 0.25}.get(setting.type, "some/where")
 
 
