@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,14 +86,12 @@ def load_pretrained(
 
 def _with_weights(source: str, model_class: Any, kwargs: Mapping[str, Any]) -> Any:
     """The model with all of its weights; raises as `load_pretrained`."""
-    model, report = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
+    model, report = _reported(source, model_class, kwargs)
     unknown = sorted(report["unexpected_keys"])
     if report["missing_keys"] and unknown and all(map(WRAPPERS.match, unknown)):
         del model
         mapping = {WRAPPERS.pattern: ""}
-        model, report = model_class.from_pretrained(
-            source, output_loading_info=True, key_mapping=mapping, **kwargs
-        )
+        model, report = _reported(source, model_class, {**kwargs, "key_mapping": mapping})
         unknown = sorted(report["unexpected_keys"])
     if missing := sorted(report["missing_keys"]):
         others = f" {len(unknown)} others are not the model's: {_few(unknown)}." if unknown else ""
@@ -109,6 +108,25 @@ def _with_weights(source: str, model_class: Any, kwargs: Mapping[str, Any]) -> A
             *(len(unknown), source, _few(unknown)),
         )
     return model
+
+
+def _reported(source: str, model_class: Any, kwargs: Mapping[str, Any]) -> Any:
+    """(model, missing and unexpected tensors), also those of the base of an adapter beside it."""
+    model, report = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
+    if not getattr(model, "peft_config", None):
+        return model, report
+    # transformers reports what it found of the adapter only.
+    folder = Path(source) if Path(source).is_dir() else _hub_file(source, ADAPTER, kwargs).parent
+    how = {key: kwargs[key] for key in ("key_mapping", "trust_remote_code") if key in kwargs}
+    with tempfile.TemporaryDirectory() as name:
+        for file in folder.iterdir():
+            if file.name != ADAPTER:
+                (Path(name) / file.name).symlink_to(file.resolve())
+        _, base = model_class.from_pretrained(
+            name, output_loading_info=True, device_map={"": "meta"}, **how
+        )
+    keys = ("missing_keys", "unexpected_keys")
+    return model, {key: {*report[key], *base[key]} for key in keys}
 
 
 def _few(names: list[str]) -> str:

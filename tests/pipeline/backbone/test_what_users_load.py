@@ -181,6 +181,20 @@ def test_an_adapter_is_applied_with_peft(twin: Callable[..., Path], tmp_path: Pa
     assert differences(adapted, load("qwen", folder).identity()) == []
 
 
+def test_an_adapter_beside_weights_that_are_incomplete(twin: Callable[..., Path]) -> None:
+    pytest.importorskip("peft")
+    folder = twin("flmm_qwen")
+    with_adapter(folder)
+    state = load_file(folder / "model.safetensors")
+    lost = next(name for name in state if name.endswith("k_proj.weight"))
+    del state[lost]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    told = refusal(WeightsError, "qwen", folder)
+    assert told.splitlines()[0] == f"The weights in '{folder}' are incomplete."
+    assert "1 of the model's tensors are missing" in told
+    assert lost.rpartition("layers.")[2] in told
+
+
 def test_an_adapter_without_its_base_model(twin: Callable[..., Path]) -> None:
     folder = twin("flmm_qwen")
     with_adapter(folder)
