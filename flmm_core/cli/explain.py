@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flmm_core.cli.console import echo_json, echo_table, json_option, make_progress
+from flmm_core.cli.console import echo_json, echo_table, importing, json_option, make_progress
 from flmm_core.cli.options import (
     AS_TRAINED,
     PLACEMENT,
@@ -229,20 +229,21 @@ def _check(
 
 
 def _load(head: str | None, parameters: dict[str, Any]) -> Backbone | Grounder:
-    if head is not None:
-        from flmm_core import Grounder
+    with importing():
+        if head is not None:
+            from flmm_core import Grounder
 
-        given = given_behind(parameters)
-        given.pop("prompt", None)  # it is the explanation's, not the head's
-        return Grounder.from_pretrained(head, **given)
-    from flmm_core.config import load_config
-    from flmm_core.pipeline.build import backbone_from_config
-    from flmm_core.plugins import load_backbones
+            given = given_behind(parameters)
+            given.pop("prompt", None)  # it is the explanation's, not the head's
+            return Grounder.from_pretrained(head, **given)
+        from flmm_core.config import load_config
+        from flmm_core.pipeline.build import backbone_from_config
+        from flmm_core.plugins import load_backbones
 
-    given = given_settings(parameters)
-    for name in ("force", "strict", "refiner_weights"):
-        given.pop(name, None)
-    return backbone_from_config(*load_config(None, given, load_backbones().get))
+        given = given_settings(parameters)
+        for name in ("force", "strict", "refiner_weights"):
+            given.pop(name, None)
+        return backbone_from_config(*load_config(None, given, load_backbones().get))
 
 
 def _read_mask(path: Path) -> Any:

@@ -1,7 +1,7 @@
 """torch's compiler is imported when it is used, not by every command.
 
 torchvision and transformers import `torch._dynamo` to mark functions for `torch.compile`, which no
-command calls, and with it a thousand modules. Stand-ins take the marks; for anything else they give
+command calls; that takes up to a second. Stand-ins take the marks; for anything else they give
 way to the real modules.
 """
 
