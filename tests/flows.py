@@ -58,6 +58,13 @@ def assemble(
     return Grounder(observer, head, HeadInfo(Recipe(backbone.spec.name), observer.vlm))
 
 
+def weighed(grounder: Grounder) -> Grounder:
+    """The same with random weights for last tokens, as training leaves them, if it has any."""
+    if grounder.head.pooling is not None:
+        torch.nn.init.normal_(grounder.head.pooling.toward, std=0.1)
+    return grounder
+
+
 @torch.no_grad()
 def flow(grounder: Grounder, samples: Sequence[ObserverInputs]) -> tuple[Grounding, ...]:
     """Both halves, one after the other."""

@@ -15,15 +15,16 @@ from flmm_core.errors import RunError, UsageError
 from flmm_core.explain.explanation import Explanation
 from flmm_core.explain.heads import localization_heads
 from flmm_core.explain.maps import Maps, scaled
-from flmm_core.explain.reading import Reading, Split, read_reply, read_text
+from flmm_core.explain.reading import Portion, Reading, Split, read_reply, read_text
 from flmm_core.explain.ways import chosen_channels
 from flmm_core.images import to_image
 from flmm_core.pipeline.backbone.base import Backbone
+from flmm_core.pipeline.backbone.recorder import Pool
 from flmm_core.pipeline.backbone.reply import Reply
 from flmm_core.pipeline.conversation.phrases.marks import strip_marks
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.resample import resample
-from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, VlmShape
+from flmm_core.pipeline.types import WHOLE_IMAGE, VlmShape
 from flmm_core.progress import Progress
 from flmm_core.segment import is_text
 
@@ -76,7 +77,7 @@ def explain(
         )
     assert text is not None
     marked = strip_marks(text)
-    found = read_text(backbone, image, marked.text, prompt, split, _ends(source))
+    found = read_text(backbone, image, marked.text, prompt, split, *_pooling(source))
     asked = backbone.prompt if prompt is None else prompt
     explained = _explained(source, image, found, asked, False, top_k, layers, progress)
     return replace(explained, marked=tuple(map(explained.within, marked.ranges)))
@@ -103,7 +104,7 @@ def explain_reply(
     Other args and errors as for `explain`.
     """
     backbone = source if isinstance(source, Backbone) else source.backbone
-    found = read_reply(backbone, reply, image, split, _ends(source))
+    found = read_reply(backbone, reply, image, split, *_pooling(source))
     users = (turn["content"] for turn in reply.messages[::-1] if turn["role"] == "user")
     asked = next(users)
     if not isinstance(asked, str):
@@ -132,7 +133,7 @@ def _explained(
     if layers is None:
         every = reading.rows * vlm.attention_channels * max(reading.cells) * 2
         wanted = list(range(vlm.attention_channels)) if every <= KEPT else []
-    kept = [_reduced(maps, ranked, wanted, head) for maps in reading.maps]
+    kept = [_reduced(portion, ranked, wanted, head) for portion in reading.portions]
     heads, mean, channels, learned = (
         np.concatenate([part[place] for part in kept]) for place in range(4)
     )
@@ -162,9 +163,11 @@ def _explained(
     )
 
 
-def _ends(source: Grounder | Backbone) -> int:
-    """How many last tokens of each word the head reads apart."""
-    return 0 if isinstance(source, Backbone) else source.observer.ends
+def _pooling(source: Grounder | Backbone) -> tuple[Pool, int]:
+    """How a head reads the tokens of a word: `Observer.pool` and `Observer.ends`."""
+    if isinstance(source, Backbone):
+        return "mean", 0
+    return source.observer.pool, source.observer.ends
 
 
 def shape_of(backbone: Backbone) -> VlmShape:
@@ -175,9 +178,10 @@ def shape_of(backbone: Backbone) -> VlmShape:
 
 
 def _reduced(
-    maps: AttentionMaps, ranked: Sequence[int], wanted: Sequence[int], head: Grounder | None
+    portion: Portion, ranked: Sequence[int], wanted: Sequence[int], head: Grounder | None
 ) -> tuple[Any, ...]:
     """What is kept of some words: heads, mean (P, h, w), channels (P, K, h, w), learned."""
+    maps = portion.mean
     every = maps.maps
     y0, x0, y1, x1 = maps.image_box
     size = max(1, round(every.shape[2] / (y1 - y0))), max(1, round(every.shape[3] / (x1 - x0)))
@@ -190,7 +194,7 @@ def _reduced(
     channels = framed(every[:, list(wanted)]).astype(np.float16)
     learned = np.zeros((len(every), 1, 1), np.float32)
     if head is not None:
-        (logits,) = head.head.mask_head(head.head.pooled([head.observer.chosen(maps)]))
+        (logits,) = head.head.mask_head(head.head.pooled([head.observer.chosen(portion.for_head)]))
         learned = logits.sigmoid().cpu().numpy()
     return scaled(heads), scaled(mean), channels, learned
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+import torch
+from pycocotools import mask as coco_mask
 
 from flmm_core.annotate.folder import Manner
 from flmm_core.annotate.inputs import Columns, Item
@@ -19,8 +21,10 @@ from flmm_core.annotate.worker import STARTED, TRIES, Annotator, Job, Outcome
 from flmm_core.data.findings import Findings
 from flmm_core.data.formats import FORMATS, Source
 from flmm_core.errors import UsageError
+from flmm_core.pipeline.build import Recipe
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.result import Result
+from tests.flows import fresh_grounder, weighed
 
 PHRASES = ("red ring", "the star")
 
@@ -70,6 +74,26 @@ def test_a_block_becomes_a_shard_that_our_reader_reads(
     }
     assert found == marked
     assert len(found) >= 2
+
+
+def test_masks_of_a_head_with_learned_pooling_are_those_of_each_phrase_alone(
+    random_twin: Path, block: Block, tmp_path: Path
+) -> None:
+    recipe = Recipe("qwen", str(random_twin), base_channels=4, pool="learned", pool_ends=2)
+    made = weighed(fresh_grounder(recipe))
+    torch.nn.init.normal_(made.head.mask_head.unet.conv_seg.weight)
+    head, words = str(made.save_pretrained(tmp_path / "head")), ("ring", *PHRASES)
+    job = Job(str(tmp_path / "out"), head, {}, words, Manner(), Columns(), block_size=3)
+    assert Annotator(job).annotate(block) == Outcome(4, images=2, left_out=1)
+    masks = 0
+    for row in pq.read_table(tmp_path / "out" / "part-000004.parquet").to_pylist():
+        for phrase, thing in zip(words, row["objects"], strict=True):
+            (alone,) = made.ground(row["image_path"], phrase).to_coco()
+            assert thing["phrase"] == phrase
+            assert thing["score"] == pytest.approx(alone["score"], abs=1e-3)
+            assert coco_mask.iou([thing["segmentation"]], [alone["segmentation"]], [0])[0, 0] > 0.99
+            masks += thing["area"] > 0
+    assert masks > 3
 
 
 def test_coco_shards_can_be_joined(annotator: Annotator, block: Block, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from flmm_core.explain.make import explain, explain_reply
 from flmm_core.pipeline.backbone.batch import to_vlm
 from flmm_core.pipeline.types import WHOLE_IMAGE
 from tests.explain.explanations import known_heads
-from tests.flows import assemble
+from tests.flows import assemble, weighed
 from tests.models import FAMILIES, HEADS, LAYERS, build, picture
 
 TEXT = "a red ring, it's left"
@@ -155,18 +155,28 @@ def test_a_head_adds_what_it_makes_of_each_word(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(alone.ways["learned"].words, mask.numpy(), atol=1e-4)
 
 
-def test_a_head_with_learned_pooling_reads_the_last_tokens_of_each_word(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("options", [{"ends": 2}, {"pool": "max"}])
+def test_a_head_reads_each_word_with_its_own_pooling(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known_heads(monkeypatch, 0)
-    grounder = assemble(shared("qwen"), ends=2)
-    assert grounder.head.pooling is not None
-    untrained = explain(grounder, IMAGE, text="ring").ways["learned"].words
-    torch.nn.init.normal_(grounder.head.pooling.toward, std=0.1)
+    averaging, grounder = assemble(shared("qwen")), weighed(assemble(shared("qwen"), **options))
+    mean = explain(averaging, IMAGE, text="ring").ways
     found = explain(grounder, IMAGE, text="ring").ways
     mask = grounder.ground(IMAGE, ["ring"]).coarse_logits.sigmoid()
     np.testing.assert_allclose(found["learned"].words, mask.numpy(), atol=1e-4)
-    assert np.abs(found["learned"].words - untrained).max() > 1e-3
+    assert np.abs(found["learned"].words - mean["learned"].words).max() > 1e-3
+    for way in ("heads", "mean"):  # of these no head decides
+        np.testing.assert_allclose(found[way].words, mean[way].words, atol=1e-6)
+
+    letters = grounder.backbone.tokenizer.convert_tokens_to_ids(list("abcdefgh"))
+    others = [token for token in range(len(grounder.backbone.tokenizer)) if token not in letters]
+    settings: dict[str, Any] = {"max_new_tokens": 6, "suppress_tokens": others}
+    answer = grounder.chat(IMAGE, "what?", phrases=lambda text: [(0, len(text))], **settings)
+    said = explain(grounder, IMAGE, ask="what?", **settings)
+    assert [word.text for word in said.words] == [answer.text]
+    mask = answer.result.coarse_logits.sigmoid()
+    np.testing.assert_allclose(said.ways["learned"].words, mask.numpy(), atol=1e-4)
 
 
 def test_an_answer_is_explained_without_running_the_model_again(

@@ -23,7 +23,7 @@ from flmm_core.pipeline.refiners.none import NoRefiner
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Features, Trace
 from flmm_core.segment import Segment
 from flmm_core.training.losses import head_loss
-from tests.flows import assemble, flow, fresh_grounder
+from tests.flows import assemble, flow, fresh_grounder, weighed
 from tests.models import FAMILIES, build, picture
 from tests.pipeline.backbone.test_recorder import eager
 
@@ -128,9 +128,7 @@ def test_the_loss_reaches_the_weights_and_an_untrained_head_is_that_of_the_mean(
 
 
 def test_masks_of_some_phrases_are_those_of_all() -> None:
-    learned = assemble(build("llava_next"), ends=2)
-    assert learned.head.pooling is not None
-    torch.nn.init.normal_(learned.head.pooling.toward, std=0.1)
+    learned = weighed(assemble(build("llava_next"), ends=2))
     caption = [Segment(word, number) for number, word in enumerate(PHRASES)]
     inputs = learned.observer.prepare(picture(48, 24), caption)
     features = learned.observer.observe(learned.observer.collate([inputs]))
@@ -141,11 +139,34 @@ def test_masks_of_some_phrases_are_those_of_all() -> None:
     torch.testing.assert_close(part.maps.maps, whole.maps.maps[which])
 
 
+@pytest.mark.parametrize("options", [{"ends": 2}, {"pool": "max"}])
+def test_phrases_of_several_images_in_a_batch_are_those_of_each_alone(
+    seen: Any, options: dict[str, Any]
+) -> None:
+    backbone = seen[0]
+    grounder, averaging = weighed(assemble(backbone, **options)), assemble(backbone)
+    images = picture(48, 24, 1), picture(24, 48, 2), picture(48, 48, 3)
+    words = PHRASES[::-1], PHRASES[:2], PHRASES[2:]
+    asked = [grounder.prepare(image, some) for image, some in zip(images, words, strict=True)]
+    moved = 0.0
+    for image, some, result in zip(images, words, grounder.ground_prepared(asked), strict=True):
+        for number, phrase in enumerate(some):
+            alone = grounder.ground(image, phrase)
+            for found, one in (
+                (result.coarse_logits, alone.coarse_logits),
+                (result.logits, alone.logits),
+                (result.heat.maps, alone.heat.maps),
+            ):
+                torch.testing.assert_close(found[number], one[0], atol=1e-3, rtol=0)
+            mean = averaging.ground(image, phrase)
+            moved = max(moved, float((mean.coarse_logits - alone.coarse_logits).abs().max()))
+    assert moved > 0.02
+
+
 def test_it_is_saved_and_loaded_with_the_head(random_twin: Path, tmp_path: Path) -> None:
     options = {"base_channels": 4, "enlarge_to": 16, "pool": "learned", "pool_ends": 3}
-    grounder = fresh_grounder(Recipe("qwen", model=str(random_twin), **options))
+    grounder = weighed(fresh_grounder(Recipe("qwen", model=str(random_twin), **options)))
     assert grounder.head.pooling is not None
-    torch.nn.init.normal_(grounder.head.pooling.toward, std=0.1)
     grounder.save_pretrained(tmp_path / "head")
     recipe = read_info(tmp_path / "head").recipe
     assert (recipe.pool, recipe.pool_ends, recipe.ends) == ("learned", 3, 3)

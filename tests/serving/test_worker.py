@@ -16,6 +16,7 @@ from flmm_core.errors import RunError
 from flmm_core.pipeline.grounder import Grounder, Prepared
 from flmm_core.pipeline.observer import Observer
 from flmm_core.serving.limits import Limits
+from tests.flows import assemble, weighed
 from tests.models import picture
 from tests.serving.running import data_url, running
 from tests.serving.test_ground import iou
@@ -73,9 +74,11 @@ def waiting(client: httpx.Client) -> int:
     return int(float(next(x for x in lines if x.startswith("flmm_waiting_requests ")).split()[1]))
 
 
+@pytest.mark.parametrize("pooling", [{"pool": "mean"}, {"pool": "max"}, {"ends": 2}])
 def test_what_waits_is_grounded_in_one_forward_and_gives_the_same_masks(
-    grounder: Grounder, gate: Gate, monkeypatch: Patch
+    grounder: Grounder, gate: Gate, monkeypatch: Patch, pooling: dict[str, Any]
 ) -> None:
+    grounder = weighed(assemble(grounder.backbone, **pooling))
     forwards: list[int] = []
     observe = Observer.observe
     monkeypatch.setattr(

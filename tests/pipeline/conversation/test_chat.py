@@ -24,7 +24,7 @@ from flmm_core.plugins import load_backbones, load_class
 from flmm_core.segment import Segment
 from flmm_core.spec import DEFAULT_PROMPT
 from recipes.talking import named_things, same_answers
-from tests.flows import assemble, flow
+from tests.flows import assemble, flow, weighed
 
 FAMILIES = ("qwen", "deepseek_vl", "llava_next")
 
@@ -62,9 +62,7 @@ def test_masks_are_those_of_the_same_words_as_a_caption(
     grounder: Grounder, options: dict[str, Any]
 ) -> None:
     """Recorded while the model wrote, against the flow that is trained and evaluated."""
-    pooled = assemble(grounder.backbone, **options)
-    if pooled.head.pooling is not None:
-        torch.nn.init.normal_(pooled.head.pooling.toward, std=0.1)
+    pooled = weighed(assemble(grounder.backbone, **options))
     answer = pooled.chat(
         scene(2), DEFAULT_PROMPT, phrases=lambda text: [(0, 1), (2, len(text) - 1)]
     )
