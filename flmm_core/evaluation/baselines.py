@@ -131,7 +131,7 @@ def make_baseline(
     if name == "box+sam":
         sam = box_refiner(recipe, refiner_weights).to(observer.device)
     source = ObservedFeatures(
-        replace(observer, channels=(), encoder=observer.encoder if sam else None)
+        replace(observer, ends=0, channels=(), encoder=observer.encoder if sam else None)
     )
     labeled = list(labeled_maps(source, spread(samples, SAMPLES)))
     if not labeled:
@@ -309,9 +309,8 @@ def labeled_maps(
         if batch is None:
             continue
         for features, truth in zip(source.features(batch.inputs), batch.truths, strict=True):
-            maps, there = features.maps, truth.flatten(1).any(1)
+            there = truth.flatten(1).any(1)
             if there.any():
-                kept = maps.maps[there.to(maps.maps.device)].cpu()
-                yield AttentionMaps(kept, maps.image_box), truth[there]
+                yield features.of_phrases(there).maps.each(Tensor.cpu), truth[there]
             if stage is not None:
                 stage.advance()

@@ -14,6 +14,7 @@ from flmm_core.evaluation.baselines import labeled_maps, object_shares
 from flmm_core.loader.dataset import ObservedFeatures
 from flmm_core.loader.samplers import spread
 from flmm_core.pipeline.observer import Observer
+from flmm_core.pipeline.types import AttentionMaps
 from flmm_core.progress import Progress
 
 SAMPLES = 256
@@ -25,6 +26,9 @@ def choose_channels(
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """The `count` channels with the highest share of their mass on the object.
 
+    Where a head can read the last tokens of a phrase apart (`Observer.ends`), a channel counts by
+    the best of its maps: the mean's, or a last token's.
+
     Returns:
         The channels, ascending, and how they were chosen, ready for JSON.
 
@@ -32,11 +36,14 @@ def choose_channels(
         UsageError: No sample has an object.
     """
     few = spread(samples, SAMPLES)
-    total, phrases = torch.zeros(observer.vlm.attention_channels, dtype=torch.float64), 0
+    kinds, channels = 1 + observer.ends, observer.vlm.attention_channels
+    totals, phrases = torch.zeros(kinds, channels, dtype=torch.float64), 0
     with progress.stage("Choosing channels", len(few)) as stage:
         source = ObservedFeatures(observer)
         for maps, truth in labeled_maps(source, few, batch_size=1, workers=workers, stage=stage):
-            total += object_shares(maps, truth).double().sum(0)
+            ends = () if maps.ends is None else maps.ends.unbind(1)
+            for total, each in zip(totals, (maps.maps, *ends), strict=True):
+                total += object_shares(AttentionMaps(each, maps.image_box), truth).double().sum(0)
             phrases += len(truth)
     if not phrases:
         raise UsageError(
@@ -44,8 +51,9 @@ def choose_channels(
             found=f"None of {len(few)} training samples has an object.",
             repair="Omit --channels, or give data with masks.",
         )
-    order = total.argsort(descending=True, stable=True)[:count].tolist()
-    shares = (total / phrases).tolist()
+    best = totals.amax(0)
+    order = best.argsort(descending=True, stable=True)[:count].tolist()
+    shares = (best / phrases).tolist()
     facts = {
         "measure": "share of a map's mass on the object, mean over phrases",
         "phrases": phrases,

@@ -15,12 +15,16 @@ from safetensors.torch import load_file
 
 from flmm_core import Grounder, UsageError
 from flmm_core.data.images import read_image
+from flmm_core.data.sample import Sample
 from flmm_core.data.sources import open_sources
+from flmm_core.evaluation.baselines import channel_shares, labeled_maps
 from flmm_core.evaluation.evaluate import evaluate_run
 from flmm_core.feature_cache.read import StoredBatch
 from flmm_core.feature_cache.store import Store, clear
+from flmm_core.loader.dataset import ObservedFeatures
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.build import build_from_config
+from flmm_core.pipeline.observer import ObserverInputs
 from flmm_core.progress import Progress
 from flmm_core.training.setup import open_cached
 from tests.cached import Runs, weights
@@ -187,6 +191,32 @@ def test_channels_are_chosen_on_the_training_data_and_stay_with_the_head(
     assert result.logits.shape == (1, picture.height, picture.width)
     runs.build(channels=5)
     assert Store(runs.cache).manifest.channels == manifest.channels
+
+
+class LastTokens(ObservedFeatures):
+    """Each phrase is its last token alone."""
+
+    def prepare(self, sample: Sample) -> ObserverInputs:
+        inputs = super().prepare(sample)
+        rows = tuple(rows[-1:] for rows in inputs.backbone.phrase_rows)
+        return replace(inputs, backbone=replace(inputs.backbone, phrase_rows=rows))
+
+
+def test_for_learned_pooling_channels_also_count_by_what_the_last_token_sees(runs: Runs) -> None:
+    config, spec = runs.config(absent_share=0.0)
+    samples = open_sources(config.data, config.train_protocol, split_captions=True)
+    observer, _ = build_from_config(config, spec)
+    mean, last = (
+        channel_shares(list(labeled_maps(kind(observer), samples)))
+        for kind in (ObservedFeatures, LastTokens)
+    )
+    expected = torch.maximum(mean, last).topk(3).indices.sort().values
+    assert expected.tolist() != mean.topk(3).indices.sort().values.tolist()
+    runs.build(channels=3, head__pool="learned", absent_share=0.0)
+    manifest = Store(runs.cache).manifest
+    assert list(manifest.channels) == expected.tolist()
+    shares = torch.maximum(mean, last)[expected].tolist()
+    assert manifest.measure["shares"] == pytest.approx(shares, abs=1e-6)
 
 
 def test_more_channels_than_there_are_is_all_of_them(runs: Runs) -> None:
