@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -47,6 +48,9 @@ Cell = tuple[int, int]
 
 Spot = tuple[int, int, int, int]
 """(y0, x0, y1, x1) in whole pixels."""
+
+Mask = NDArray[np.bool_]
+"""(H, W)."""
 
 
 _OTHER: ContextVar[int] = ContextVar("other_images", default=0)
@@ -120,18 +124,51 @@ def repainted_cells(
 
     The tokens of the view with index `view`, as the language model receives them, are compared. A
     view with fewer than `count` cells of three pixels or more has fewer spots; `seed` selects them.
+
+    Some tokens of a trained model answer to any change more than others do. So, before another
+    cell is named, all but the spot's cell is repainted, too, and what counts is how much more a
+    token changes with the spot than with the rest.
     """
-    spots = _spots(backbone.prepare(image, CAPTION).views[view], image, count, seed)
+    where = backbone.prepare(image, CAPTION).views[view]
     before = _embedded_cells(backbone, image, view)  # (h, w, D)
-    pairs = []
-    for cell, (y0, x0, y1, x1) in spots:
+
+    def moved(mask: Mask) -> Tensor:
+        """(h, w) how far each cell's token moves if some pixels are repainted."""
         pixels = np.array(image)
-        pixels[y0:y1, x0:x1] = np.where(pixels[y0:y1, x0:x1] < 128, 255, 0)
+        pixels[mask] = np.where(pixels[mask] < 128, 255, 0)
         change = _embedded_cells(backbone, Image.fromarray(pixels), view) - before
-        distance = torch.linalg.vector_norm(change.float(), dim=-1)  # (h, w)
-        row, column = divmod(int(distance.argmax()), distance.shape[1])
-        pairs.append((cell, (row, column)))
+        distance: Tensor = torch.linalg.vector_norm(change.float(), dim=-1)
+        return distance
+
+    pairs = []
+    for cell, spot in _spots(where, image, count, seed):
+        change = moved(_within(image, spot))
+        if _highest(change) != cell:
+            rest = moved(~_within(image, _pixels(where, image, cell)))
+            change = change / rest.clamp(min=1e-12)
+        pairs.append((cell, _highest(change)))
     return pairs
+
+
+def _highest(values: Tensor) -> Cell:
+    row, column = divmod(int(values.argmax()), values.shape[1])
+    return row, column
+
+
+def _within(image: Image.Image, spot: Spot) -> Mask:
+    y0, x0, y1, x1 = spot
+    mask = np.zeros((image.height, image.width), bool)
+    mask[max(0, y0) : y1, max(0, x0) : x1] = True
+    return mask
+
+
+def _pixels(view: ImageView, image: Image.Image, cell: Cell) -> Spot:
+    """The pixels of a cell, those at its edges rounded."""
+    h, w = view.token_index.shape
+    y0, x0, y1, x1 = view.image_box
+    rows = [round((y0 + (cell[0] + end) / h * (y1 - y0)) * image.height) for end in (0, 1)]
+    columns = [round((x0 + (cell[1] + end) / w * (x1 - x0)) * image.width) for end in (0, 1)]
+    return rows[0], columns[0], rows[1], columns[1]
 
 
 def _embedded_cells(backbone: Backbone, image: Image.Image, view: int) -> Tensor:
