@@ -105,13 +105,19 @@ def _paint_rows(
     stencil = stencil.crop(within)
 
     def paint(color: Color, where: Image.Image, low: int, high: int, alpha: float) -> None:
-        band = level.point([round(255 * alpha * (low <= value < high)) for value in range(256)])
+        band = level.point(_band(low, high, alpha))
         image.paste(color, place, ImageChops.multiply(band, where))
 
     paint(color, stencil, 0, 256, opacity)
     paint((0, 0, 0), ImageChops.invert(stencil), 24, 256, 0.75)
     paint(PAPER, stencil, 222, 249, 0.85)
     paint(color, stencil, 0, 222, 1)
+
+
+@cache
+def _band(low: int, high: int, alpha: float) -> list[int]:
+    """Of each level, how opaque a line is there."""
+    return [round(255 * alpha * (low <= value < high)) for value in range(256)]
 
 
 def fade(image: Image.Image) -> Image.Image:

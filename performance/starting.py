@@ -21,25 +21,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from flmm_core.cli.sooner import postpone_compiler
+from flmm_core.cli.sooner import postpone_imports
 from flmm_core.spec import TOY_DEFAULTS
 
 COLUMNS = "| | CPU, s | why |"
 STAGES = {
     "the command line": "settings, from which options are made",
     "torch": "",
-    "torchvision": "transformers and segment-anything import it",
-    "scipy": "for losses that are not used; transformers imports it",
-    "transformers": "with the classes of the model and its processor",
+    "transformers": "reads all of its files to learn what they offer",
+    "torchvision": "for transforms, of transformers and of segment-anything",
+    "model classes": "of transformers, for the model and its processor, with torch's DTensor",
     "flmm": "",
     "loading": "model and head, with all checks; `--no-check` leaves out a look at a drawn image",
     "first image": "with its files",
-}
-IMPORTED = {
-    "torch": ("torch",),
-    "torchvision": ("torchvision",),
-    "scipy": ("scipy.optimize",),
-    "flmm": ("flmm_core.annotate.folder", "flmm_core.pipeline.refiners.sam"),
 }
 AS_TRAINED: dict[str, Any] = {
     "base_channels": TOY_DEFAULTS["head.base_channels"],
@@ -119,17 +113,20 @@ def stages(image: str, head: str, output: str, again: str) -> dict[str, tuple[fl
     watch = Watch()
     import_module("flmm_core.cli.ground")
     watch.note("the command line")
-    gc.disable()  # this and the next as the command does
-    postpone_compiler()
-    for name, modules in IMPORTED.items():
-        if name == "flmm":
-            from flmm_core.plugins import load_backbones, load_class
+    gc.disable()  # as the command does
+    import_module("torch")
+    watch.note("torch")
+    postpone_imports()
+    watch.note("transformers")
+    import_module("torchvision")
+    watch.note("torchvision")
+    from flmm_core.plugins import load_backbones, load_class
 
-            load_class(load_backbones().get("qwen"))
-            watch.note("transformers")
-        for module in modules:
-            import_module(module)
-        watch.note(name)
+    load_class(load_backbones().get("qwen"))
+    watch.note("model classes")
+    for module in ("flmm_core.annotate.folder", "flmm_core.pipeline.refiners.sam"):
+        import_module(module)
+    watch.note("flmm")
     from flmm_core import Grounder
 
     grounder = Grounder.from_pretrained(head)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flmm_core.cli.sooner import postpone_compiler
+from flmm_core.cli.sooner import postpone_imports
 from flmm_core.errors import UsageError, plain
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def importing() -> Iterator[None]:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        postpone_compiler()
+        postpone_imports()
         yield
         gc.freeze()  # nor is there any later
     finally:
