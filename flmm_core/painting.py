@@ -338,8 +338,9 @@ def _legend_row(number: int, entry: LegendEntry, size: int) -> Image.Image:
     return row
 
 
+@lru_cache(maxsize=64)
 def _badge(number: int, color: Color, size: int) -> Image.Image:
-    """A number on a swatch of its color."""
+    """A number on a swatch of its color; to be copied from only."""
     light = np.dot((np.array(color) / 255) ** 2.2, (0.21, 0.72, 0.07))
     ink = INK if light > 0.18 else PAPER
     label = text_image(str(number), round(0.85 * size), color=ink)

@@ -344,9 +344,11 @@ class Grounder:
         self, samples: Sequence[ObserverInputs], batch_size: int
     ) -> Iterator[Grounding]:
         for start in range(0, len(samples), batch_size):
-            batch = self.observer.collate(samples[start : start + batch_size])
-            features = self.observer.observe(batch, layer_weights=self.head.layer_weights())
-            yield from self.head(features)
+            with torch.inference_mode():  # for less work; `collect` makes usual tensors of it
+                batch = self.observer.collate(samples[start : start + batch_size])
+                features = self.observer.observe(batch, layer_weights=self.head.layer_weights())
+                groundings = self.head(features)
+            yield from groundings
 
 
 def _checked_phrases(phrases: Sequence[str]) -> list[str]:

@@ -39,6 +39,27 @@ def test_each_phrase_is_grounded_alone(grounder: Grounder) -> None:
         assert (alone.logits[0] - result.logits[index]).abs().max() <= 1e-3
 
 
+def test_a_result_is_made_of_usual_tensors_and_the_head_can_be_trained_afterwards(
+    grounder: Grounder,
+) -> None:
+    image = picture(48, 24)
+    result = grounder.ground(image, ["a red ring", "the star"])
+    for name in ("logits", "masks", "coarse_logits", "scores", "boxes", "probabilities", "there"):
+        assert not getattr(result, name).is_inference(), name
+    assert not result.refined.low.is_inference()
+    assert not result.heat.maps.is_inference()
+    result.logits.mul_(2)
+    observer, head = grounder.observer, grounder.head
+    batch = observer.collate(grounder.prepare(image, ["a red ring"]).samples)
+    with torch.enable_grad():
+        (grounding,) = head(observer.observe(batch))
+        (grounding.coarse_logits.sum() + grounding.logits.sum()).backward()
+    trained = [weight for weight in head.parameters() if weight.requires_grad]
+    assert trained
+    assert all(weight.grad is not None for weight in head.mask_head.parameters())
+    head.zero_grad(set_to_none=True)
+
+
 def test_together_later_phrases_see_earlier_ones(grounder: Grounder) -> None:
     image = picture(48, 24)
     alone = grounder.ground(image, ["a red ring", "the star"])
