@@ -123,8 +123,7 @@ def _import_transformers() -> None:
 
     It would keep what it read, if it had not more folders than room.
     """
-    from transformers.utils import import_utils as theirs
-
+    theirs: Any = importlib.import_module("transformers.utils.import_utils")
     read = getattr(theirs, "create_import_structure_from_path", None)
     if read is None:
         return
