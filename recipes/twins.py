@@ -51,6 +51,7 @@ def random_twin(family: str, seed: int, **geometry: Any) -> tuple[Any, Any]:
     return model.float().eval(), processor
 
 
+RENAMED = ("clip_vision_model", "siglip_vision_model")
 TOWER = re.compile(r"^(vision_tower\.|model\.vision_model\.)(?!vision_model\.)")
 
 
@@ -69,7 +70,7 @@ def publish_names(folder: Path) -> None:
     Every version of transformers reads those; what a new one writes, an older one does not know.
     """
     vision = json.loads((folder / "config.json").read_text())["vision_config"]["model_type"]
-    if vision not in ("clip_vision_model", "siglip_vision_model"):
+    if vision not in RENAMED:
         return
     path = folder / "model.safetensors"
     weights = {TOWER.sub(r"\1vision_model.", name): v for name, v in load_file(path).items()}

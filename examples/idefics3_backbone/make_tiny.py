@@ -1,8 +1,8 @@
 """Write a tiny Idefics3 with random weights: enough for the tests, without a download.
 
-    python make_tiny.py flmm_idefics3/tiny
+    python make_tiny.py DIR
 
-`pip install .` then takes the folder along, and `flmm ... --backbone idefics3` finds it.
+`flmm ... --backbone idefics3 --model DIR` loads it. The package has a trained one, `tiny`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Idefics3 as a plugin for flmm: facts only. Import neither torch nor transformers here."""
 
-from flmm_core import BackboneSpec, ModelInfo, hookimpl
+from flmm_core import TOY_DEFAULTS, BackboneSpec, ModelInfo, hookimpl
 
 API_VERSION = 1  # of flmm's plugin API, for which this is written
 
@@ -9,7 +9,12 @@ SPEC = BackboneSpec(
     target="flmm_idefics3.backbone:Idefics3Backbone",
     summary="Idefics3: the whole image, and its tiles in full resolution",
     models={
-        "tiny": ModelInfo("flmm_idefics3:tiny", "Apache-2.0", "random weights, for the tests"),
+        "tiny": ModelInfo(
+            source="flmm_idefics3:tiny",
+            license="Apache-2.0",
+            summary="toy model that knows drawn shapes, shipped in the package",
+            defaults=TOY_DEFAULTS,
+        ),
         "8b": ModelInfo("HuggingFaceM4/Idefics3-8B-Llama3", "Apache-2.0"),
     },
     capabilities=frozenset({"chat"}),

@@ -8,6 +8,12 @@ from flmm_core.testing.suite import BackboneConformance
 
 
 class TestIdefics3(BackboneConformance):
+    """The trained model in the package."""
+
+    spec = SPEC
+
+
+class TestRandomWeights(BackboneConformance):
     spec = SPEC
 
     @pytest.fixture(scope="module")
