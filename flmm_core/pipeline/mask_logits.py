@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from flmm_core.pipeline.resample import WHOLE_IMAGE, resample, resize
+from flmm_core.pipeline.resample import WHOLE_IMAGE, resample, resize, resize_twice
 
 PORTION = 1 << 20
 """About how many pixels of masks are enlarged at a time; at least one row is.
@@ -55,6 +55,9 @@ class MaskLogits:
 
     def full(self) -> Tensor:
         """(P, H, W) float32 at the image's size."""
+        if self.canvas is not None and self.low.requires_grad:
+            square = self.canvas.side, self.canvas.side
+            return resize_twice(self.low.float(), square, self.canvas.shown_hw, self.image_hw)
         logits = self._shown()
         return logits if logits.shape[1:] == self.image_hw else resize(logits, self.image_hw)
 

@@ -72,6 +72,38 @@ def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return bilinear(logits[:, None], size)[:, 0]
 
 
+def resize_twice(
+    logits: Tensor, first: tuple[int, int], second: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Resize to `first`, crop or pad with zeros to `second`, and resize that to `size`.
+
+    Both are one product per axis, so that neither they nor their gradients take memory and time
+    for `first` and `second`, which can be far larger than both ends.
+
+    Args:
+        logits: (P, h, w) floating.
+        first: (h1, w1) cells.
+        second: (h2, w2) cells, from the top left of the first.
+        size: (H, W) cells of the result.
+
+    Returns:
+        (P, H, W), in the dtype of the logits.
+    """
+    parts = zip(logits.shape[1:], first, second, size, strict=True)
+    rows, columns = (_twice_weights(*part).to(logits) for part in parts)
+    with torch.autocast(logits.device.type, enabled=False):
+        return rows @ (logits @ columns.T)
+
+
+@lru_cache(maxsize=256)
+def _twice_weights(cells: int, first: int, second: int, count: int) -> Tensor:
+    """(count, cells) float32 of `resize_twice`, on one axis."""
+    whole, kept = (0.0, 1.0), min(first, second)
+    before = _weights(cells, whole, whole, first, border=True)[:kept]
+    after = _weights(second, whole, whole, count, border=True)[:, :kept]
+    return (after @ before).float()
+
+
 def bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """(P, C, h, w) -> (P, C, *size), bilinear, cell edges aligned."""
     h, w = maps.shape[2:]

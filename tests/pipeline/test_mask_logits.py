@@ -27,6 +27,8 @@ def test_a_canvas_is_enlarged_as_segment_anything_does() -> None:
     ours = MaskLogits(low, (40, 60), Canvas(SMALL_SAM.image_size, (43, 64))).full()
     theirs = sam.postprocess_masks(low[:, None], (43, 64), (40, 60))[:, 0]
     assert torch.equal(ours, theirs)
+    trained = MaskLogits(low.requires_grad_(), (40, 60), Canvas(SMALL_SAM.image_size, (43, 64)))
+    torch.testing.assert_close(trained.full(), theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_what_covers_the_image_is_enlarged_as_pillow_does() -> None:

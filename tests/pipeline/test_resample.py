@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flmm_core.pipeline.resample import bilinear, resample
+from flmm_core.pipeline.resample import bilinear, resample, resize_twice
 from flmm_core.pipeline.types import WHOLE_IMAGE, Box
 
 sides = st.integers(1, 12)
@@ -124,6 +124,26 @@ def test_the_gradient_of_a_resize_is_that_of_interpolate(h: int, w: int, h2: int
     (resized * weights).sum().backward()
     (reference * weights).sum().backward()
     torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+@few
+@given(
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+)
+def test_two_resizes_with_a_crop_or_padding_between_are_those_of_interpolate(
+    cells: tuple[int, int], first: tuple[int, int], second: tuple[int, int], size: tuple[int, int]
+) -> None:
+    mine, theirs = (maps(*cells)[0].requires_grad_() for _ in range(2))
+    found = resize_twice(mine, first, second, size)
+    between = F.interpolate(theirs[:, None], first, mode="bilinear")
+    between = F.pad(between, (0, second[1] - first[1], 0, second[0] - first[0]))
+    expected = F.interpolate(between, size, mode="bilinear")[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    (found.sin().sum() + expected.sin().sum()).backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_positions_are_not_rounded_in_the_gradient_of_a_resize() -> None:

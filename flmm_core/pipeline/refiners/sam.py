@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flmm_core.pipeline.mask_logits import Canvas, portions
+from flmm_core.pipeline.mask_logits import Canvas
 from flmm_core.pipeline.refiners import SamOptions
 from flmm_core.pipeline.refiners.encoding import SquareEncoder
 from flmm_core.pipeline.refiners.kernels import padded_prompts
@@ -23,7 +23,7 @@ from flmm_core.pipeline.refiners.sam_model import (
     build_sam,
     check_sam,
 )
-from flmm_core.pipeline.resample import resize
+from flmm_core.pipeline.resample import resize_twice
 
 if TYPE_CHECKING:
     from segment_anything.modeling import MaskDecoder, PromptEncoder
@@ -107,18 +107,16 @@ class SamRefiner(PromptedRefiner):
 
     def _mask_prompts(self, coarse: Tensor, input_hw: tuple[int, int]) -> Tensor:
         """(P, h, w) coarse logits -> (P, 1, 4g, 4g) on SAM's square, background outside."""
-        size, (h, w) = self.image_size, input_hw
+        square = self.image_size, self.image_size
+        size = 4 * self.grid, 4 * self.grid
         if not len(coarse):
-            return coarse.new_zeros(0, 1, 4 * self.grid, 4 * self.grid)
+            return coarse.new_zeros(0, 1, *size)
         lowest = coarse.detach().amin(dim=(1, 2), keepdim=True)
         if self.paper_rounding:
             lowest = lowest.amin(dim=0, keepdim=True)
-        prompts = []
-        for part in portions(len(coarse), (size, size)):
-            square = lowest.clamp(max=-1).expand(len(coarse), size, size)[part].clone()
-            square[:, :h, :w] = resize(coarse[part], input_hw)
-            prompts.append(resize(square, (4 * self.grid, 4 * self.grid)))
-        return torch.cat(prompts)[:, None]
+        lowest = lowest.clamp(max=-1)
+        prompts = lowest + resize_twice(coarse - lowest, input_hw, square, size)
+        return prompts[:, None]
 
     def _embed_prompts(self, masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sparse, dense = self.prompt_encoder(
