@@ -34,6 +34,7 @@ EARLIER = {
     "head.keywords": False,
     "ema": 0.0,
     "cache_memory": 0.0,
+    "refine_at_most": None,
 }
 """What a run meant by settings that its `config.yaml` does not have, from before they existed."""
 

@@ -329,14 +329,20 @@ class RunConfig(Section):
     bucket: bool = Field(
         False, description="Batch samples of similar image size and caption length."
     )
+    refine_at_most: int | None = Field(
+        None,
+        ge=1,
+        description="Refine at most this many masks of an image in a step, chosen at random: less"
+        " time and memory. Default: all.",
+    )
     cache: UserPath | None = Field(
         None, description="Read features from this cache (see `flmm cache build`)."
     )
     cache_memory: float = Field(
         0.0,
         ge=0,
-        description="Keep the features of training samples in memory once they are known, up to"
-        " this many GB (one by one, as with --exact); 0 = none.",
+        description="Keep features in memory once they are known, up to this many GB (observed one"
+        " by one, as with --exact); 0 = none.",
     )
     exact: bool = Field(
         False,

@@ -45,12 +45,16 @@ class Head(nn.Module):
         self.pooling = pooling
 
     def forward(
-        self, features: Sequence[Features], which: Sequence[Tensor] | None = None
+        self,
+        features: Sequence[Features],
+        which: Sequence[Tensor] | None = None,
+        refine: Sequence[Tensor] | None = None,
     ) -> tuple[Grounding, ...]:
         """One `Grounding` per sample.
 
         `which`, (P,) bool per sample, makes masks of some phrases only; `there_logits` are always
-        those of all.
+        those of all. `refine`, bool per phrase with a mask, refines some masks only: there are
+        then fewer refined than coarse ones.
         """
         there: Sequence[Tensor | None] = (None,) * len(features)
         if self.presence is not None:
@@ -59,10 +63,13 @@ class Head(nn.Module):
         if which is not None:
             features = [each.of_phrases(w) for each, w in zip(features, which, strict=True)]
         maps = self.pooled([sample.maps for sample in features])
-        coarse = self.mask_head(maps)
+        rough = coarse = self.mask_head(maps)
+        if refine is not None:
+            features = [each.of_phrases(some) for each, some in zip(features, refine, strict=True)]
+            rough = tuple(each[some] for each, some in zip(coarse, refine, strict=True))
         prompts = () if self.text_prompts is None else self.text_prompts(features)
         images = [sample.image for sample in features]
-        refined = self.refiner(images, coarse, prompts, [sample.image_hw for sample in features])
+        refined = self.refiner(images, rough, prompts, [sample.image_hw for sample in features])
         return tuple(map(Grounding, coarse, refined, maps, there, keywords))
 
     def pooled(self, maps: Sequence[AttentionMaps]) -> Sequence[AttentionMaps]:

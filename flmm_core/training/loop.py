@@ -45,7 +45,13 @@ from flmm_core.training.average import WeightAverage
 from flmm_core.training.failed_step import StepValues, insist_finite
 from flmm_core.training.gradients import sum_gradients
 from flmm_core.training.length import is_exhausted
-from flmm_core.training.losses import Counts, GroundingLoss, head_loss, processed_truth
+from flmm_core.training.losses import (
+    Counts,
+    GroundingLoss,
+    head_loss,
+    processed_truth,
+    to_refine,
+)
 from flmm_core.training.optimizer_file import read_optimizer
 from flmm_core.training.run_folder import RunFolder
 from flmm_core.training.schedule import rate
@@ -248,9 +254,13 @@ class TrainingLoop:
                 elif lost:
                     nothing = lost[0].error
         samples = [sample for batch in parts for sample in batch.samples]
-        share = Share(Counts.of(self.head, samples), count_images(samples), unusable)
+        share = Share(
+            Counts.of(self.head, samples, self.config.refine_at_most),
+            count_images(samples),
+            unusable,
+        )
         shares = self.world.gather(share)
-        counts = sum((each.counts for each in shares), Counts(0, 0))
+        counts = sum((each.counts for each in shares), Counts())
         throughput.add(sum(each.images for each in shares), counts.phrases)
         found = {index: why for each in shares for index, why in each.unusable.items()}
         if found:
@@ -290,7 +300,7 @@ class TrainingLoop:
 
     def backward(self, step: int, batch: ExampleBatch, counts: Counts) -> StepValues:
         """Add the gradient of a part of a step."""
-        features, groundings, loss = self.loss_of(batch, counts)
+        features, groundings, loss = self.loss_of(batch, counts, step)
         values = StepValues(step + 1, self.world.rank, batch, features, groundings, loss)
         insist_finite(loss.total, "loss", values, self.head, self.folder)
         if loss.total.requires_grad:  # else the parts that are trained have no share in it
@@ -298,7 +308,7 @@ class TrainingLoop:
         return values
 
     def loss_of(
-        self, batch: ExampleBatch, counts: Counts | None = None
+        self, batch: ExampleBatch, counts: Counts | None = None, step: int = 0
     ) -> tuple[Sequence[Features], Sequence[Grounding], GroundingLoss]:
         """What the models make of a batch, and its loss; `counts`: see `head_loss`."""
         features = self.trained_on.features(batch.inputs)
@@ -308,10 +318,16 @@ class TrainingLoop:
         if nearest and (square := self.setup.info.model and self.setup.info.model.square):
             pairs = zip(truths, features, strict=True)
             truths = tuple(processed_truth(t, f.maps.image_box, square) for t, f in pairs)
+        refine, most = None, self.config.refine_at_most
+        if most is not None:
+            every = self.head.presence is None
+            masks = [len(each) if every else int(each.sum()) for each in there]
+            seeds = [(self.config.seed, step, index) for index in batch.indices]
+            refine = to_refine(masks, most, seeds)
         with self.autocast():
             groundings, loss = head_loss(
                 self.head, features, truths, there=there, nearest=nearest, counts=counts,
-                narrated=[sample.narrated for sample in batch.samples],
+                refine=refine, narrated=[sample.narrated for sample in batch.samples],
             )  # fmt: skip
         return features, groundings, loss
 

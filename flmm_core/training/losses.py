@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,23 +19,51 @@ from flmm_core.pipeline.types import Features, Grounding
 
 @dataclass(frozen=True)
 class Counts:
-    """What the means of a step are over: its phrases, those whose masks are trained, narrations."""
+    """What the means of a step are over.
 
-    phrases: int
-    masks: int
+    Attributes:
+        phrases: All phrases.
+        masks: Those whose masks are trained.
+        refined: Those of which the refined masks are trained.
+        narrations: Captions from which keywords are learned.
+    """
+
+    phrases: int = 0
+    masks: int = 0
+    refined: int = 0
     narrations: int = 0
 
     @classmethod
-    def of(cls, head: Head, samples: Sequence[Sample]) -> Counts:
-        """Those of some samples, known before the models see them."""
-        phrases = [phrase for sample in samples for phrase in sample.phrases]
-        there = [phrase for phrase in phrases if rle.area(phrase.mask)]
+    def of(cls, head: Head, samples: Sequence[Sample], most: int | None = None) -> Counts:
+        """Those of some samples, known before the models see them; `most`: see `to_refine`."""
+        every = [len(sample.phrases) for sample in samples]
+        masks = every
+        if head.presence is not None:
+            masks = [sum(bool(rle.area(one.mask)) for one in sample.phrases) for sample in samples]
+        refined = sum(masks if most is None else (min(most, count) for count in masks))
         narrations = sum(sample.narrated for sample in samples)
-        return cls(len(phrases), len(phrases if head.presence is None else there), narrations)
+        return cls(sum(every), sum(masks), refined, narrations)
 
     def __add__(self, other: Counts) -> Counts:
-        narrations = self.narrations + other.narrations
-        return Counts(self.phrases + other.phrases, self.masks + other.masks, narrations)
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Counts(*(one + more for one, more in pairs))
+
+
+def to_refine(counts: Sequence[int], most: int, seeds: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Which masks of each sample are refined: `most` at random, or all if there are not more.
+
+    Args:
+        counts: P, the masks of each sample.
+        seeds: A few numbers per sample, which decide.
+
+    Returns:
+        (P,) bool each.
+    """
+    chosen = []
+    for count, seed in zip(counts, seeds, strict=True):
+        places = np.random.default_rng(seed).permutation(count)
+        chosen.append(torch.from_numpy(places < most))
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -85,6 +114,7 @@ def head_loss(
     narrated: Sequence[bool] | None = None,
     nearest: bool = False,
     counts: Counts | None = None,
+    refine: Sequence[Tensor] | None = None,
 ) -> tuple[Sequence[Grounding], GroundingLoss]:
     """What a head makes of a batch, and its loss; arguments as in `grounding_loss`.
 
@@ -96,19 +126,20 @@ def head_loss(
             is not empty.
         narrated: Per sample, whether keywords are learned from its caption; by default from none.
         counts: Of the step that the batch is a part of; by default the batch is all of it.
+        refine: Per sample, bool for each phrase whose masks are trained, whether its refined mask
+            is; by default all.
     """
-    masks = None if counts is None else counts.masks
     if head.presence is None:
-        groundings = head(features)
-        loss = grounding_loss(groundings, truths, nearest=nearest, masks=masks)
+        groundings = head(features, refine=refine)
+        loss = grounding_loss(groundings, truths, nearest=nearest, counts=counts, refine=refine)
     else:
         there = there or [truth.flatten(1).any(1) for truth in truths]
-        groundings = head(features, there)
+        groundings = head(features, there, refine)
         found = [truth[which] for truth, which in zip(truths, there, strict=True)]
         told = torch.cat([one.there_logits for one in groundings if one.there_logits is not None])
         right = torch.cat(list(there)).to(told)
         presence = F.binary_cross_entropy_with_logits(told, right, reduction="sum")
-        loss = grounding_loss(groundings, found, nearest=nearest, masks=masks)
+        loss = grounding_loss(groundings, found, nearest=nearest, counts=counts, refine=refine)
         phrases = len(told) if counts is None else counts.phrases
         loss = replace(loss, presence=presence / max(1, phrases))
     if head.keywords is not None:
@@ -175,22 +206,33 @@ def grounding_loss(
     truths: Sequence[Tensor],
     *,
     nearest: bool = False,
-    masks: int | None = None,
+    counts: Counts | None = None,
+    refine: Sequence[Tensor] | None = None,
 ) -> GroundingLoss:
     """Loss of a batch; every mask has the same weight.
 
     Args:
         truths: Per sample, (P, H, W) bool or 0/1 at the image's size.
         nearest: See `resize_truth`.
-        masks: The number of masks that the means are over; by default the batch's own.
+        counts: Of the masks that the means are over; by default the batch's own.
+        refine: Per sample, (P,) bool, which masks were refined; by default all.
     """
     parts: list[list[Tensor]] = [[], [], [], []]
-    for grounding, truth in zip(groundings, truths, strict=True):
-        at_device = truth.to(grounding.logits.device)
-        for offset, logits in ((0, grounding.coarse_logits), (2, grounding.logits)):
+    chosen = refine or [torch.ones(len(truth), dtype=torch.bool) for truth in truths]
+    for grounding, truth, some in zip(groundings, truths, chosen, strict=True):
+        refined = grounding.logits
+        at_device = truth.to(refined.device)
+        for offset, logits, right in (
+            (0, grounding.coarse_logits, at_device),
+            (2, refined, at_device[some]),
+        ):
             size = (logits.shape[-2], logits.shape[-1])
-            resized = resize_truth(at_device, size, nearest=nearest)
+            resized = resize_truth(right, size, nearest=nearest)
             parts[offset].append(dice_loss(logits, resized))
             parts[offset + 1].append(mask_cross_entropy(logits, resized))
-    count = sum(map(len, parts[0])) if masks is None else masks
-    return GroundingLoss(*(torch.cat(values).sum() / max(1, count) for values in parts))
+    masks, refined_masks = sum(map(len, parts[0])), sum(map(len, parts[2]))
+    if counts is not None:
+        masks, refined_masks = counts.masks, counts.refined
+    over = masks, masks, refined_masks, refined_masks
+    sums = (torch.cat(values).sum() for values in parts)
+    return GroundingLoss(*(total / max(1, n) for total, n in zip(sums, over, strict=True)))

@@ -17,9 +17,9 @@ from flmm_core.training.run_folder import ENVIRONMENT, SUMMARY
 
 SHOWN = (
     "steps", "epochs", "batch_size", "accumulate", "learning_rate", "refiner_learning_rate",
-    "weight_decay", "clip_norm", "warmup", "ema", "precision", "dtype", "seed", "train_protocol",
-    "caption_mode", "absent_share", "head.base_channels", "head.enlarge_to", "head.pool",
-    "head.pool_ends", "head.paper_rounding", "head.presence", "head.keywords",
+    "refine_at_most", "weight_decay", "clip_norm", "warmup", "ema", "precision", "dtype", "seed",
+    "train_protocol", "caption_mode", "absent_share", "head.base_channels", "head.enlarge_to",
+    "head.pool", "head.pool_ends", "head.paper_rounding", "head.presence", "head.keywords",
 )  # fmt: skip
 """The settings on a model card: numbers and words that say nothing of the machine."""
 

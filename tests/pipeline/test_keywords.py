@@ -116,7 +116,7 @@ def test_only_narrations_teach_it_and_each_counts_the_same() -> None:
         for one in (batch[0], batch[2])
     ]
     torch.testing.assert_close(whole.parts["keywords"], torch.stack(alone).mean())
-    counts = Counts(phrases=3, masks=3, narrations=2)
+    counts = Counts(phrases=3, masks=3, refined=3, narrations=2)
     parts = [
         head_loss(head, [one], [truth], narrated=[own], counts=counts)[1].parts["keywords"]
         for one, own in zip(batch, (True, False, True), strict=True)
