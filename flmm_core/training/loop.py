@@ -360,7 +360,7 @@ class TrainingLoop:
         judged = Judgements()
         head = self.average.head.eval()
         result = evaluate(
-            head_method(self.trained_on, head), self.watched, watch=judged.add,
+            head_method(self.source, head), self.watched, watch=judged.add,
             workers=self.config.workers, max_skipped=self.left_out.limit, progress=self.progress,
             name="Validating", world=self.world,
         )  # fmt: skip

@@ -18,7 +18,7 @@ from flmm_core.pipeline.observer import Observer, ObserverInputs
 from flmm_core.pipeline.refiners.none import NoRefiner
 from flmm_core.pipeline.refiners.sam import SamRefiner
 from flmm_core.pipeline.types import Features, Segment
-from flmm_core.training.losses import grounding_loss
+from flmm_core.training.losses import dice_loss, grounding_loss, head_loss
 from tests.flows import assemble, flow
 from tests.heads import small_sam
 from tests.models import CAPTIONS, build, picture
@@ -105,6 +105,23 @@ def test_one_step_trains_the_head_and_leaves_what_is_frozen(backbone: Any) -> No
     assert backbone.weights_digest() == before
     after = encoder.module.parameters()
     assert all(torch.equal(a, b) for a, b in zip(frozen, after, strict=True))
+
+
+def test_masks_that_are_not_refined_are_trained_as_coarse_ones_only(grounder: Grounder) -> None:
+    features, head = observed(grounder, samples_of(grounder.observer)), grounder.head
+    truths = [torch.rand(2, 48, 48) > 0.7, torch.rand(1, 24, 48) > 0.7]
+    some = [torch.tensor([False, True]), torch.tensor([True])]
+    whole, (groundings, loss) = head(features), head_loss(head, features, truths, refine=some)
+    assert [len(each.coarse_logits) for each in groundings] == [2, 1]
+    assert [len(each.logits) for each in groundings] == [1, 1]
+    for each, every, kept in zip(groundings, whole, some, strict=True):
+        assert torch.equal(each.coarse_logits, every.coarse_logits)
+        torch.testing.assert_close(each.logits, every.logits[kept], rtol=0, atol=1e-3)
+    expected = grounding_loss(whole, truths)
+    assert loss.coarse_dice == expected.coarse_dice
+    pairs = zip(whole, truths, some, strict=True)
+    dice = [dice_loss(each.logits[kept], truth[kept]) for each, truth, kept in pairs]
+    torch.testing.assert_close(loss.refined_dice, torch.cat(dice).mean(), rtol=0, atol=1e-4)
 
 
 def test_samples_without_phrases_pass_through(grounder: Grounder) -> None:

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from flmm_core.pipeline.mask_logits import MaskLogits
 from flmm_core.pipeline.types import WHOLE_IMAGE, AttentionMaps, Grounding
-from flmm_core.training.losses import dice_loss, grounding_loss, mask_cross_entropy, resize_truth
+from flmm_core.training.losses import (
+    dice_loss,
+    grounding_loss,
+    mask_cross_entropy,
+    resize_truth,
+    to_refine,
+)
 from tests.heads import arrays
 
 
@@ -107,3 +113,14 @@ def test_samples_without_masks_do_not_count() -> None:
     groundings, truths = random_batch([2, 0])
     with_empty = grounding_loss(groundings, truths).total
     torch.testing.assert_close(with_empty, grounding_loss(groundings[:1], truths[:1]).total)
+
+
+def test_which_masks_are_refined_depends_on_nothing_but_the_seed() -> None:
+    seeds = [(0, step, 7) for step in range(300)]
+    chosen = torch.stack(to_refine([5] * 300, 2, seeds))
+    assert chosen.sum(1).tolist() == [2] * 300
+    assert chosen.float().mean(0) == pytest.approx([0.4] * 5, abs=0.1)
+    alone = [to_refine([5], 2, [seed])[0] for seed in seeds]
+    assert torch.equal(torch.stack(alone), chosen)
+    few = to_refine([0, 1, 2], 2, seeds[:3])
+    assert [each.tolist() for each in few] == [[], [True], [True, True]]

@@ -43,13 +43,15 @@ STEP = ["--steps", "1", "--val-data", "", "--eval-data", "", "--clip-norm", "1e9
 @pytest.fixture(scope="module")
 def gradient(config: Path) -> Callable[..., dict[int, torch.Tensor]]:
     """The gradient of the first step by the number of the weight, as AdamW keeps it."""
-    known: dict[tuple[int, ...], dict[int, torch.Tensor]] = {}
+    known: dict[tuple[object, ...], dict[int, torch.Tensor]] = {}
 
-    def found(count: int, batch_size: int, accumulate: int = 1) -> dict[int, torch.Tensor]:
-        key = count, batch_size, accumulate
+    def found(
+        count: int, batch_size: int, accumulate: int = 1, *more: str
+    ) -> dict[int, torch.Tensor]:
+        key = count, batch_size, accumulate, *more
         if key not in known:
             sizes = ["--batch-size", str(batch_size), "--accumulate", str(accumulate)]
-            run, codes = train(config, f"step-{key}", count, *STEP, *sizes)
+            run, codes = train(config, f"step-{len(known)}", count, *STEP, *sizes, *more)
             assert codes == [0] * count, said(run)
             saved = torch.load(run / "last" / "optimizer.pt", weights_only=True)["optimizer"]
             beta = saved["param_groups"][0]["betas"][0]
@@ -77,10 +79,25 @@ def test_the_gradient_is_that_of_one_process(
     gradient: Callable[..., dict[int, torch.Tensor]],
 ) -> None:
     one, several = gradient(1, batch_size), gradient(count, batch_size, accumulate)
+    insist_equal(one, several)
+
+
+def insist_equal(one: dict[int, torch.Tensor], several: dict[int, torch.Tensor]) -> None:
     assert one.keys() == several.keys()
     assert max(float(grad.abs().max()) for grad in one.values()) > 0.1
     for weight, grad in one.items():
         assert float((several[weight] - grad).abs().max()) <= 1e-5
+
+
+def test_the_same_masks_are_refined_in_any_number_of_processes(
+    gradient: Callable[..., dict[int, torch.Tensor]],
+) -> None:
+    phrases = "--train-protocol", "flmm-paper"  # all of an image in one sample
+    some = *phrases, "--refine-at-most", "1"
+    one = gradient(1, 5, 1, *some)
+    insist_equal(one, gradient(2, 5, 2, *some))
+    every = gradient(1, 5, 1, *phrases)
+    assert any(float((every[weight] - grad).abs().max()) > 1e-3 for weight, grad in one.items())
 
 
 # --- ending together -------------------------------------------------------------------------
