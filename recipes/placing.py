@@ -1,6 +1,7 @@
 """Keep where a cell is readable: a few channels that carry its place through the model untouched.
 
-Captions taught the vision towers a code of single cells that their blocks then bury: from what the
+Models with learned position embeddings: captions taught the vision towers a code of single cells
+that their blocks then bury: from what the
 language model gets, no linear probe reads the column (`recipes.cells`), and a projector learns to
 pass it on so slowly that hundreds of steps bring nothing. Here the channels that are read least are
 given to the place, in the tower and in the language model, as the cosine and sine of half a turn
@@ -8,22 +9,38 @@ along each axis. A place says nothing of the image. No block reads or writes the
 the keys of the heads that whole expressions are taught in; so the model is nearly what it was. It
 has to stay so while the model learns: within 200 steps, Muon wrote so much into these channels that
 the place was lost.
+
+Models with rotary positions of rows and columns: the place is in the turn of the keys, and readable
+where a key is the same for all cells. So two pairs of a key's entries are given to it, one that
+rows turn and one that columns turn, and hold only whether a token is of the image. They are pairs
+that turn by little over a whole image and the words behind it, as otherwise the same query would
+mean another place in a later token: a different split of the pairs (`SECTIONS`), which changes what
+the model says by nothing that could be measured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 LOUDNESS, LOUDNESS_IN_TEXT = 0.5, 1.0
 """Of a place, relative to other channels where the tower and the language model end."""
 CHANNELS = 4
-READ = 3.0
+READ = 10.0
 """How strongly the keys read the place; other columns of their weights have a norm of 0.7."""
+
+
+SECTIONS = (1, 6, 9)
+"""Pairs of a key's entries that time, rows and columns turn: the last ones of rows and the first of
+columns turn by 0.03 and 0.02 rad from one token to the next."""
+TURNED = 60.0
+"""What an image token's key has there."""
+RIDGE = 0.01
 
 
 Kept = list[tuple[Tensor, Tensor, Tensor]]
@@ -31,16 +48,29 @@ Kept = list[tuple[Tensor, Tensor, Tensor]]
 
 
 @torch.no_grad()
-def give_room(model: Any, key_head: int, run: Callable[[], Any]) -> Kept:
-    """As `make_room`; returns what has to stay as it is then: all but norms' gains and keys."""
+def give_room(model: Any, key_head: int, layers: Sequence[int], inputs: dict[str, Tensor]) -> Kept:
+    """As `make_room` or `turn_room`; returns what has to stay as it is then.
+
+    With channels, that is all but norms' gains and keys.
+
+    Args:
+        model: A Qwen2.5-VL, LLaVA-NeXT or DeepSeek-VL model.
+        key_head: Of these layers of the language model, whose keys read the place.
+        layers: Their indices.
+        inputs: A few images with texts.
+    """
     before = {name: value.clone() for name, value in model.named_parameters()}
-    make_room(model, key_head, run)
+    turned = hasattr(model.get_decoder().rotary_emb, "mrope_section")
+    if turned:
+        turn_room(model, key_head, layers, inputs)
+    else:
+        make_room(model, key_head, layers, lambda: model(**inputs))
     kept = []
     for name, value in model.named_parameters():
         changed = value != before[name]
-        if "norm" in name or name.endswith("k_proj.weight"):
+        if not turned and ("norm" in name or name.endswith("k_proj.weight")):
             changed &= value == 0
-        if name.endswith("q_proj.weight"):
+        if ".q_proj." in name:
             changed[:] = False
         if changed.any():
             kept.append((value, changed, value[changed].clone()))
@@ -55,19 +85,12 @@ def keep(room: Kept) -> None:
 
 
 @torch.no_grad()
-def make_room(model: Any, key_head: int, run: Callable[[], Any]) -> None:
+def make_room(model: Any, key_head: int, layers: Sequence[int], run: Callable[[], Any]) -> None:
     """Give four channels of the vision tower and of the language model to the place of each patch.
 
-    Towers without learned position embeddings are left as they are, and so is the model.
-
-    Args:
-        model: A LLaVA-NeXT or DeepSeek-VL model.
-        key_head: Of each layer of the language model, whose keys read the place.
-        run: Runs the model on a few images.
+    `run` runs the model on a few images.
     """
     parts = dict(model.model.named_modules())
-    if not any(name.endswith("position_embedding") for name in parts):
-        return
     tower = {n: m for n, m in parts.items() if "language_model" not in n}
     text = {n: m for n, m in parts.items() if "language_model" in n}
     norms = {n: m for n, m in parts.items() if "norm" in type(m).__name__.lower()}
@@ -75,7 +98,7 @@ def make_room(model: Any, key_head: int, run: Callable[[], Any]) -> None:
     ends = ("aligner.linear1", "projector.linear_1"), ("aligner.linear2", "projector.linear_2")
     first, second = (next(m for n, m in parts.items() if n.endswith(end)) for end in ends)
     seen, level = in_tower(tower, loud, first)
-    kept = in_text(text, loud, key_head)
+    kept = in_text(text, loud, key_head, layers)
     # A pair of hidden units passes a value on as it is: gelu(x) - gelu(-x) = x.
     units = (first.weight.norm(dim=1) * second.weight.norm(dim=0)).argsort()[: 2 * CHANNELS]
     first.weight[:, seen] = 0
@@ -120,7 +143,9 @@ def in_tower(
     return taken, high if before else LOUDNESS
 
 
-def in_text(parts: dict[str, Any], loud: dict[str, float], key_head: int) -> Tensor:
+def in_text(
+    parts: dict[str, Any], loud: dict[str, float], key_head: int, reading: Sequence[int]
+) -> Tensor:
     """The channels (4,) of a language model that now hold the place."""
     layers = parts["language_model.layers"]
     readers = [
@@ -131,18 +156,54 @@ def in_text(parts: dict[str, Any], loud: dict[str, float], key_head: int) -> Ten
     parts["language_model.embed_tokens"].weight[:, taken] = 0
     for name, norm in ((n, m) for n, m in parts.items() if n in loud):
         norm.weight[taken] = norm.weight.mean() if name.endswith("input_layernorm") else 0
-    for layer in layers:
+    for number, layer in enumerate(layers):
         attention = layer.self_attn
         for part in (attention.q_proj, attention.k_proj, attention.v_proj):
             part.weight[:, taken] = 0
-        size = attention.head_dim
-        # Rotary positions turn a head's last pairs least: over a whole image by less than 0.4 rad.
-        slow = torch.arange(size // 2 - CHANNELS, size // 2)
-        group = len(attention.q_proj.weight) // len(attention.k_proj.weight)
-        attention.q_proj.weight[key_head * group * size + slow] = 0
-        attention.k_proj.weight[key_head * size + slow] = 0
-        attention.k_proj.weight[key_head * size + slow, taken] = READ
+        if number in reading:
+            # Rotary positions turn a head's last pairs least: over a whole image by under 0.1 rad.
+            last = attention.head_dim // 2 - 1
+            slow = silence_pairs(attention, key_head, (last - 1, last))
+            attention.k_proj.weight[slow[:, None], taken] = torch.eye(CHANNELS) * READ
     return taken
+
+
+@torch.no_grad()
+def turn_room(model: Any, key_head: int, layers: Sequence[int], inputs: dict[str, Tensor]) -> None:
+    """Let two pairs of a key's entries be the same for all image tokens, and 0 for others."""
+    decoder, seen = model.get_decoder(), {}
+    decoder.config.rope_parameters["mrope_section"] = list(SECTIONS)
+    decoder.rotary_emb.mrope_section = list(SECTIONS)
+    for layer in layers:
+        norm = decoder.layers[layer].input_layernorm
+        norm.register_forward_hook(lambda _, __, out, layer=layer: seen.update({layer: out}))
+    model(**inputs)
+    there = inputs["attention_mask"].bool()
+    is_image = (inputs["input_ids"] == model.config.image_token_id)[there]
+    for layer in layers:
+        decoder.layers[layer].input_layernorm._forward_hooks.clear()
+        states = F.pad(seen[layer][there], (0, 1), value=1.0).double()
+        weight = torch.where(is_image, 0.5 / is_image.sum(), 0.5 / (~is_image).sum())[:, None]
+        square = (states * weight).T @ states
+        square.diagonal()[:-1] += RIDGE
+        reader = torch.linalg.solve(square, (states * weight).T @ is_image.double()).float()
+        attention = decoder.layers[layer].self_attn
+        pairs = sum(SECTIONS[:2]) - 1, sum(SECTIONS[:2])
+        entries = silence_pairs(attention, key_head, pairs)[:2]
+        attention.k_proj.weight[entries] = TURNED * reader[:-1]
+        attention.k_proj.bias[entries] = TURNED * reader[-1]
+
+
+def silence_pairs(attention: Any, key_head: int, pairs: tuple[int, int]) -> Tensor:
+    """Let these pairs of a key's entries be 0, and those of its queries; (4,) the keys' rows."""
+    size = attention.head_dim
+    group = len(attention.q_proj.weight) // len(attention.k_proj.weight)
+    entries = torch.tensor([*pairs, *(pair + size // 2 for pair in pairs)])
+    heads = [(attention.q_proj, key_head * group + number) for number in range(group)]
+    for part, head in [*heads, (attention.k_proj, key_head)]:
+        for value in part.parameters():
+            value[head * size + entries] = 0
+    return key_head * size + entries
 
 
 def silence(parts: dict[str, Any], ends: tuple[str, ...], channels: Tensor) -> None:

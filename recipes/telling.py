@@ -1,156 +1,146 @@
-"""Captions that tell things of one name apart, and for each token what it should look at.
+"""Expressions that tell things of one name apart, and for each token the cells to look at.
 
 A name that fits one thing of an image looks at it already (`recipes.aligning`). Where two things
 have one name, the image is drawn once more without the other one: there the name finds the thing
 that the expression means. So expressions are taught by names; no mask and no place is looked at.
+
+Vision tower and projector learn nothing here. So each image is seen once, and each time it is
+drawn from the cache, other texts follow it, each as if it alone followed the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from flmm_core.data.drawn.narrations import place_words
-from flmm_core.data.drawn.scenes import (
-    COLORS,
-    HARD_KINDS,
-    SHAPES,
-    Scene,
-    make_scene,
-    paint,
-    relations,
-)
-from recipes.phrases import twins, words_for
+from flmm_core.data.drawn.scenes import Scene, make_scene, paint, relations
+from recipes.aligning import aligned_heads, decoder_inputs
+from recipes.phrases import Words, twins, words_for
 from recipes.pretrain import absent_names
 from recipes.words import PROMPT
 
-SCENES = ("plain", *HARD_KINDS)
-SHARES = (0.25, 0.3, 0.2, 0.09, 0.07, 0.09)
-PALETTE = 3
-"""So many colors and shapes occur in a batch: most names then fit several of its images."""
-FAVORED = {"relation": 4, "side": 4, "size": 3}
-"""How often a kind of expression is chosen; the others count 1."""
-
-
-class Name(NamedTuple):
-    """A color and a shape."""
-
-    color: str
-    name: str
-
-    @property
-    def text(self) -> str:
-        return f"the {self.color} {self.name}"
+SCENES = {"relation": 0.38, "size": 0.32, "plain": 0.1}
+SCENES |= {"occlusion": 0.06, "texture": 0.07, "small": 0.07}
+CHOSEN = {"relation": 3.0, "side": 4.0, "size": 5.0, "place": 1.0, "ordinal": 0.4, "neighbor": 0.2}
+"""How often a kind of expression is chosen."""
+JOINED = 0.6
+"""How often all statements of a scene are in one text."""
+EACH = 3
+"""So many expressions for each thing that shares its name."""
+SURE = (2, 3)
+"""Layers whose first head finds names best."""
 
 
 class Piece(NamedTuple):
-    """A piece of a caption.
+    """A piece of a text.
 
     Attributes:
         text: The words.
         thing: What the expression up to each of its tokens means, if that is one known thing.
-        name: The name that it ends with.
+        name: The color and shape that it ends with.
+        learned: The model learns to say it.
     """
 
     text: str
     thing: int | None = None
-    name: Name | None = None
+    name: tuple[str, str] | None = None
+    learned: bool = False
 
 
-def in_few_colors(scene: Scene, colors: Sequence[int], names: Sequence[int]) -> Scene:
-    """The scene with its colors and shapes replaced: (6,) the index of each one's new one."""
-    palette, shapes = list(COLORS), []
-    for shape in scene.shapes:
-        color = palette[colors[palette.index(shape.color)]]
-        shift = np.subtract(shape.rgb, COLORS[shape.color])
-        rgb = tuple(int(v) for v in np.clip(np.add(COLORS[color], shift), 0, 255))
-        name = SHAPES[names[SHAPES.index(shape.name)]]
-        shapes.append(replace(shape, color=color, name=name, rgb=rgb))
-    return replace(scene, shapes=tuple(shapes))
-
-
-def say(scene: Scene, thing: int, rng: np.random.Generator) -> list[Piece]:
-    """One expression for a thing, or none."""
-    shape = scene.shapes[thing]
-    kind = Name(*shape.kind)
-    if not twins(scene, shape):
-        article = ("the ", "")[int(rng.random() < 0.3)]
-        size = f"{shape.size} " if rng.random() < 0.3 else ""
-        named = [Piece(f"{article}{size}{shape.color}"), Piece(f" {shape.name}", thing, kind)]
-        related = relations(scene, shape)
-        if related and rng.random() < 0.15:
-            named += ending(" " + related[int(rng.integers(len(related)))], thing)
-        return named
-    every = words_for(scene, shape)
-    if not every:
-        return []
-    chances = np.array([FAVORED.get(words.kind, 1) for words in every], float)
-    words = every[int(rng.choice(len(every), p=chances / chances.sum()))]
-    before, after = words.parts
-    start = f"the {before}".rsplit(" ", 1)[0]
-    if not after:
-        return [Piece(start), Piece(f" {shape.name}", thing, kind)]
-    named = [Piece(start), Piece(f" {shape.name}", None, kind)]
-    if words.kind == "relation":
-        return [*named, *ending(after, thing)]
-    middle, end = after.rsplit(" ", 1)
-    last = Name(*middle.split()[-1:], end) if words.kind == "neighbor" else None
-    return [*named, Piece(middle), Piece(f" {end}", thing, last)]
+def telling(scene: Scene, thing: int, words: Words, place: bool) -> list[Piece]:
+    """An expression for a thing; with a place behind it, which the model learns to say."""
+    shape, (before, after) = scene.shapes[thing], words.parts
+    known = None if after else thing
+    said = [Piece(f"the {before}".rsplit(" ", 1)[0]), Piece(f" {shape.name}", known, shape.kind)]
+    if words.kind == "relation":  # from its first word on, it is known which thing is meant
+        said += ending(after, thing)
+    elif after:
+        middle, end = after.rsplit(" ", 1)
+        last = (middle.split()[-1], end) if words.kind == "neighbor" else None
+        said += [Piece(middle), Piece(f" {end}", thing, last)]
+    return [*said, Piece(f" {place_words(scene, shape)}.", learned=True)] if place else said
 
 
 def ending(relation: str, thing: int) -> list[Piece]:
-    """ " left of the blue star": from its first word on, it is known which thing is meant."""
-    *_, color, name = relation.split()
-    start = relation[: -len(f" {color} {name}")]
-    end = Piece(f" {name}", thing, Name(color, name))
-    return [Piece(start, thing), Piece(f" {color}", thing), end]
+    """ " left of the blue star"."""
+    start, color, name = relation.rsplit(" ", 2)
+    return [Piece(f"{start} {color}", thing), Piece(f" {name}", thing, (color, name))]
 
 
-def caption(
-    scene: Scene, rng: np.random.Generator, often: int | None = None, absent: int = 2
-) -> tuple[list[Piece], bool]:
-    """A caption, and whether it is a complete answer: a narration, or expressions.
+def naming(scene: Scene, thing: int, rng: np.random.Generator) -> list[Piece]:
+    """The name of a thing that shares it with none, now and then with a size or a relation."""
+    shape = scene.shapes[thing]
+    article = ("the ", "")[int(rng.random() < 0.3)]
+    size = f"{shape.size} " if rng.random() < 0.3 else ""
+    said = [Piece(f"{article}{size}{shape.color}"), Piece(f" {shape.name}", thing, shape.kind)]
+    related = relations(scene, shape)
+    if related and rng.random() < 0.3:
+        said += ending(" " + related[int(rng.integers(len(related)))], thing)
+    return said
 
-    Of the thing `often`, there are up to three expressions.
-    """
+
+def narration(scene: Scene, rng: np.random.Generator) -> list[Piece]:
+    """A complete answer: every thing and its place."""
     order = [int(index) for index in rng.permutation(len(scene.shapes))]
-    if rng.random() < 0.75:
-        statements = []
-        for thing in order:
-            for _ in range(3 if thing == often else 1):
-                said = say(scene, thing, rng)
-                if said and rng.random() < 0.6:
-                    said.append(Piece(f" {place_words(scene, scene.shapes[thing])}"))
-                if said:
-                    statements.append([*said, Piece(".")])
-        gone = absent_names(scene, rng)[:absent]
-        statements += [[Piece(name), Piece(" is not there.")] for name in gone]
-        if statements:
-            chosen = [statements[i] for i in rng.permutation(len(statements))][:6]
-            for later in chosen[1:]:
-                later[0] = later[0]._replace(text=f" {later[0].text}")
-            return [piece for statement in chosen for piece in statement], False
     pieces = []
     for position, thing in enumerate(order):
         shape = scene.shapes[thing]
-        size = f"{shape.size} " if rng.random() < 0.3 else ""
-        words = f"{size}{shape.color}"
+        words = f"{shape.size} {shape.color}" if rng.random() < 0.3 else shape.color
         article = "an" if words[0] in "aeiou" else "a"
         joint = "" if not position else " and " if position == len(order) - 1 else ", "
-        target = None if twins(scene, shape) else thing
-        named = Piece(f" {shape.name}", target, Name(*shape.kind))
+        known = None if twins(scene, shape) else thing
         pieces += [
-            Piece(f"{joint}{article} {words}"),
-            named,
-            Piece(f" {place_words(scene, shape)}"),
+            Piece(f"{joint}{article} {words}", learned=True),
+            Piece(f" {shape.name}", known, shape.kind, learned=True),
+            Piece(f" {place_words(scene, shape)}", learned=True),
         ]
-    return [*pieces, Piece(".")], True
+    return [*pieces, Piece(".", learned=True)]
+
+
+def texts(scene: Scene, rng: np.random.Generator) -> list[list[Piece]]:
+    """What is said of a scene; the last text is a complete answer.
+
+    The others are single statements or all statements in one text, as the captions of "standard"
+    and of "flmm-paper" are. They are not learned from their first word on, so that greedy answers
+    stay narrations.
+    """
+    found = []
+    for thing, shape in enumerate(scene.shapes):
+        kinds: dict[str, list[Words]] = {}
+        for words in words_for(scene, shape):
+            kinds.setdefault(words.kind, []).append(words)
+        if not twins(scene, shape):
+            found.append(naming(scene, thing, rng))
+        elif kinds:
+            names, chances = list(kinds), np.array([CHOSEN[kind] for kind in kinds])
+            count = min(EACH, len(names))
+            for kind in rng.choice(names, count, replace=False, p=chances / chances.sum()):
+                words = kinds[str(kind)][int(rng.integers(len(kinds[str(kind)])))]
+                found.append(telling(scene, thing, words, bool(rng.random() < 0.4)))
+    found.append([Piece(absent_names(scene, rng)[0]), Piece(" is not there.", learned=True)])
+    if rng.random() < JOINED:
+        found = [joined([found[number] for number in rng.permutation(len(found))])]
+    return [*found, narration(scene, rng)]
+
+
+def joined(statements: list[list[Piece]]) -> list[Piece]:
+    """One text of statements."""
+    pieces: list[Piece] = []
+    for statement in statements:
+        first, *rest = statement
+        first = first._replace(text=f" {first.text}") if pieces else first
+        end = [] if statement[-1].text.endswith(".") else [Piece(".")]
+        pieces += [first, *rest, *end]
+    return pieces
 
 
 def without_twins(scene: Scene, thing: int) -> Scene:
@@ -160,119 +150,222 @@ def without_twins(scene: Scene, thing: int) -> Scene:
     return replace(scene, shapes=kept)
 
 
-@dataclass(frozen=True)
-class Looks:
-    """N tokens of a batch's captions, and what each should look at.
+def names_of(scene: Scene) -> list[tuple[str, str]]:
+    return sorted({shape.kind for shape in scene.shapes})
 
-    `sample`, `column`, `image` (N,): the caption, the column in the sequence, and the image in
-    which the name `goal` finds it.
+
+@dataclass(frozen=True)
+class Seen:
+    """The prompt with an image, as the language model gets it: S tokens.
+
+    `names` (K, S) is what each name of the scene attends to, `wholes` (P, S) what the name of each
+    thing attends to where no other thing has it.
     """
 
-    sample: Tensor
-    column: Tensor
-    image: Tensor
-    goal: list[Name]
+    scene: Scene
+    states: Tensor  # (S, D)
+    is_image: Tensor  # (S,)
+    positions: Tensor  # (..., S)
+    names: Tensor
+    wholes: Tensor
+
+    def widened(self, width: int) -> Seen:
+        """With padding on the left."""
+        more = width - len(self.is_image)
+        rows = {name: F.pad(getattr(self, name), (more, 0)) for name in ROWS}
+        return replace(self, states=F.pad(self.states, (0, 0, more, 0)), **rows)
+
+
+ROWS = ("is_image", "positions", "names", "wholes")
+
+
+@dataclass
+class Looks:
+    """N tokens: the row of the batch, the column in the texts, and what they should attend to."""
+
+    sample: list[int] = field(default_factory=list)
+    column: list[int] = field(default_factory=list)
+    goal: list[Tensor] = field(default_factory=list)  # (S,) each
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A batch: prompts padded on the left, captions on the right, all from one column on.
+    """B prompts (S tokens, padded on the left), and the texts that follow each (T tokens)."""
 
-    `fewer` are prompts with B' images drawn once more, in which some things are missing; they are
-    images B, B + 1, ... of `Looks`.
-    """
-
-    inputs: dict[str, Tensor]
-    fewer: dict[str, Tensor]
-    labels: Tensor  # (B, S), -100 where there is no loss
-    start: int
-    things: list[list[Name]]  # of each image
+    states: Tensor  # (B, S, D)
+    is_image: Tensor  # (B, S)
+    positions: Tensor  # (..., B, S + T)
+    ids: Tensor  # (B, T)
+    labels: Tensor  # (B, T), -100 where there is no loss
+    mask: Tensor  # (B, 1, S + T, S + T) who attends to whom
     names: Looks
     wholes: Looks
+    large: list[tuple[int, Tensor, float]]
+    """For each thing the row, its cells (S,), and 1 if it is called large."""
+
+
+def lesson(tokenizer: Any, seen: Sequence[Seen], said: list[list[list[Piece]]]) -> Lesson:
+    """Every text attends to its image and to itself, and stands right behind the prompt."""
+    width = max(len(one.is_image) for one in seen)
+    seen = [one.widened(width) for one in seen]
+    names, wholes = Looks(), Looks()
+    rows = []
+    for sample, (one, branches) in enumerate(zip(seen, said, strict=True)):
+        row: list[tuple[int, int, int, int]] = []  # token, label, text, place in the text
+        for number, pieces in enumerate(branches):
+            first = len(row)
+            for piece in pieces:
+                ids = tokenizer(piece.text, add_special_tokens=False)["input_ids"]
+                if piece.thing is not None:
+                    for column in range(len(row), len(row) + len(ids)):
+                        note(wholes, sample, column, one.wholes[piece.thing])
+                if piece.name in names_of(one.scene):
+                    goal = one.names[names_of(one.scene).index(piece.name)]
+                    note(names, sample, len(row) + len(ids) - 1, goal)
+                for each in ids:
+                    learned = piece.learned and len(row) > first
+                    row.append((each, each if learned else -100, number, len(row) - first))
+        end = tokenizer.eos_token_id
+        rows.append([*row, (end, end, len(branches) - 1, row[-1][3] + 1)])
+    longest, padding = max(map(len, rows)), (tokenizer.pad_token_id, -100, -1, 0)
+    table = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
+    ids, labels, text, place = table.unbind(-1)
+    there = torch.stack([one.states.abs().sum(1) > 0 for one in seen])
+    size = width + longest
+    mask = torch.ones(size, size, dtype=torch.bool).tril().repeat(len(rows), 1, 1)
+    mask[:, :, :width] &= there[:, None]
+    mask[:, width:, width:] &= text[:, :, None] == text[:, None]
+    before = torch.stack([one.positions for one in seen], -2)
+    positions = torch.cat([before, before[..., -1:] + 1 + place], -1)
+    return Lesson(
+        torch.stack([one.states for one in seen]).float(),
+        torch.stack([one.is_image for one in seen]),
+        positions,
+        ids,
+        labels,
+        (mask | torch.eye(size, dtype=torch.bool))[:, None],
+        names,
+        wholes,
+        [
+            (sample, cells.float(), float(shape.size == "large"))
+            for sample, one in enumerate(seen)
+            for cells, shape in zip(one.wholes, one.scene.shapes, strict=False)
+        ],
+    )
+
+
+def note(looks: Looks, sample: int, column: int, goal: Tensor) -> None:
+    looks.sample.append(sample)
+    looks.column.append(column)
+    looks.goal.append(goal.float())
+
+
+def run(model: Any, given: Lesson) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+    """The last states (B, S + T, D), queries and keys by aligned layer."""
+    text = model.get_input_embeddings()(given.ids)
+    with aligned_heads(model.get_decoder()) as heads:
+        states = model.get_decoder()(
+            inputs_embeds=torch.cat([given.states, text], 1),
+            position_ids=given.positions,
+            attention_mask=given.mask,
+            use_cache=False,
+        ).last_hidden_state
+    return states, heads
+
+
+def prompts(processor: Any, scenes: Sequence[Scene], answer: str = "") -> dict[str, Tensor]:
+    """A model's inputs: each scene's image and the prompt, with padding on the left."""
+    ask = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
+    prompt = processor.apply_chat_template(ask, add_generation_prompt=True) + answer
+    images = [Image.fromarray(paint(scene)[0]) for scene in scenes]
+    text = [prompt] * len(images)
+    return dict(processor(text=text, images=images, return_tensors="pt", padding=True))
+
+
+@torch.no_grad()
+def look(model: Any, processor: Any, scenes: Sequence[Scene]) -> list[Seen]:
+    """See scenes, and what their names attend to: in the first head, over the image's tokens."""
+    fewer = [
+        (number, thing, without_twins(scene, thing))
+        for number, scene in enumerate(scenes)
+        for thing, shape in enumerate(scene.shapes)
+        if twins(scene, shape)
+    ]
+    drawn = [*scenes, *(scene for *_, scene in fewer)]
+    inputs = prompts(processor, drawn)
+    given, there = decoder_inputs(model, inputs), inputs["attention_mask"].bool()
+    places = given.get("position_ids")
+    places = (there.cumsum(1) - 1).clamp(min=0) if places is None else places
+    cells = inputs["input_ids"] == model.config.image_token_id
+    none = torch.zeros(0, there.shape[1])
+    seen = [
+        Seen(scene, states * used[:, None], is_image, at, none, none)
+        for scene, states, used, is_image, at in zip(
+            drawn, given["inputs_embeds"], there, cells, places.unbind(-2), strict=True
+        )
+    ]
+    said = [[[Piece(f"the {' '.join(name)}")] for name in names_of(scene)] for scene in drawn]
+    asked = lesson(processor.tokenizer, seen, said)
+    heads = run(model, asked)[1]
+    found = []
+    for row, scene in enumerate(drawn):
+        lengths = [
+            len(processor.tokenizer(one[0].text, add_special_tokens=False)["input_ids"])
+            for one in said[row]
+        ]
+        ends = there.shape[1] - 1 + torch.tensor(lengths).cumsum(0)
+        maps = []
+        for query, key in (heads[layer] for layer in SURE):
+            score = query[row, 0, ends] @ key[row, 0, : there.shape[1]].T * query.shape[-1] ** -0.5
+            maps.append(score.masked_fill(~cells[row], -torch.inf).softmax(-1))
+        found.append(dict(zip(names_of(scene), torch.stack(maps).mean(0), strict=True)))
+    result = []
+    for row, scene in enumerate(scenes):
+        own = [found[row][shape.kind] for shape in scene.shapes]
+        for number, (owner, thing, _) in enumerate(fewer):
+            if owner == row:
+                own[thing] = found[len(scenes) + number][scene.shapes[thing].kind]
+        names, used = torch.stack(list(found[row].values())), there[row]
+        result.append(
+            Seen(
+                scene,
+                seen[row].states[used].half(),
+                cells[row][used],
+                seen[row].positions[..., used],
+                names[:, used].half(),
+                torch.stack(own)[:, used].half(),
+            )
+        )
+    return result
 
 
 class Lessons:
-    """Batches without end; the batch of a step depends on the seed and the step alone."""
+    """Batches without end of `count` scenes; that of a step depends on the seed and the step."""
 
-    def __init__(self, processor: Any, size: int, seed: int) -> None:
-        self.processor, self.size, self.seed = processor, size, seed
-        message = [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
+    def __init__(
+        self, model: Any, processor: Any, count: int, seed: int, saved: Path | None = None
+    ) -> None:
+        self.tokenizer, self.seed = processor.tokenizer, seed
+        if saved is not None and saved.exists():
+            self.seen: list[Seen] = torch.load(saved, weights_only=False)
+            return
+        kinds, chances = list(SCENES), list(SCENES.values())
+        rng = np.random.default_rng(seed)
+        drawn = [str(kind) for kind in rng.choice(kinds, count, p=chances)]
+        scenes = [
+            make_scene((seed, index), kind, count=(3 if kind == "relation" else 2, 4), shared=0.6)  # type: ignore[arg-type]
+            for index, kind in enumerate(drawn)
         ]
-        self.prompt = processor.apply_chat_template(message, add_generation_prompt=True)
+        self.seen = [
+            one
+            for at in range(0, count, 16)
+            for one in look(model, processor, scenes[at : at + 16])
+        ]
+        if saved is not None:
+            torch.save(self.seen, saved)
 
-    def scenes(self, step: int) -> list[Scene]:
-        """The scenes of a step, in its few colors and shapes."""
-        rng = np.random.default_rng((self.seed, step))
-        parts = [rng.permutation(6)[rng.permutation(6) % PALETTE] for _ in range(2)]
-        found = []
-        for index in range(self.size):
-            kind = SCENES[int(rng.choice(len(SCENES), p=SHARES))]
-            scene = make_scene((self.seed, step, index), kind, count=(2, 4), shared=0.6)
-            found.append(in_few_colors(scene, *parts))
-        return found
-
-    def batch(self, step: int) -> Lesson:
+    def batch(self, step: int, size: int) -> Lesson:
         """The batch of a step."""
-        tokenizer, scenes = self.processor.tokenizer, self.scenes(step)
-        answers: list[list[int]] = []
-        pictures = [Image.fromarray(paint(scene)[0]) for scene in scenes]
-        again: list[Image.Image] = []
-        looks: dict[str, list[tuple[int, int, int, Name]]] = {"whole": [], "name": []}
-        for number, scene in enumerate(scenes):
-            rng = np.random.default_rng((2, self.seed, step, number))
-            able = [n for n, s in enumerate(scene.shapes) if words_for(scene, s)]
-            often = int(rng.choice(able)) if able else None
-            pieces, complete = caption(scene, rng, often)
-            if often is not None and not complete:
-                again.append(Image.fromarray(paint(without_twins(scene, often))[0]))
-            ids: list[int] = []
-            for piece in pieces:
-                more = tokenizer(piece.text, add_special_tokens=False)["input_ids"]
-                end = len(ids) + len(more)
-                if piece.thing is not None and piece.thing in (often, *unique(scene)):
-                    image = len(scenes) + len(again) - 1 if piece.thing == often else number
-                    goal = Name(*scene.shapes[piece.thing].kind)
-                    looks["whole"] += [(number, c, image, goal) for c in range(len(ids), end)]
-                if piece.name:
-                    looks["name"].append((number, end - 1, number, piece.name))
-                ids += more
-            answers.append(ids + [tokenizer.eos_token_id] * complete)
-        inputs, fewer = (
-            dict(
-                self.processor(
-                    text=[self.prompt] * len(images),
-                    images=images,
-                    return_tensors="pt",
-                    padding=True,
-                )
-            )
-            for images in (pictures, again or pictures[:1])
-        )
-        start = inputs["input_ids"].shape[1]
-        longest = max(map(len, answers))
-        tail = torch.full((len(answers), longest), tokenizer.pad_token_id)
-        for row, ids in zip(tail, answers, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        used = torch.arange(longest) < torch.tensor([len(ids) for ids in answers])[:, None]
-        labels = torch.full_like(inputs["input_ids"], -100)
-        labels = torch.cat([labels, torch.where(used, tail, -100)], 1)
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], 1)
-        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], used.long()], 1)
-        if "mm_token_type_ids" in inputs:
-            zeros = torch.zeros_like(tail)
-            inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], zeros], 1)
-        things = [[Name(*shape.kind) for shape in scene.shapes] for scene in scenes]
-        names, wholes = (as_looks(looks[key], start) for key in ("name", "whole"))
-        return Lesson(inputs, fewer, labels, start, things, names, wholes)
-
-
-def unique(scene: Scene) -> list[int]:
-    """The things whose name fits no other."""
-    return [number for number, shape in enumerate(scene.shapes) if not twins(scene, shape)]
-
-
-def as_looks(found: list[tuple[int, int, int, Name]], start: int) -> Looks:
-    """Of (caption, column in the caption, image, name)."""
-    rows = torch.tensor([row[:3] for row in found]).reshape(-1, 3)
-    return Looks(rows[:, 0], rows[:, 1] + start, rows[:, 2], [goal for *_, goal in found])
+        rng = np.random.default_rng((self.seed, step))
+        chosen = [self.seen[i] for i in rng.choice(len(self.seen), size, replace=False)]
+        return lesson(self.tokenizer, chosen, [texts(one.scene, rng) for one in chosen])
