@@ -85,7 +85,7 @@ def agreement(query: Tensor, key: Tensor, is_image: Tensor, looks: Looks) -> tup
         looks: N tokens.
     """
     goal = torch.stack(looks.goal)
-    score = torch.einsum("nd,nsd->ns", query[looks.sample, looks.column], key[looks.sample])
+    score = torch.einsum("nc,nsc->ns", query[looks.sample, looks.column], key[looks.sample])
     score = score * query.shape[-1] ** -0.5
     seen = score.masked_fill(~is_image[looks.sample], -1e4).log_softmax(-1)
     shared = torch.minimum(seen.exp(), goal).sum(1)
