@@ -37,7 +37,7 @@ for _ in range(200):
 """
 
 HOSTILE = {
-    "hangs": ("import time; time.sleep(31)", LATE),
+    "hangs": ("import time; time.sleep(1000)", LATE),
     "spins": ("while True: pass", LATE),
     "hook hangs": (
         "from flmm_core import hookimpl\n@hookimpl\ndef flmm_backbones():\n  while 1: pass",
