@@ -115,7 +115,8 @@ def optimizers(model: Any) -> list[torch.optim.Optimizer]:
 
     There is no weight decay: it would fade the few entries that read a place.
     """
-    matrices, rest = [], []
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, value in model.named_parameters():
         value.requires_grad_("language_model" in name or "lm_head" in name)
         if value.requires_grad:
@@ -155,7 +156,7 @@ def refer(family: str, output: Path, start: Path, every: int = 25, steps: int = 
         loss = torch.stack([WEIGHTS[name] * part for name, part in found.items()]).sum()
         for optimizer in both:
             optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in both:
             optimizer.step()

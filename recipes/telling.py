@@ -172,7 +172,7 @@ class Seen:
     def widened(self, width: int) -> Seen:
         """With padding on the left."""
         more = width - len(self.is_image)
-        rows = {name: F.pad(getattr(self, name), (more, 0)) for name in ROWS}
+        rows: dict[str, Any] = {name: F.pad(getattr(self, name), (more, 0)) for name in ROWS}
         return replace(self, states=F.pad(self.states, (0, 0, more, 0)), **rows)
 
 
