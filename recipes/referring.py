@@ -54,7 +54,8 @@ def losses(model: Any, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, flo
     """The losses named in `WEIGHTS`, and figures for the log."""
     states, heads = run(model, lesson)
     width = lesson.is_image.shape[1]
-    logits, labels = model.lm_head(states[:, width:-1]), lesson.labels[:, 1:]
+    logits = model.lm_head(states[:, width - 1 : -1])
+    labels = torch.cat([lesson.first[:, None], lesson.labels[:, 1:]], 1)
     found = {"caption": F.cross_entropy(logits.flatten(0, 1), labels.flatten())}
     figures: dict[str, float] = {}
     ways = ("names", NAMES, ALIGNED, lesson.names), ("tell", WHOLES, LAYERS, lesson.wholes)

@@ -197,6 +197,7 @@ class Lesson:
     positions: Tensor  # (..., B, S + T)
     ids: Tensor  # (B, T)
     labels: Tensor  # (B, T), -100 where there is no loss
+    first: Tensor  # (B,) what the last text begins with: an answer
     mask: Tensor  # (B, 1, S + T, S + T) who attends to whom
     names: Looks
     wholes: Looks
@@ -243,6 +244,9 @@ def lesson(tokenizer: Any, seen: Sequence[Seen], said: list[list[list[Piece]]]) 
         positions,
         ids,
         labels,
+        torch.stack(
+            [row[number == number.max()][0] for row, number in zip(ids, text, strict=True)]
+        ),
         (mask | torch.eye(size, dtype=torch.bool))[:, None],
         names,
         wholes,
