@@ -44,12 +44,12 @@ class PhraseFinderOptions(PluginOptions):
 TOY_DEFAULTS: Mapping[str, Any] = {
     "head.base_channels": 16,
     "head.enlarge_to": 32,
-    "learning_rate": 6e-3,
+    "learning_rate": 8e-3,
     "refiner_learning_rate": 3e-4,
     "bucket": True,
     "cache_memory": 1.0,
     "steps": 900,
-    "save_every": 450,
+    "save_every": 900,
     # A toy model knows so few words that a refiner would learn to find them without attention.
     "refiner_options.text": False,
 }
