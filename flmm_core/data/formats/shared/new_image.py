@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +38,8 @@ class NewImage(NamedTuple):
         if self.link and isinstance(self.image, Path):
             path.symlink_to(self.image.resolve())
         elif isinstance(self.image, Image.Image):
-            self.image.save(path, compress_level=1)  # of a PNG: half the time, 15 % more bytes
+            # Run lengths take a third of the time of a PNG's usual way, and as many bytes.
+            self.image.save(path, compress_level=1, compress_type=zlib.Z_RLE)
         elif isinstance(self.image, bytes):
             path.write_bytes(self.image)
         else:
