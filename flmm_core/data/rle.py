@@ -112,7 +112,7 @@ def _from_polygons(polygons: Sequence[Any], height: int, width: int, source: str
         if (
             not isinstance(polygon, Sequence)
             or len(polygon) % 2
-            or not all(is_finite_number(n) for n in polygon)
+            or not all(map(is_finite_number, polygon))
         ):
             raise DataError(
                 f"Polygon {number} of {source} is not a list of points.",

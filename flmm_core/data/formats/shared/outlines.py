@@ -13,11 +13,16 @@ def outlines(mask: NDArray[np.bool_]) -> list[list[int]]:
     as each continues a single row above: a disk is one polygon, a ring is four. An empty mask has
     none.
     """
-    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    filled = np.flatnonzero(mask.any(axis=1))
+    if not len(filled):
+        return []
+    top = int(filled[0])
+    window = mask[top : filled[-1] + 1]
+    edges = np.diff(np.pad(window, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     starts, stops = np.nonzero(edges == 1), np.nonzero(edges == -1)
-    rows: list[list[tuple[int, int]]] = [[] for _ in range(len(mask) + 1)]
-    for row, left, right in zip(*starts, stops[1], strict=True):
-        rows[row].append((int(left), int(right)))
+    rows: list[list[tuple[int, int]]] = [[] for _ in range(len(window) + 1)]
+    for row, *run in zip(*(each.tolist() for each in (*starts, stops[1])), strict=True):
+        rows[row].append((run[0], run[1]))
     found: list[list[int]] = []
     growing: dict[tuple[int, int], list[tuple[int, int]]] = {}
     """The last run of each unfinished polygon -> all its runs (left, right), from the top."""
@@ -28,7 +33,7 @@ def outlines(mask: NDArray[np.bool_]) -> list[list[int]]:
             above = [last for last in growing if _overlap(run, last)]
             alone = len(above) == 1 and len(below[above[0]]) == 1
             continued[run] = [*growing.pop(above[0]), run] if alone else [run]
-        found += [_around(chain, row - len(chain)) for chain in growing.values()]
+        found += [_around(chain, top + row - len(chain)) for chain in growing.values()]
         growing = continued
     return found
 
