@@ -347,6 +347,7 @@ class Grounder:
             with torch.inference_mode():  # for less work; `collect` makes usual tensors of it
                 batch = self.observer.collate(samples[start : start + batch_size])
                 features = self.observer.observe(batch, layer_weights=self.head.layer_weights())
+            with torch.no_grad():  # what a head keeps for its next call may be trained with
                 groundings = self.head(features)
             yield from groundings
 

@@ -99,9 +99,10 @@ def resize_twice(
 def _twice_weights(cells: int, first: int, second: int, count: int) -> Tensor:
     """(count, cells) float32 of `resize_twice`, on one axis."""
     whole, kept = (0.0, 1.0), min(first, second)
-    before = _weights(cells, whole, whole, first, border=True)[:kept]
-    after = _weights(second, whole, whole, count, border=True)[:, :kept]
-    return (after @ before).float()
+    with torch.inference_mode(False):  # it is kept, and a later call may be trained
+        before = _weights(cells, whole, whole, first, border=True)[:kept]
+        after = _weights(second, whole, whole, count, border=True)[:, :kept]
+        return (after @ before).float()
 
 
 def bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -138,7 +139,8 @@ class _Bilinear(torch.autograd.Function):
 @lru_cache(maxsize=256)
 def _whole_weights(cells: int, count: int) -> Tensor:
     """(count, cells) float32 as `_weights`, for the whole image."""
-    return _weights(cells, (0.0, 1.0), (0.0, 1.0), count, border=True).float()
+    with torch.inference_mode(False):
+        return _weights(cells, (0.0, 1.0), (0.0, 1.0), count, border=True).float()
 
 
 def resize_truth(truth: Tensor, size: tuple[int, int], *, nearest: bool = False) -> Tensor:

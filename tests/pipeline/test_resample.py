@@ -152,3 +152,11 @@ def test_positions_are_not_rounded_in_the_gradient_of_a_resize() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         bilinear(rounded.bfloat16(), (33, 41)).float().sum().backward()
     torch.testing.assert_close(rounded.grad, exact.grad, rtol=1e-2, atol=0)
+
+
+def test_what_inference_mode_left_behind_can_be_trained_with() -> None:
+    with torch.inference_mode():
+        resize_twice(maps(5, 6)[0], (11, 12), (13, 13), (7, 8))
+    trained = maps(5, 6)[0].requires_grad_()
+    resize_twice(trained, (11, 12), (13, 13), (7, 8)).sum().backward()
+    assert trained.grad is not None

@@ -21,8 +21,9 @@ def outlines(mask: NDArray[np.bool_]) -> list[list[int]]:
     edges = np.diff(np.pad(window, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     starts, stops = np.nonzero(edges == 1), np.nonzero(edges == -1)
     rows: list[list[tuple[int, int]]] = [[] for _ in range(len(window) + 1)]
-    for row, *run in zip(*(each.tolist() for each in (*starts, stops[1])), strict=True):
-        rows[row].append((run[0], run[1]))
+    row_of, lefts, rights = (each.tolist() for each in (*starts, stops[1]))
+    for row, left, right in zip(row_of, lefts, rights, strict=True):
+        rows[row].append((left, right))
     found: list[list[int]] = []
     growing: dict[tuple[int, int], list[tuple[int, int]]] = {}
     """The last run of each unfinished polygon -> all its runs (left, right), from the top."""
