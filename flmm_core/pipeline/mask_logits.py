@@ -55,7 +55,7 @@ class MaskLogits:
 
     def full(self) -> Tensor:
         """(P, H, W) float32 at the image's size."""
-        if self.canvas is not None and self.low.requires_grad:
+        if self.canvas is not None and self.low.requires_grad:  # else the bits of segment-anything
             square = self.canvas.side, self.canvas.side
             return resize_twice(self.low.float(), square, self.canvas.shown_hw, self.image_hw)
         logits = self._shown()

@@ -310,7 +310,10 @@ class TrainingLoop:
     def loss_of(
         self, batch: ExampleBatch, counts: Counts | None = None, step: int = 0
     ) -> tuple[Sequence[Features], Sequence[Grounding], GroundingLoss]:
-        """What the models make of a batch, and its loss; `counts`: see `head_loss`."""
+        """What the models make of a batch, and its loss; `counts`: see `head_loss`.
+
+        `step` decides which masks are refined, where not all are.
+        """
         features = self.trained_on.features(batch.inputs)
         nearest = self.config.head.paper_rounding
         truths = batch.truths

@@ -218,14 +218,11 @@ def grounding_loss(
         refine: Per sample, (P,) bool, which masks were refined; by default all.
     """
     parts: list[list[Tensor]] = [[], [], [], []]
-    chosen = refine or [torch.ones(len(truth), dtype=torch.bool) for truth in truths]
-    for grounding, truth, some in zip(groundings, truths, chosen, strict=True):
+    for number, (grounding, truth) in enumerate(zip(groundings, truths, strict=True)):
         refined = grounding.logits
-        at_device = truth.to(refined.device)
-        for offset, logits, right in (
-            (0, grounding.coarse_logits, at_device),
-            (2, refined, at_device[some]),
-        ):
+        every = truth.to(refined.device)
+        some = every if refine is None else every[refine[number]]
+        for offset, logits, right in ((0, grounding.coarse_logits, every), (2, refined, some)):
             size = (logits.shape[-2], logits.shape[-1])
             resized = resize_truth(right, size, nearest=nearest)
             parts[offset].append(dice_loss(logits, resized))
