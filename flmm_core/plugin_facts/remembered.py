@@ -86,17 +86,22 @@ def stamp(entry: EntryPoint, owner: str) -> str:
         entry: The entry point.
         owner: Name and version of its distribution.
     """
-    site = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    site = environment_folders()
     with suppress(Exception):
-        site.add(str(entry.dist.locate_file("")) if entry.dist else "")
+        site |= {str(entry.dist.locate_file(""))} if entry.dist else set()
     known = Path(__file__).parent.glob("*.py")
     parts = (
         [owner, entry.name, entry.value, sys.version],
-        [_state(Path(folder)) for folder in sorted(site - {""})],  # changes with each installation
+        [_state(Path(folder)) for folder in sorted(site)],  # changes with each installation
         [_state(path) for path in sorted([*known, Path(spec.__file__), Path(hookspecs.__file__)])],
         [_state(path) for path in _files(entry.module.partition(".")[0])],
     )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def environment_folders() -> set[str]:
+    """Where this Python's packages are installed."""
+    return {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
 
 
 def _files(package: str) -> list[Path]:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from flmm_core.errors import UsageError
+from flmm_core.plugin_facts import others
 from flmm_core.plugins import load_backbones
 from tests.plugin_facts.hostile import HOSTILE, NOISE, SECONDS, good
 
@@ -113,8 +114,9 @@ def test_a_plugin_that_hinders_the_process_of_all_takes_no_other_with_it(
 
 
 def test_a_slow_plugin_is_waited_for_where_its_backbone_is_named(
-    install: Install, caplog: pytest.LogCaptureFixture
+    install: Install, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(others, "SECONDS", 0.3)
     install("slow", slow="import time; time.sleep(1.5)\n" + good("lazy"))
     assert "lazy" not in load_backbones().specs
     registry = load_backbones()

@@ -67,6 +67,17 @@ def test_it_is_examined_again_when_it_changes(
     assert imports() == 4
 
 
+def test_it_is_examined_again_when_anything_is_installed(
+    cache: Path, imports: Callable[[], int], environment: Path
+) -> None:
+    assert "counted" in fresh().specs
+    (environment / "another-1.0.dist-info").mkdir()
+    assert "counted" in fresh().specs
+    assert imports() == 2
+    assert "counted" in fresh().specs
+    assert imports() == 2
+
+
 def test_a_missing_package_that_is_now_there_is_noticed(
     cache: Path, install: Install, tmp_path: Path
 ) -> None:
