@@ -22,7 +22,7 @@ from flmm_core.pipeline.refiners.sam import SamEncoder
 from flmm_core.pipeline.types import Features, ImageView, Trace
 from flmm_core.plugins import load_backbones
 from flmm_core.segment import Segment
-from tests.heads import REFERENCE, arrays
+from tests.heads import REFERENCE, arrays, require_originals_refined
 from tests.models import picture
 from tests.original import (
     ENCODER,
@@ -109,10 +109,7 @@ def test_the_end_to_end_fixture(folders: Folders, state: dict[str, Tensor], tmp_
     with torch.no_grad():
         (found,) = grounder.head([features])
     assert (found.coarse_logits - numbers["out_pred_masks"]).abs().max() <= 1e-4
-    apart = (found.logits[:, ::4, ::4] - numbers["out_sam_pred_masks"]).abs()
-    # Float noise behind a random SAM: one thread stays below 5e-4, two reach 5.004e-4 in one pixel.
-    assert apart.quantile(0.9999) <= 4e-4
-    assert apart.max() <= 1e-3
+    require_originals_refined(found.logits)
 
     plain = Original(state, "mean").coarse(
         numbers["attentions"], [rows[groups == p] for p in range(3)], hw
