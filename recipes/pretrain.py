@@ -33,6 +33,7 @@ from flmm_core.data.drawn.scenes import (
     make_scene,
     paint,
 )
+from recipes.muon import Muon
 from recipes.twins import random_twin
 from recipes.words import PROMPT
 
@@ -213,7 +214,7 @@ def carry_over(old: torch.nn.Module, new: torch.nn.Module) -> None:
     new.load_state_dict(state)
 
 
-class PatchMuon(torch.optim.Muon):
+class PatchMuon(Muon):
     """Muon that also takes convolutions over patches, as matrices of (channels, pixels).
 
     Color dominates the gradient of a patch embedding, and under AdamW edges, and with them shapes,
@@ -244,9 +245,7 @@ def optimizers(
         matrix = value.ndim == 2 and "embed" not in name and "lm_head" not in name
         (matrices if matrix or patches else rest).append(value)
     return [
-        PatchMuon(
-            matrices, lr=stage.muon, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"
-        ),
+        PatchMuon(matrices, lr=stage.muon, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=stage.adam, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from flmm_core.data.drawn.scenes import make_scene
 from recipes.aligning import ALIGNED
+from recipes.muon import Muon
 from recipes.placing import Kept, give_room, keep
 from recipes.pretrain import STAGES, Stage, rate
 from recipes.telling import Lesson, Lessons, Looks, prompts, run
@@ -40,7 +41,7 @@ from recipes.twins import PARTS, publish_names, random_twin
 SEED = 705
 STEPS, BATCH, SCENES = 900, 12, 2000
 MUON, ADAM = 0.01, 1e-3
-WEIGHTS = {"caption": 1.0, "names": 0.5, "tell": 1.0, "size": 0.3}
+WEIGHTS = {"caption": 1.0, "names": 1.0, "tell": 1.0, "size": 0.3}
 NAMES, WHOLES, KEYS = 0, 1, 0
 """The heads for names and for expressions, and the keys that they share."""
 LAYERS = (2, 3)
@@ -58,17 +59,20 @@ def losses(model: Any, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, flo
     labels = torch.cat([lesson.first[:, None], lesson.labels[:, 1:]], 1)
     found = {"caption": F.cross_entropy(logits.flatten(0, 1), labels.flatten())}
     figures: dict[str, float] = {}
-    ways = ("names", NAMES, ALIGNED, lesson.names), ("tell", WHOLES, LAYERS, lesson.wholes)
-    for name, head, layers, looks in ways:
+    ways = (
+        ("names", NAMES, ALIGNED, lesson.is_image, lesson.names),
+        ("tell", WHOLES, LAYERS, lesson.is_whole, lesson.wholes),
+    )
+    for name, head, layers, cells, looks in ways:
         errors = []
         for layer in layers:
             query, key = heads[layer][0][:, head, width:], heads[layer][1][:, KEYS, :width]
-            error, figures[f"{name}_{layer}"] = agreement(query, key, lesson.is_image, looks)
+            error, figures[f"{name}_{layer}"] = agreement(query, key, cells, looks)
             errors.append(error)
         found[name] = torch.stack(errors).mean()
-    sample, cells, large = zip(*lesson.large, strict=True)
+    sample, things, large = zip(*lesson.large, strict=True)
     sizes = [
-        (heads[layer][1][list(sample), KEYS, :width, SIZE] * torch.stack(cells)).sum(1)
+        (heads[layer][1][list(sample), KEYS, :width, SIZE] * torch.stack(things)).sum(1)
         for layer in LAYERS
     ]
     truth = torch.tensor(large).expand(len(LAYERS), -1)
@@ -76,19 +80,19 @@ def losses(model: Any, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, flo
     return found, figures
 
 
-def agreement(query: Tensor, key: Tensor, is_image: Tensor, looks: Looks) -> tuple[Tensor, float]:
+def agreement(query: Tensor, key: Tensor, cells: Tensor, looks: Looks) -> tuple[Tensor, float]:
     """KL divergence of tokens' attention from their goals; share of it where it should be.
 
     Args:
         query: (B, T, d) of a head, of the texts.
         key: (B, S, d) of the prompts.
-        is_image: (B, S).
+        cells: (B, S) the tokens that are compared.
         looks: N tokens.
     """
     goal = torch.stack(looks.goal)
     score = torch.einsum("nc,nsc->ns", query[looks.sample, looks.column], key[looks.sample])
     score = score * query.shape[-1] ** -0.5
-    seen = score.masked_fill(~is_image[looks.sample], -1e4).log_softmax(-1)
+    seen = score.masked_fill(~cells[looks.sample], -1e4).log_softmax(-1)
     shared = torch.minimum(seen.exp(), goal).sum(1)
     return F.kl_div(seen, goal, reduction="batchmean"), float(shared.detach().mean())
 
@@ -123,9 +127,8 @@ def optimizers(model: Any) -> list[torch.optim.Optimizer]:
         if value.requires_grad:
             inner = value.ndim == 2 and "embed" not in name and "lm_head" not in name
             (matrices if inner else rest).append(value)
-    muon: dict[str, Any] = {"momentum": 0.95, "weight_decay": 0, "adjust_lr_fn": "original"}
     return [
-        torch.optim.Muon(matrices, lr=MUON, **muon),
+        Muon(matrices, lr=MUON),
         torch.optim.AdamW(rest, lr=ADAM, betas=(0.9, 0.98), weight_decay=0),
     ]
 

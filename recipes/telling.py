@@ -6,6 +6,9 @@ that the expression means. So expressions are taught by names; no mask and no pl
 
 Vision tower and projector learn nothing here. So each image is seen once, and each time it is
 drawn from the cache, other texts follow it, each as if it alone followed the image.
+
+Where a model also reads tiles of the image, a tile's tokens know their place in the tile only. So
+expressions look at the tokens that see the whole image; names look at all.
 """
 
 from __future__ import annotations
@@ -158,13 +161,15 @@ def names_of(scene: Scene) -> list[tuple[str, str]]:
 class Seen:
     """The prompt with an image, as the language model gets it: S tokens.
 
-    `names` (K, S) is what each name of the scene attends to, `wholes` (P, S) what the name of each
-    thing attends to where no other thing has it.
+    `is_whole` are the tokens of the view of the whole image. `names` (K, S) is what each name of
+    the scene attends to, `wholes` (P, S) what the name of each thing attends to in that view where
+    no other thing has it.
     """
 
     scene: Scene
     states: Tensor  # (S, D)
     is_image: Tensor  # (S,)
+    is_whole: Tensor  # (S,)
     positions: Tensor  # (..., S)
     names: Tensor
     wholes: Tensor
@@ -176,7 +181,7 @@ class Seen:
         return replace(self, states=F.pad(self.states, (0, 0, more, 0)), **rows)
 
 
-ROWS = ("is_image", "positions", "names", "wholes")
+ROWS = ("is_image", "is_whole", "positions", "names", "wholes")
 
 
 @dataclass
@@ -194,6 +199,7 @@ class Lesson:
 
     states: Tensor  # (B, S, D)
     is_image: Tensor  # (B, S)
+    is_whole: Tensor  # (B, S)
     positions: Tensor  # (..., B, S + T)
     ids: Tensor  # (B, T)
     labels: Tensor  # (B, T), -100 where there is no loss
@@ -241,6 +247,7 @@ def lesson(tokenizer: Any, seen: Sequence[Seen], said: list[list[list[Piece]]]) 
     return Lesson(
         torch.stack([one.states for one in seen]).float(),
         torch.stack([one.is_image for one in seen]),
+        torch.stack([one.is_whole for one in seen]),
         positions,
         ids,
         labels,
@@ -286,9 +293,17 @@ def prompts(processor: Any, scenes: Sequence[Scene], answer: str = "") -> dict[s
     return dict(processor(text=text, images=images, return_tensors="pt", padding=True))
 
 
+def of_whole_image(config: Any, is_image: Tensor) -> Tensor:
+    """(B, S) the image tokens that see the whole image: before tiles, LLaVA-NeXT reads it whole."""
+    if not hasattr(config, "image_grid_pinpoints"):
+        return is_image
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return is_image & (is_image.cumsum(1) <= side**2)
+
+
 @torch.no_grad()
 def look(model: Any, processor: Any, scenes: Sequence[Scene]) -> list[Seen]:
-    """See scenes, and what their names attend to: in the first head, over the image's tokens."""
+    """See scenes, and what their names attend to: in the first head, over tokens of the image."""
     fewer = [
         (number, thing, without_twins(scene, thing))
         for number, scene in enumerate(scenes)
@@ -301,11 +316,12 @@ def look(model: Any, processor: Any, scenes: Sequence[Scene]) -> list[Seen]:
     places = given.get("position_ids")
     places = (there.cumsum(1) - 1).clamp(min=0) if places is None else places
     cells = inputs["input_ids"] == model.config.image_token_id
+    whole = of_whole_image(model.config, cells)
     none = torch.zeros(0, there.shape[1])
     seen = [
-        Seen(scene, states * used[:, None], is_image, at, none, none)
-        for scene, states, used, is_image, at in zip(
-            drawn, given["inputs_embeds"], there, cells, places.unbind(-2), strict=True
+        Seen(scene, states * used[:, None], is_image, is_whole, at, none, none)
+        for scene, states, used, is_image, is_whole, at in zip(
+            drawn, given["inputs_embeds"], there, cells, whole, places.unbind(-2), strict=True
         )
     ]
     said = [[[Piece(f"the {' '.join(name)}")] for name in names_of(scene)] for scene in drawn]
@@ -321,20 +337,24 @@ def look(model: Any, processor: Any, scenes: Sequence[Scene]) -> list[Seen]:
         maps = []
         for query, key in (heads[layer] for layer in SURE):
             score = query[row, 0, ends] @ key[row, 0, : there.shape[1]].T * query.shape[-1] ** -0.5
-            maps.append(score.masked_fill(~cells[row], -torch.inf).softmax(-1))
+            over = [
+                score.masked_fill(~each[row], -torch.inf).softmax(-1) for each in (cells, whole)
+            ]
+            maps.append(torch.stack(over, 1))
         found.append(dict(zip(names_of(scene), torch.stack(maps).mean(0), strict=True)))
     result = []
     for row, scene in enumerate(scenes):
-        own = [found[row][shape.kind] for shape in scene.shapes]
+        own = [found[row][shape.kind][1] for shape in scene.shapes]
         for number, (owner, thing, _) in enumerate(fewer):
             if owner == row:
-                own[thing] = found[len(scenes) + number][scene.shapes[thing].kind]
-        names, used = torch.stack(list(found[row].values())), there[row]
+                own[thing] = found[len(scenes) + number][scene.shapes[thing].kind][1]
+        names, used = torch.stack([over for over, _ in found[row].values()]), there[row]
         result.append(
             Seen(
                 scene,
                 seen[row].states[used].half(),
                 cells[row][used],
+                whole[row][used],
                 seen[row].positions[..., used],
                 names[:, used].half(),
                 torch.stack(own)[:, used].half(),

@@ -96,6 +96,11 @@ def test_each_text_is_read_as_if_it_alone_followed_its_image(taught: Any) -> Non
             column += len(ids)
 
 
+def shared(maps: list[Tensor], among: slice) -> Tensor:
+    """The mean of what is attended to among some tokens."""
+    return torch.stack([one[among] / one[among].sum() for one in maps]).mean(0)
+
+
 @torch.no_grad()
 def test_the_goal_is_what_the_name_attends_to_where_no_other_thing_has_it(taught: Any) -> None:
     model, processor = taught
@@ -109,12 +114,14 @@ def test_the_goal_is_what_the_name_attends_to_where_no_other_thing_has_it(taught
         out = model(**inputs, output_attentions=True, use_cache=False)
         cells = inputs["input_ids"][0] == model.config.image_token_id
         maps = [out.attentions[layer][0, NAMES, -1, cells] for layer in LAYERS]
-        goal = torch.stack([one / one.sum() for one in maps]).mean(0)
+        # LLaVA-NeXT: 7x7 tokens of the whole image, then those of its tiles
+        whole = slice(49 if hasattr(model.config, "image_grid_pinpoints") else None)
         found = seen.wholes[thing][seen.is_image].float()
-        torch.testing.assert_close(found, goal, atol=2e-3, rtol=2e-2)
+        torch.testing.assert_close(found[whole], shared(maps, whole), atol=2e-3, rtol=2e-2)
+        torch.testing.assert_close(found.sum(), torch.tensor(1.0), atol=2e-3, rtol=0)
         if not twins(scene, shape):
-            name = seen.names[names_of(scene).index(shape.kind)]
-            torch.testing.assert_close(name, seen.wholes[thing])
+            name = seen.names[names_of(scene).index(shape.kind)][seen.is_image].float()
+            torch.testing.assert_close(name, shared(maps, slice(None)), atol=2e-3, rtol=2e-2)
     model.set_attn_implementation("sdpa")
 
 
@@ -152,23 +159,28 @@ def unexplained(states: Tensor, side: int) -> float:
     return float((error.std(0) / goal[0].std(0)).max())
 
 
-@pytest.fixture(params=["deepseek_vl", "qwen"])
-def shipped(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+@pytest.fixture(params=["deepseek_vl", "llava_next", "qwen"])
+def shipped(request: pytest.FixtureRequest) -> tuple[Any, Any, int, float]:
+    """A model, scenes for a probe, and what of a cell's place it may leave once there is room.
+
+    LLaVA-NeXT has few cells, and its tower begins with a norm, which scales a patch's place by the
+    patch's contrast.
+    """
     model, processor = random_twin(request.param, 0)
     model.load_state_dict(pretrained(PLUGINS / request.param / f"flmm_{request.param}/tiny"))
-    return model, processor
+    return model, processor, *((28, 0.6) if request.param == "llava_next" else (10, 0.35))
 
 
 @torch.no_grad()
 def test_with_room_keys_know_the_place_and_captions_stay(shipped: Any) -> None:
-    model, processor = shipped
-    scenes = [make_scene((6, seed), sides=(176,)) for seed in range(10)]
+    model, processor, count, left = shipped
+    scenes = [make_scene((6, seed), sides=(176,)) for seed in range(count)]
     said = [texts(scene, np.random.default_rng(1)) for scene in scenes]
 
     def measured() -> tuple[float, float]:
         given = lesson(processor.tokenizer, look(model, processor, scenes), said)
         caption = float(losses(model, given)[0]["caption"])
-        cells = given.is_image[0]
+        cells = given.is_whole[0]
         heads = run(model, given)[1]
         keys = [heads[layer][1][:, KEYS, : len(cells)][:, cells] for layer in LAYERS]
         return caption, max(unexplained(key, round(int(cells.sum()) ** 0.5)) for key in keys)
@@ -177,9 +189,9 @@ def test_with_room_keys_know_the_place_and_captions_stay(shipped: Any) -> None:
     room = give_room(model, KEYS, LAYERS, prompts(processor, scenes[:6], SAID))
     after, known = measured()
     assert lost > 0.7
-    assert known < 0.35
+    assert known < left
     assert abs(after - before) < 0.3
     for value in model.parameters():
         value += 0.01 * torch.randn_like(value)
     keep(room)
-    assert measured()[1] < 0.4
+    assert measured()[1] < left + 0.05
