@@ -27,14 +27,16 @@ class BackboneConformance:
     skip: ClassVar[Mapping[str, str]] = {}
 
     @pytest.fixture(scope="class")
-    def model(self) -> str | Path:
-        """The model to check: an alias or a folder. Override it, with scope "class" or wider."""
+    @classmethod
+    def model(cls) -> str | Path:
+        """The model to check: an alias or a folder. Override it, a classmethod of scope "class"."""
         return "tiny"
 
     @pytest.fixture(scope="class")
-    def backbone(self, model: str | Path) -> Backbone:
+    @classmethod
+    def backbone(cls, model: str | Path) -> Backbone:
         """The loaded backbone."""
-        return load_for_checks(self.spec, model)
+        return load_for_checks(cls.spec, model)
 
     def test_skipped_checks_have_reasons(self) -> None:
         check_skips(self.skip)

@@ -204,7 +204,20 @@ def ovis2() -> Parts:
     return Parts(config, hf.Ovis2Processor(image, tokenizer, image_seq_length=256, **chat))
 
 
+def video_llama_3() -> Parts:
+    """A token is a patch of 14 x 14 pixels: more than 100 lie beside each other."""
+    names = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    tokenizer, chat, ids = words(names, "<|image_pad|>")
+    config = hf.VideoLlama3Config(
+        vision_config={**SIGLIP, "model_type": "video_llama_3_vision", "patch_size": 14},
+        image_token_id=ids["image_token"],
+        video_token_id=ids["video_token"],
+    )
+    images, videos = hf.VideoLlama3ImageProcessor(), hf.VideoLlama3VideoProcessor()
+    return Parts(config, hf.VideoLlama3Processor(images, tokenizer, videos, **chat))
+
+
 ONE_VIEW = (
     qwen2_vl, qwen2_5_vl, qwen3_vl, glm4v, paddleocr_vl, llava, vipllava, deepseek_vl, janus,
-    paligemma, mistral3, lighton_ocr, ovis2,
+    paligemma, mistral3, lighton_ocr, ovis2, video_llama_3,
 )  # fmt: skip

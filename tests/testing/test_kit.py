@@ -23,6 +23,8 @@ from tests.testing.mutants import MUTANTS, good
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "examples" / "minimal_backbone"
 BY_NAME = {check.__name__: check for check in CHECKS}
+NO_WARNING = "error::pytest.PytestWarning"
+"""What pytest deprecates would be an error in the tests of plugins with its next version."""
 BUILT_IN = ("qwen", "deepseek_vl", "llava_next")
 
 
@@ -53,7 +55,7 @@ def test_the_template_tests_itself_wherever_it_is_copied(tmp_path: Path) -> None
     copy = shutil.copytree(TEMPLATE, tmp_path / "copy", ignore=shutil.ignore_patterns("__pyc*"))
     path = os.pathsep.join(filter(None, sys.path))
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", NO_WARNING],
         cwd=copy,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,

@@ -11,5 +11,6 @@ class TestGemma3(BackboneConformance):
     spec = SPEC
 
     @pytest.fixture(scope="module")
-    def model(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def model(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return make_tiny(tmp_path_factory.mktemp("tiny"))

@@ -21,7 +21,8 @@ class TestInternVL(BackboneConformance):
     spec = SPEC
 
     @pytest.fixture(scope="module")
-    def model(self, tiny: Path) -> Path:
+    @classmethod
+    def model(cls, tiny: Path) -> Path:
         return tiny
 
 

@@ -11,7 +11,8 @@ class TestPaliGemma2(BackboneConformance):
     spec = SPEC
 
     @pytest.fixture(scope="module")
-    def model(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def model(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
@@ -21,5 +22,6 @@ class TestPaliGemma(BackboneConformance):
     spec = SPEC
 
     @pytest.fixture(scope="module")
-    def model(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def model(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return make_tiny(tmp_path_factory.mktemp("first"), text={"model_type": "gemma"})

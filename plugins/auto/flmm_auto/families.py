@@ -24,6 +24,7 @@ LISTED = {
     "qwen2_5_vl": "5.24",
     "qwen2_vl": "5.24",
     "qwen3_vl": "5.24",
+    "video_llama_3": "5.24",
     "vipllava": "5.24",
 }
 """The `model_type` of config.json -> the version of transformers."""

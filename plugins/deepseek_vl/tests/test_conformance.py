@@ -20,5 +20,6 @@ class TestHybrid(BackboneConformance):
     spec = SPEC
 
     @pytest.fixture(scope="class")
-    def model(self, hybrid: Path) -> Path:
+    @classmethod
+    def model(cls, hybrid: Path) -> Path:
         return hybrid

@@ -20,5 +20,6 @@ class TestRelatives(BackboneConformance):
     spec = SPEC
 
     @pytest.fixture(scope="class")
-    def model(self, relative: Path) -> Path:
+    @classmethod
+    def model(cls, relative: Path) -> Path:
         return relative

@@ -20,5 +20,6 @@ class TestOtherGenerations(BackboneConformance):
     spec = SPEC
 
     @pytest.fixture(scope="class")
-    def model(self, other_generation: Path) -> Path:
+    @classmethod
+    def model(cls, other_generation: Path) -> Path:
         return other_generation

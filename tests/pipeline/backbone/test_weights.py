@@ -25,7 +25,8 @@ class Options(BackboneOptions):
 
 class TestLoad:
     @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         target = tmp_path_factory.mktemp("weights") / "model"
         backbone = build("deepseek_vl")
         backbone.vlm.half().save_pretrained(target)

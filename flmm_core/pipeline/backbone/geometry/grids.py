@@ -95,7 +95,10 @@ def _by_tile(places: Places, tokens: Tensor) -> list[Tensor]:
 
 def _grids(tokens: Tensor, places: Places) -> list[Grid]:
     """The grid that the tokens make; several of the same cells; none if they are not regular."""
-    axes = [_axis(places.center[tokens, axis], places.size[tokens, axis]) for axis in (0, 1)]
+    excess = float(places.excess[tokens].max())
+    axes = [
+        _axis(places.center[tokens, axis], places.size[tokens, axis], excess) for axis in (0, 1)
+    ]
     if None in axes:
         return []
     (row, h, y0, y1, error_y), (column, w, x0, x1, error_x) = (a for a in axes if a is not None)
@@ -122,10 +125,12 @@ def _turns(cells: Iterable[int]) -> Tensor:
     return torch.tensor(turns)
 
 
-def _axis(center: Tensor, size: Tensor) -> tuple[Tensor, int, float, float, float] | None:
+def _axis(
+    center: Tensor, size: Tensor, excess: float
+) -> tuple[Tensor, int, float, float, float] | None:
     """(place of each token, places, start, end, error in cells) along one axis; None if irregular.
 
-    Centers and sizes are (n,) in fractions of the image.
+    Centers and sizes are (n,) in fractions of the image; `excess` is that of `Places`.
     """
     ordered, order = center.sort()
     width = float(size.median())
@@ -140,8 +145,9 @@ def _axis(center: Tensor, size: Tensor) -> tuple[Tensor, int, float, float, floa
         away = at.double() - at.double().mean()
         step = float((away * (center - center.mean())).sum() / (away**2).sum())
     start = float(center.mean()) - step * float(at.double().mean())
-    if abs(step / width - 1) > TOLERANCE:  # cells that overlap, or leave gaps
-        return None
+    narrowest = max(width**2 - excess, 0.0) ** 0.5
+    if not narrowest * (1 - TOLERANCE) <= step <= width * (1 + TOLERANCE):
+        return None  # cells that overlap, or leave gaps
     error = float(((center - start - step * at).abs() / step).max())
     if error > TOLERANCE:
         return None

@@ -13,7 +13,7 @@ from flmm_core.pipeline.backbone.geometry.blocks import Blocks, cut_blocks
 from flmm_core.pipeline.backbone.geometry.grids import assemble
 from flmm_core.pipeline.backbone.geometry.limits import BYTES, SECONDS, Limits
 from flmm_core.pipeline.backbone.geometry.measured import Measured as Measured
-from flmm_core.pipeline.backbone.geometry.owners import SEVERAL, Ratios, find_ratios
+from flmm_core.pipeline.backbone.geometry.owners import NOBODY, SEVERAL, Ratios, find_ratios
 from flmm_core.pipeline.backbone.geometry.places import Places, reads_tiles, tile_lines
 from flmm_core.pipeline.backbone.geometry.proof import prove
 from flmm_core.pipeline.backbone.geometry.ramps import Encoded, Ramps
@@ -149,8 +149,13 @@ class MeasuredGeometry:
     def _owned(key: str, blocks: Blocks, rank: torch.Tensor) -> Blocks:
         """The same with owners counted as (S,) `rank` does; all must be single image tokens."""
         owner = torch.where(blocks.owner >= 0, rank[blocks.owner.clamp(min=0)], blocks.owner)
-        if several := int((owner == SEVERAL).sum()) * blocks.elements:
-            raise refuse(f"{several} elements of '{key}' reach several tokens.")
+        if several := int((owner == SEVERAL).sum()):
+            read = int((owner != NOBODY).sum())
+            share = "All" if several == read else f"{100 * several / read:.3g}% of the"
+            raise refuse(
+                f"{share} elements of '{key}' reach several tokens: a resampler, a convolution or "
+                "an interpolation mixes patches."
+            )
         if (owner == FOREIGN).any():
             raise refuse("Tokens that are no image tokens depend on the image.")
         return replace(blocks, owner=owner)

@@ -21,6 +21,12 @@ STRAIGHT = 0.25
 """How far from a line a block may lie, in blocks."""
 ROUNDING = 1 / 255
 """How exact a single coordinate is: ramps have 8 bits."""
+DITHERED = 2 * ROUNDING**2
+"""By how much dithered ramps can make the square of a width too large.
+
+A value between two levels is one of them, at random: its variance is f (1 - f) levels², 1/6 in the
+mean of all f, and `_mean_and_width` takes 12 times the variance.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,19 +48,22 @@ class Places:
     Attributes:
         center: (M, 2) float64, y and x in fractions of the image; NaN if it reads no pixel.
         size: (M, 2) float64 of its cell.
+        excess: (M,) float64, by how much the square of `size` can be too large.
         tile: (M,) int64; -1 if it reads no pixel.
         blocks: Those that the tokens own; they prove the grids.
     """
 
     center: Tensor
     size: Tensor
+    excess: Tensor
     tile: Tensor
     blocks: list[Blocks] = field(default_factory=list)
 
     @classmethod
     def unknown(cls, tokens: int) -> Places:
         nowhere = torch.full((tokens, 2), torch.nan, dtype=torch.float64)
-        return cls(nowhere, nowhere.clone(), torch.full((tokens,), -1))
+        excess = torch.zeros(tokens, dtype=torch.float64)
+        return cls(nowhere, nowhere.clone(), excess, torch.full((tokens,), -1))
 
     def add(self, blocks: Blocks, lines: Lines | None) -> None:
         """Place the owners of blocks; `owner` counts image tokens, `lines` are `tile_lines`.
@@ -97,6 +106,7 @@ class Places:
             mean, width = _mean_and_width(real, *sums)
             self.center[has, axis] = mean[has]
             self.size[has, axis] = width[has].sqrt()
+        self.excess[has] = DITHERED
         tile = torch.zeros_like(self.tile)
         if _tiles(blocks) < len(self.tile):
             table = _table(blocks, len(self.tile))
