@@ -30,6 +30,8 @@ def command(name: str, model: str, output: Path | None) -> None:
     check_name(name, folder)
     facts = find_facts(name, model)
     write_package(name, model, facts, folder)
+    for size, why in facts.refused.items():
+        click.echo(f"Images of {size} pixels will be refused: {why}")
     click.echo(
         f"{folder}: the backbone '{name}' for models of the type '{facts.model_type}', whose views "
         f"are {', '.join(facts.view_names)}.\n"

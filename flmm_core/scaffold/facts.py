@@ -25,6 +25,7 @@ class ModelFacts:
         views: By image size ("640 x 480") and name of the view, rows, columns and box, as
             `ModelIdentity` keeps them.
         view_names: In channel order.
+        refused: By image size, why it cannot be measured.
     """
 
     vlm: Any
@@ -33,6 +34,7 @@ class ModelFacts:
     image_token: str
     views: Mapping[str, Mapping[str, tuple[float, ...]]]
     view_names: tuple[str, ...]
+    refused: Mapping[str, str]
 
 
 def find_facts(name: str, source: str) -> ModelFacts:
@@ -65,7 +67,7 @@ def find_facts(name: str, source: str) -> ModelFacts:
     try:
         backbone = Backbone(spec, vlm, processor, model=source, source=place)
         assert backbone.measured is not None
-        views = backbone.measured.facts()
+        views, refused = backbone.measured.facts(), backbone.measured.refused
     except Exception as error:  # of an unknown processor, anything
         known = f"It is of the type '{kind}', and its processor is a {type(processor).__name__}."
         why = f"{error.asked} {error.found}" if isinstance(error, FlmmError) else one_line(error)
@@ -75,4 +77,12 @@ def find_facts(name: str, source: str) -> ModelFacts:
             repair="By hand: copy examples/minimal_backbone, set `model_types` and "
             "`processor_types` to these, and say in views.py where the image tokens are.",
         ) from error
-    return ModelFacts(vlm, processor, kind, backbone.image_token, views, backbone.view_names)
+    return ModelFacts(
+        vlm,
+        processor,
+        kind,
+        backbone.image_token,
+        views,
+        backbone.view_names,
+        {f"{w} x {h}": why for (h, w), why in refused.items()},
+    )

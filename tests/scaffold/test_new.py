@@ -9,14 +9,17 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
 from flmm_core import Requirements
 from flmm_core.cli import main
+from flmm_core.pipeline.backbone.geometry.measured_views import GeometryRefused, MeasuredGeometry
 from recipes.families import write_folder
 from tests.examples import example
+from tests.testing.test_kit import NO_WARNING
 
 Capture = pytest.CaptureFixture[str]
 
@@ -62,7 +65,8 @@ def test_what_is_written_is_what_was_measured(package: Path) -> None:
     assert 'processor_types = ("Idefics3Processor",)' in backbone
     assert 'image_token = "<image>"' in backbone
     written = [path for path in package.rglob("*.py") if "tests" not in path.parts]
-    assert sum(len(path.read_text().splitlines()) for path in written) < 40
+    lines = [line for path in written for line in path.read_text().splitlines()]
+    assert sum(1 for line in lines if line.strip()) <= 25
     shown = run(package, "flmm_core", "backbones", "show", "zz_try", "--json")
     facts = json.loads(shown.stdout)
     assert facts["plugin"] == "flmm-zz-try 0.1.0"
@@ -79,10 +83,28 @@ def test_image_tokens_that_attend_to_later_ones_are_declared(package: Path, tmp_
     assert written["SPEC"].requirements == Requirements(bidirectional_image=True)
 
 
+def test_sizes_that_cannot_be_measured_are_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    measured = MeasuredGeometry.at
+
+    def at(geometry: MeasuredGeometry, image_hw: tuple[int, int]) -> Any:
+        if image_hw == (1080, 1920):
+            raise GeometryRefused("It cannot be measured.", found="It takes too long.")
+        return measured(geometry, image_hw)
+
+    monkeypatch.setattr(MeasuredGeometry, "at", at)
+    arguments = ["--model", str(model), "--output", str(tmp_path / "new")]
+    assert main(["backbones", "new", "zz_large", *arguments]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "Images of 1920 x 1080 pixels will be refused: It takes too long."
+    assert len(said) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_its_own_tests_pass(package: Path) -> None:
-    tests = run(package, "pytest", "-q", "-p", "no:cacheprovider")
+    tests = run(package, "pytest", "-q", "-p", "no:cacheprovider", "-W", NO_WARNING)
     assert tests.returncode == 0, tests.stdout[-5000:]
     assert "failed" not in tests.stdout.splitlines()[-1]
     for command in (["check"], ["format", "--check"]):
