@@ -20,7 +20,7 @@ from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.mask_logits import Canvas, MaskLogits
 from flmm_core.pipeline.observer import Observer, ObserverInputs
 from flmm_core.pipeline.refiners.sam import SamEncoder, SamRefiner
-from flmm_core.pipeline.refiners.sam_attention import FusedUpscaling, fuse
+from flmm_core.pipeline.refiners.sam_attention import CellwiseMaskDecoder, fuse
 from flmm_core.pipeline.types import BackboneInputs, EncodedImage, Features, Grounding, Trace
 
 
@@ -100,5 +100,5 @@ def choose_modules(encoder: SamEncoder, refiner: SamRefiner, original: bool) -> 
             fuse(part)
             continue
         for module in part.modules():
-            if type(module).__module__ == FusedUpscaling.__module__:
+            if type(module).__module__ == CellwiseMaskDecoder.__module__:
                 module.__class__ = type(module).__bases__[0]

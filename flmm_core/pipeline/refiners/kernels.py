@@ -41,13 +41,23 @@ def attend(
     return attended.transpose(1, 2).flatten(2)
 
 
-def quarter(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
-    """A transposed convolution with 2 × 2 kernel and stride 2: (B, h, w, C) -> (B, 2h, 2w, D)."""
-    b, h, w, _ = x.shape
+def quarters(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
+    """A transposed convolution with 2 × 2 kernel and stride 2: (..., C) -> (..., 4, D).
+
+    The four parts of each cell are not yet in their places on the grid: upper left and right,
+    lower left and right.
+    """
     weight = convolution.weight.permute(2, 3, 1, 0)  # (2, 2, D, C)
     assert convolution.bias is not None
-    cells = F.linear(x, weight.flatten(0, 2), convolution.bias.repeat(4))
-    return cells.view(b, h, w, 2, 2, -1).transpose(2, 3).reshape(b, 2 * h, 2 * w, -1)
+    parts = F.linear(x, weight.flatten(0, 2), convolution.bias.repeat(4))
+    return parts.unflatten(-1, (4, -1))
+
+
+def quarter(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
+    """`quarters` in their places: (B, h, w, C) -> (B, 2h, 2w, D)."""
+    b, h, w, _ = x.shape
+    cells = quarters(x, convolution).view(b, h, w, 2, 2, -1)
+    return cells.transpose(2, 3).reshape(b, 2 * h, 2 * w, -1)
 
 
 @contextmanager

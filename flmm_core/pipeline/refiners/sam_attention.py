@@ -16,7 +16,7 @@ from segment_anything.modeling.transformer import Attention as DecoderAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flmm_core.pipeline.refiners.kernels import attend, quarter
+from flmm_core.pipeline.refiners.kernels import attend, quarters
 
 
 class FusedEncoderAttention(EncoderAttention):  # type: ignore[misc]
@@ -59,23 +59,6 @@ class FusedDecoderAttention(DecoderAttention):  # type: ignore[misc]
         return out
 
 
-class FusedUpscaling(nn.Sequential):
-    """The mask decoder's 4x upscaling in channels-last layout.
-
-    Each of the two steps turns every cell into 2 × 2 cells, which is one matrix product; the norm
-    between them reads contiguous memory.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C / 8, 4h, 4w)."""
-        parts: Any = self  # modules of known kinds in a known order
-        first, norm, activation, second, last = parts
-        x = quarter(x.permute(0, 2, 3, 1), first)
-        x = activation(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-        masks: Tensor = last(quarter(x, second))
-        return masks.permute(0, 3, 1, 2)
-
-
 class LastChannelTransformer(TwoWayTransformer):  # type: ignore[misc]
     """The mask decoder's transformer in channels-last layout.
 
@@ -94,6 +77,51 @@ class LastChannelTransformer(TwoWayTransformer):  # type: ignore[misc]
         return tokens, cells
 
 
+class CellwiseMaskDecoder(MaskDecoder):  # type: ignore[misc]
+    """The mask decoder, upscaling each cell of the image by itself.
+
+    Both steps of its upscaling turn every cell into 2 × 2 cells, by one matrix product each. All
+    that follows is done for every cell alone, so only the masks are put together in the end, which
+    have fewer channels.
+    """
+
+    def predict_masks(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """As segment-anything's: (B, K, 4h, 4w) masks and (B, K) IoUs that it predicts.
+
+        Args:
+            image_embeddings: (1, C, h, w) or what is broadcast to it, of one image.
+            image_pe: (1, C, h, w).
+            sparse_prompt_embeddings: (B, k, C); `dense_prompt_embeddings` is (B, C, h, w).
+        """
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])  # (1 + K, C)
+        prompts = sparse_prompt_embeddings
+        tokens = torch.cat([own.expand(len(prompts), -1, -1), prompts], dim=1)
+        image = image_embeddings + dense_prompt_embeddings
+        states, cells = self.transformer(image, image_pe, tokens)  # (B, 1 + K + k, C), (B, h*w, C)
+        networks = self.output_hypernetworks_mlps
+        weights = torch.stack([mlp(states[:, 1 + k]) for k, mlp in enumerate(networks)], dim=1)
+        parts = upscaled(cells, self.output_upscaling)  # (B, h*w, 4, 4, C / 8)
+        masks = weights @ parts.flatten(1, 3).transpose(1, 2)  # (B, K, h*w * 16)
+        masks = masks.unflatten(2, (*image.shape[2:], 2, 2, 2, 2))
+        masks = masks.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(5).flatten(2, 4)
+        return masks, self.iou_prediction_head(states[:, 0])
+
+
+def upscaled(cells: Tensor, upscaling: nn.Sequential) -> Tensor:
+    """The mask decoder's upscaling: (B, cells, C) -> (B, cells, 4, 4, C / 8), see `quarters`."""
+    parts: Any = upscaling  # modules of known kinds in a known order
+    first, norm, activation, second, last = parts
+    x = quarters(cells, first)
+    x = activation(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+    return last(quarters(x, second))  # type: ignore[no-any-return]
+
+
 def fuse(part: nn.Module) -> None:
     """Replace the `forward` of segment-anything's modules in `part`."""
     fused: dict[type[nn.Module], type[nn.Module]] = {
@@ -103,6 +131,6 @@ def fuse(part: nn.Module) -> None:
     for module in part.modules():
         if type(module) in fused:
             module.__class__ = fused[type(module)]
-        elif isinstance(module, MaskDecoder):
+        elif type(module) is MaskDecoder:
             module.transformer.__class__ = LastChannelTransformer
-            module.output_upscaling.__class__ = FusedUpscaling
+            module.__class__ = CellwiseMaskDecoder

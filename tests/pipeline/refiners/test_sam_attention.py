@@ -13,9 +13,9 @@ from torch import Tensor
 from flmm_core.pipeline.refiners.kernels import FEW_KEYS, padded_prompts
 from flmm_core.pipeline.refiners.sam import SamEncoder, SamRefiner
 from flmm_core.pipeline.refiners.sam_attention import (
+    CellwiseMaskDecoder,
     FusedDecoderAttention,
     FusedEncoderAttention,
-    FusedUpscaling,
     fuse,
 )
 from flmm_core.pipeline.refiners.sam_model import build_sam
@@ -71,23 +71,34 @@ def test_the_image_attends_to_prompts_of_any_length_and_not_to_padding(keys: int
     near(found[1], plain(q, k[:, :2], v[:, :2])[1])
 
 
-def test_the_decoders_upscaling_and_its_gradient() -> None:
+@pytest.mark.parametrize("multimask", [False, True])
+def test_the_decoders_masks_and_their_gradient(multimask: bool) -> None:
     torch.manual_seed(0)
     plain = build_sam("tiny").mask_decoder
     fused = copy.deepcopy(plain)
     fuse(fused)
-    assert isinstance(fused.output_upscaling, FusedUpscaling)
+    assert isinstance(fused, CellwiseMaskDecoder)
     assert fused.state_dict().keys() == plain.state_dict().keys()
-    x = torch.randn(2, 64, 5, 7)
-    near(fused.output_upscaling(x), plain.output_upscaling(x))
-    for decoder in (plain, fused):
-        decoder.output_upscaling(x).square().sum().backward()
-    for ours, theirs in zip(
-        fused.output_upscaling.parameters(), plain.output_upscaling.parameters(), strict=True
-    ):
-        assert ours.grad is not None
-        assert theirs.grad is not None
-        near(ours.grad, theirs.grad, 1e-3)
+    prompts = {
+        "image_embeddings": torch.randn(1, 64, 5, 7),
+        "image_pe": torch.randn(1, 64, 5, 7),
+        "sparse_prompt_embeddings": torch.randn(3, 2, 64),
+        "dense_prompt_embeddings": torch.randn(3, 64, 5, 7),
+        "multimask_output": multimask,
+    }
+    expected, found = (decoder(**prompts) for decoder in (plain, fused))
+    assert found[0].shape == (3, 3 if multimask else 1, 20, 28)
+    for ours, theirs in zip(found, expected, strict=True):
+        near(ours, theirs, 1e-4)
+    for masks, _ in (expected, found):
+        masks.square().mean().backward()
+    trained = 0
+    for ours, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        if ours.grad is not None and theirs.grad is not None:
+            near(ours.grad, theirs.grad, 1e-3)
+            trained += 1
+    assert trained > 20
 
 
 @pytest.fixture(scope="module")
