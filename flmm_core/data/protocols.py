@@ -6,7 +6,7 @@ Scores of different protocols cannot be compared, so every result names its prot
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args, overload
@@ -70,6 +70,10 @@ class LazySamples(Sequence[Sample]):
         """
         sample = self[index]
         return *sample.image_hw, len(sample.caption)
+
+    def image(self, index: int) -> Hashable:
+        """What a sample has in common with those of the same image; reads no file."""
+        return index
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -174,6 +178,9 @@ class ImageSamples(LazySamples):
     def extent(self, index: int) -> tuple[int, int, int]:
         image, _, segments, _ = self._captioned(index)
         return *image.image_hw, len(caption_text(segments))
+
+    def image(self, index: int) -> Hashable:
+        return int(self._places[index, 0])
 
     def _captioned(
         self, index: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from itertools import accumulate
 from pathlib import Path
@@ -65,6 +65,10 @@ class JoinedSamples(LazySamples):
         if isinstance(part, LazySamples):
             return part.extent(place)
         return *part[place].image_hw, len(part[place].caption)
+
+    def image(self, index: int) -> Hashable:
+        part, place = self._find(index)
+        return id(part), part.image(place) if isinstance(part, LazySamples) else place
 
     def _find(self, index: int) -> tuple[Sequence[Sample], int]:
         part = bisect_right(self._ends, index)

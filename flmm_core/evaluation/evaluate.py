@@ -21,7 +21,7 @@ from flmm_core.evaluation.phrase_rows import PhraseRow
 from flmm_core.evaluation.rows_from_masks import rows_from_masks
 from flmm_core.evaluation.running_scores import Evaluation
 from flmm_core.loader.dataset import ExampleDataset, ObservedFeatures, read_batches
-from flmm_core.loader.samplers import fixed_batches
+from flmm_core.loader.samplers import image_batches
 from flmm_core.loader.throughput import Throughput
 from flmm_core.pipeline.check_head import check_head
 from flmm_core.pipeline.confidence import chosen_threshold
@@ -118,7 +118,7 @@ def evaluate(
     total = min(limit or len(samples), len(samples))
     protocol = getattr(samples, "protocol", "standard")
     result, started = Evaluation(protocol=protocol), time.monotonic()
-    throughput, batches = Throughput(), world.share(fixed_batches(total, batch_size))
+    throughput, batches = Throughput(), world.share(image_batches(samples, total, batch_size))
     left_out, left = LeftOut(samples, max_skipped or SkipLimit.given("100%"), used=total), total
     with (progress or Progress()).stage(name, total) as stage:
         with world.agreed():

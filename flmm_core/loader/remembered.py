@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,15 @@ class RememberedFeatures(FeatureSource):
         """How many samples are known."""
         return len(self._known)
 
-    def forget(self) -> None:
-        """Keep none of them any longer."""
-        self._known.clear()
-        self.bytes = 0
+    def forget(self) -> dict[Key, Features]:
+        """Keep none of them any longer; returns them, for `know`."""
+        known, self._known, self.bytes = self._known, {}, 0
+        return known
+
+    def know(self, known: Mapping[Key, Features]) -> None:
+        """Keep what was known before, as far as there is room."""
+        for key, seen in known.items():
+            self._keep(key, seen)
 
     def prepare(self, sample: Sample) -> Any:
         key = sample.image_path, sample.image_hw, sample.as_stored, sample.segments
@@ -88,7 +93,7 @@ class RememberedFeatures(FeatureSource):
 
     def _keep(self, key: Key, seen: Features) -> Features:
         size = size_of(seen)
-        if self.bytes + size > self.limit:
+        if key in self._known or self.bytes + size > self.limit:
             return seen
         self._known[key] = seen = _on_host(seen)
         self.bytes += size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TypeVar
 
 import numpy as np
@@ -65,6 +66,24 @@ def fixed_batches(total: int, batch_size: int) -> list[list[int]]:
     return [
         list(range(start, min(start + batch_size, total))) for start in range(0, total, batch_size)
     ]
+
+
+def image_batches(samples: Sequence[Sample], total: int, batch_size: int) -> list[list[int]]:
+    """The first `total` samples in their own order, at most `batch_size` at a time.
+
+    Samples of one image are in one batch, where the models see it once, unless they are too many.
+    """
+    if not isinstance(samples, LazySamples):
+        return fixed_batches(total, batch_size)
+    batches: list[list[int]] = []
+    for _, members in groupby(range(total), samples.image):
+        group = list(members)
+        for start in range(0, len(group), batch_size):
+            some = group[start : start + batch_size]
+            if not batches or len(batches[-1]) + len(some) > batch_size:
+                batches.append([])
+            batches[-1] += some
+    return batches
 
 
 def sample_extents(samples: Sequence[Sample]) -> NDArray[np.int64]:

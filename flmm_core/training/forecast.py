@@ -29,7 +29,7 @@ from flmm_core.evaluation.baselines import head_method
 from flmm_core.evaluation.evaluate import measure_batches
 from flmm_core.files import free_bytes
 from flmm_core.loader.dataset import ObservedFeatures
-from flmm_core.loader.samplers import fixed_batches
+from flmm_core.loader.samplers import image_batches
 from flmm_core.training.loop import TrainingLoop
 from flmm_core.training.preflight import memory_of
 from flmm_core.training.step_cost import known_samples, time_steps, wait
@@ -218,7 +218,7 @@ def _time_evaluation(
     if not parts:
         return 0.0
     samples = max(parts, key=len)
-    batches = fixed_batches(len(samples), EVALUATED_AT_ONCE)
+    batches = image_batches(samples, len(samples), EVALUATED_AT_ONCE)
     batch = batches[(len(batches) - 1) // 2]
     loop.head.eval()
     started = clock()

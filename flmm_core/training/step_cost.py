@@ -12,15 +12,16 @@ import torch
 
 from flmm_core.data.sample import Sample
 from flmm_core.loader.dataset import ExampleDataset, count_workers
-from flmm_core.loader.remembered import RememberedFeatures
+from flmm_core.loader.remembered import Key, RememberedFeatures
 from flmm_core.loader.samplers import sample_extents, spread
 from flmm_core.pipeline.head import Head
+from flmm_core.pipeline.types import Features
 from flmm_core.training.loop import TrainingLoop
 from flmm_core.world import part
 
 LOOKED_AT = 1024
 """Training samples among which typical ones are chosen."""
-LONGEST, MOST_STEPS = 3.0, 6
+LONGEST, MOST_STEPS = 2.5, 6
 """Steps are timed for this many seconds, and at least 2, at most 6 of them."""
 
 
@@ -45,26 +46,30 @@ class Known:
 
 
 def time_steps(loop: TrainingLoop, clock: Callable[[], float], processes: int) -> StepCost:
-    """A typical step of one process; the first one warms up and is not counted."""
+    """A typical step of one process; the first one warms up and is not counted.
+
+    Features that are kept in memory stay there: the run need not compute them again.
+    """
     config, memory = loop.config, _remembered(loop)
     share = math.ceil(config.samples_per_step / processes)
     every, taken = by_length(loop.samples), list[tuple[float, float]]()
     begun, bytes_each = clock(), 0.0
+    known: dict[Key, Features] = {} if memory is None else memory.forget()
     loop.head.train()
     for number in range(1 + MOST_STEPS):
         order = alike(loop.samples, every, number) if config.bucket else every
         indices = typical(order, share, number)
-        if memory is not None:
-            memory.forget()
         first = again = _time_step(loop, indices, clock)
         if memory is not None:
             bytes_each = memory.bytes / max(1, memory.count)
-            again = _time_step(loop, indices, clock)
+            if taken:
+                again = _time_step(loop, indices, clock)
+            known |= memory.forget()
         taken.append((first, again))
         if len(taken) > 2 and clock() - begun > LONGEST:
             break
     if memory is not None:
-        memory.forget()
+        memory.know(known)
     loop.optimizer.zero_grad()
     first, again = map(fmean, zip(*taken[1:], strict=True))
     return StepCost(first, again, bytes_each)

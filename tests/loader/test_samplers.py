@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from flmm_core.loader.samplers import (
     BucketSampler,
     SharedSampler,
     StepSampler,
+    image_batches,
     sample_extents,
 )
 from flmm_core.world import World
@@ -84,6 +87,28 @@ def test_extents_are_those_of_the_samples(form: str, protocol: str, tmp_path: Pa
     assert sample_extents(samples).tolist() == wanted
     assert sample_extents(list(samples)).tolist() == wanted
     assert sample_extents(open_sources([source, source], protocol)).tolist() == 2 * wanted
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 16])
+def test_batches_take_images_whole(batch_size: int, tmp_path: Path) -> None:
+    """All samples once, in order; an image is cut only if it has too many, and no room is left."""
+    FORMATS["refcoco"].write(tmp_path, draw_images(7, seed=2, split="val", sentences=2))
+    source = f"refcoco:{tmp_path}@val"
+    samples = open_sources([source, source], "standard")
+    paths = [(place >= len(samples) // 2, s.image_path) for place, s in enumerate(samples)]
+    sizes = Counter(paths)
+    assert 2 < max(sizes.values()) < 16
+    batches = image_batches(samples, len(samples), batch_size)
+    assert [place for batch in batches for place in batch] == list(range(len(samples)))
+    assert max(map(len, batches)) <= batch_size
+    for batch, following in pairwise(batches):
+        cut, room = paths[batch[-1]] == paths[following[0]], batch_size - len(batch)
+        if cut:
+            assert sizes[paths[batch[-1]]] > batch_size
+        else:
+            assert min(batch_size, sizes[paths[following[0]]]) > room
+    assert image_batches(samples, 3, 2)[-1][-1] == 2
+    assert image_batches(list(samples), 3, 2) == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize("sampler", [StepSampler, BucketSampler])

@@ -16,6 +16,7 @@ from flmm_core.cli import main
 from flmm_core.config import load_config
 from flmm_core.data.sources import open_source
 from flmm_core.errors import RunError
+from flmm_core.loader.dataset import ExampleDataset
 from flmm_core.loader.remembered import RememberedFeatures
 from flmm_core.loader.samplers import StepSampler, sample_extents
 from flmm_core.progress import LineProgress, Progress
@@ -67,15 +68,35 @@ def prepared(config: Any, spec: Any) -> tuple[TrainingLoop, RunData]:
     return prepare(config, config, spec, data, folder, Progress(), World()), data
 
 
-def test_a_forecast_changes_no_bit_of_a_run(settings: Settings, monkeypatch: Patch) -> None:
+@pytest.mark.parametrize("cache_memory", [0.0, 1.0])
+def test_a_forecast_changes_no_bit_of_a_run(
+    settings: Settings, monkeypatch: Patch, cache_memory: float
+) -> None:
     heads, said = [], list[str]()
     for name, worth_it in (("with", 1), ("without", 10**6)):
         monkeypatch.setattr(forecasting, "WORTH_IT", worth_it)
-        folder = train(*settings(name, refiner="sam"), progress=LineProgress(said.append))
+        chosen = settings(name, refiner="sam", cache_memory=cache_memory)
+        folder = train(*chosen, progress=LineProgress(said.append))
         heads.append((folder / "last" / "model.safetensors").read_bytes())
     assert heads[0] == heads[1]
     assert sum(line.startswith("Takes about ") for line in said) == 1
     assert sum(line.startswith("Training data: ") for line in said) == 2
+
+
+def test_what_a_forecast_observed_is_known_to_the_run(settings: Settings) -> None:
+    loop, data = prepared(*settings(cache_memory=1.0))
+    forecast(loop, data.held_out)
+    memory = loop.trained_on
+    assert isinstance(memory, RememberedFeatures)
+    dataset = ExampleDataset(loop.samples, memory)
+    unknown = [dataset.example(index).inputs[1] for index in range(len(dataset))]
+    assert 0 < unknown.count(None) == memory.count
+    room = memory.bytes - 1
+    known = memory.forget()
+    assert memory.bytes == memory.count == 0
+    memory.limit = room
+    memory.know(known)
+    assert memory.count == len(known) - 1
 
 
 def test_a_forecast_leaves_weights_optimizer_and_chance_alone(settings: Settings) -> None:

@@ -208,8 +208,10 @@ def paint(scene: Scene) -> tuple[NDArray[np.uint8], Bools, NDArray[np.int64]]:
         masks[:, top:bottom, left:right] &= distance > 0
         masks[index, top:bottom, left:right] = distance <= 0
         whole[index] = (distance <= 0).sum()
-    canvas += rng.uniform(0, 5) * rng.normal(size=canvas.shape)
-    return np.clip(canvas, 0, 255).astype(np.uint8), masks, whole
+    strength, noise = rng.uniform(0, 5), rng.standard_normal(canvas.shape)
+    noise *= strength
+    canvas += noise
+    return canvas.clip(0, 255, out=canvas).astype(np.uint8), masks, whole
 
 
 def _span(center: float, radius: float, limit: int) -> tuple[int, int]:

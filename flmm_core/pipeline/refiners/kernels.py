@@ -50,7 +50,7 @@ def quarters(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
     weight = convolution.weight.permute(2, 3, 1, 0)  # (2, 2, D, C)
     assert convolution.bias is not None
     parts = F.linear(x, weight.flatten(0, 2), convolution.bias.repeat(4))
-    return parts.unflatten(-1, (4, -1))
+    return parts.view(*x.shape[:-1], 4, -1)
 
 
 def quarter(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
