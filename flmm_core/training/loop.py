@@ -36,6 +36,7 @@ from flmm_core.loader.samplers import (
     sample_extents,
 )
 from flmm_core.loader.throughput import Throughput, count_images
+from flmm_core.pipeline.boxes import occupied
 from flmm_core.pipeline.confidence import write_confidence
 from flmm_core.pipeline.drift import check_drift
 from flmm_core.pipeline.head_folder import check_model, read_info, read_weights
@@ -317,7 +318,7 @@ class TrainingLoop:
         features = self.trained_on.features(batch.inputs)
         nearest = self.config.head.paper_rounding
         truths = batch.truths
-        there = [truth.flatten(1).any(1) for truth in truths]  # (P,) each
+        there = [occupied(truth.flatten(1), 1) for truth in truths]  # (P,) each
         if nearest and (square := self.setup.info.model and self.setup.info.model.square):
             pairs = zip(truths, features, strict=True)
             truths = tuple(processed_truth(t, f.maps.image_box, square) for t, f in pairs)
