@@ -1,6 +1,6 @@
 """Measures where image tokens lie, for families x image sizes, and compares with what is declared.
 
-    python -m recipes.geometry                          # 20 families x 12 sizes, some minutes
+    python -m recipes.geometry                          # all families x 12 sizes, some minutes
     python -m recipes.geometry --families llava_next --sizes 640x480 1920x1080
 
 Each family is written as a folder (config at its published size, processor, no weights) and read

@@ -7,6 +7,7 @@ import transformers as hf
 from recipes.families.parts import (
     LLAMA,
     RELEASED,
+    SIGLIP,
     SIGLIP_LARGE,
     Parts,
     Settings,
@@ -23,6 +24,14 @@ def idefics2() -> Parts:
     image = hf.Idefics2ImageProcessor()
     processor = hf.Idefics2Processor(image, tokenizer, image_seq_len=64, **chat)
     return Parts(hf.Idefics2Config(image_token_id=ids["image_token"]), processor)
+
+
+def aria() -> Parts:
+    """Learned queries that attend to all patches, as in MiniCPM-V 2."""
+    tokenizer, chat, ids = words({"image_token": "<|img|>"}, "<|img|>")
+    vision = {**SIGLIP, "model_type": "idefics3_vision", "image_size": 980, "patch_size": 14}
+    config = hf.AriaConfig(vision_config=vision, image_token_index=ids["image_token"])
+    return Parts(config, hf.AriaProcessor(hf.AriaImageProcessor(), tokenizer, **chat))
 
 
 def mllama() -> Parts:
@@ -75,4 +84,4 @@ def deepseek_vl_hybrid(
     return Parts(config, processor)
 
 
-REFUSED = (idefics2, mllama, got_ocr2, deepseek_vl_hybrid)
+REFUSED = (idefics2, aria, mllama, got_ocr2, deepseek_vl_hybrid)

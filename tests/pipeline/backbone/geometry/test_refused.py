@@ -30,7 +30,8 @@ def geometry(**limits: Any) -> MeasuredGeometry:
 @pytest.mark.parametrize(
     ("family", "reason"),
     [
-        ("idefics2", "elements of 'pixel_values' reach several tokens"),
+        ("idefics2", "All elements of 'pixel_values' reach several tokens: a resampler"),
+        ("aria", "All elements of 'pixel_values' reach several tokens: a resampler"),
         ("mllama", "is given no image tokens in its sequence"),
         ("deepseek_vl_hybrid", "attention of DeepseekVLHybridConfig cannot be switched off"),
     ],
