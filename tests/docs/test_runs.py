@@ -149,6 +149,8 @@ def test_who_runs_the_rest_does() -> None:
     for page, file in OWN.items():
         assert (ROOT / page).exists()
         assert Path(page).name in (ROOT / file).read_text(), file
+    for block in blocks("docs/data.md"):  # its files are read one by one
+        assert block.file or block.language in ("sh", "indented"), block.place
     for page in EXAMPLES:
         (test,) = (ROOT / page).parent.glob("tests/test_conformance.py")
         assert "BackboneConformance" in test.read_text()
