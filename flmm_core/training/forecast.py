@@ -1,8 +1,8 @@
 """What a run will take: hours, memory and disk, from a few steps and one evaluated batch.
 
 They are done before the first step and undone: weights, optimizer and random numbers are then as
-they were, so a run with a forecast gives the same head, bit for bit, as one without. Features that the run
-keeps in memory stay.
+they were, so a run with a forecast gives the same head, bit for bit, as one without. Only features
+that the run keeps in memory stay there.
 """
 
 from __future__ import annotations
