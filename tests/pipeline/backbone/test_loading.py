@@ -226,7 +226,8 @@ def test_a_head_brings_its_adapter_and_quantization(
     grounder = Grounder.from_pretrained(head)
     assert (grounder.info.recipe.adapter, grounder.info.recipe.quantize) == (str(adapter), "8bit")
     assert set(grounder.backbone.vlm.peft_config) == {"default"}
-    assert not caplog.messages
+    # transformers may say of its own that a later version wrote the model's config
+    assert not [record.message for record in caplog.records if record.name.startswith("flmm")]
     info = read_info(head)
     assert info.model is not None
     assert info.model.quantization == "bitsandbytes 8bit"
