@@ -36,9 +36,8 @@ def test_enlarging_padding_and_logits_are_the_originals(grid: str) -> None:
 
 def test_gradients_are_the_originals() -> None:
     numbers = tensors("unet_small_io")
-    head = (
-        reference_mask_head().double()
-    )  # one rounded ReLU at 0 would change all that is before it
+    # In float32, one ReLU that is rounded to the other side of 0 changes all gradients before it.
+    head = reference_mask_head().double()
     attention = numbers["g24x24.input"].double().requires_grad_()
     logits = head._grid_logits(normalised(attention))
     (logits * numbers["grad.probe"][:, 0]).sum().backward()
