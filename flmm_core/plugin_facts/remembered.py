@@ -29,6 +29,8 @@ FAULT_SECONDS = 600.0
 """For how long a fault is remembered: its cause may lie outside of what can be looked at."""
 MOST_FILES = 2000
 """Of a plugin's package, those whose changes are noticed."""
+INSTALLED = frozenset({".dist-info", ".egg-info", ".egg-link", ".pth"})
+"""What every installation writes into the folder of packages."""
 
 
 class Kept(BaseModel):
@@ -92,7 +94,7 @@ def stamp(entry: EntryPoint, owner: str) -> str:
     known = Path(__file__).parent.glob("*.py")
     parts = (
         [owner, entry.name, entry.value, sys.version],
-        [_state(Path(folder)) for folder in sorted(site)],  # changes with each installation
+        [_installed(Path(folder)) for folder in sorted(site)],
         [_state(path) for path in sorted([*known, Path(spec.__file__), Path(hookspecs.__file__)])],
         [_state(path) for path in _files(entry.module.partition(".")[0])],
     )
@@ -102,6 +104,17 @@ def stamp(entry: EntryPoint, owner: str) -> str:
 def environment_folders() -> set[str]:
     """Where this Python's packages are installed."""
     return {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+
+
+def _installed(folder: Path) -> list[tuple[str, int, int]]:
+    """What is in a folder of packages; not its own time, which a module's bytecode changes."""
+    with suppress(OSError):
+        return sorted(
+            _state(path) if path.suffix in INSTALLED else (str(path), 0, 0)
+            for path in folder.iterdir()
+            if path.name != "__pycache__"
+        )
+    return []
 
 
 def _files(package: str) -> list[Path]:

@@ -66,7 +66,9 @@ def test_together_later_phrases_see_earlier_ones(grounder: Grounder) -> None:
     together = grounder.ground(image, ["a red ring", "the star"], together=True)
     caption = [Segment("a red ring", 0), Segment(". "), Segment("the star", 1), Segment(".")]
     (wanted,) = flow(grounder, [grounder.observer.prepare(image, caption)])
-    assert torch.equal(together.logits, wanted.logits)
+    # not bit for bit: some processors round by where in memory a tensor begins
+    assert (together.coarse_logits - wanted.coarse_logits).abs().max() <= 1e-5
+    assert (together.logits - wanted.logits).abs().max() <= 1e-3
     assert (together.coarse_logits[0] - alone.coarse_logits[0]).abs().max() <= 1e-4
     assert (together.coarse_logits[1] - alone.coarse_logits[1]).abs().max() > 1e-3
 

@@ -171,3 +171,14 @@ def test_options_are_listed_from_memory_and_checked_by_the_plugin(
     assert "sized" not in sys.modules
     assert registry.get("sized").options().size == 3  # type: ignore[attr-defined]
     assert registry.specs["sized"].options is sys.modules["sized"].Options
+
+
+def test_it_is_not_examined_again_for_its_bytecode(
+    cache: Path, imports: Callable[[], int], tmp_path: Path
+) -> None:
+    assert "counted" in fresh().specs
+    bytecode = tmp_path / "__pycache__"
+    bytecode.mkdir(exist_ok=True)
+    (bytecode / "other.pyc").touch()
+    assert "counted" in fresh().specs
+    assert imports() == 1

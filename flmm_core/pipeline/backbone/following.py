@@ -146,7 +146,7 @@ class Following:
             mask = self._mask(pieces, key.shape[2], at)
             probs = attention_rows(query, key[0], mask, at, scores)  # (N, T, K)
             if pool == "mean":
-                pooled = pool_rows(weights.to(device), probs)[..., columns.to(device)]
+                pooled = pool_rows(weights.to(device), probs, len(rows))[..., columns.to(device)]
             else:
                 parts = probs[..., columns.to(device)].split(lengths, 1)
                 pooled = torch.stack([part.amax(1) for part in parts], 1)

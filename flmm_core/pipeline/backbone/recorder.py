@@ -105,6 +105,7 @@ class _Share:
     kept: Tensor  # (t,) `slots` on the device
     groups: Tensor  # (t,) the phrase of each row
     pooling: Tensor  # (P * (1 + K), t) float32, averages the rows of a phrase
+    phrases: int  # P
     columns: Tensor  # (m,) positions of the keys so far
     columns_at: Tensor | slice  # (m,) their indices in the result
 
@@ -121,6 +122,7 @@ class _Share:
             kept=slots.to(device),
             groups=want.groups[slots].to(device),
             pooling=want.pooling[:, slots].to(device),
+            phrases=want.phrases,
             columns=want.columns[there].to(device),
             columns_at=slice(None) if len(there) == len(want.columns) else there,
         )
@@ -128,7 +130,7 @@ class _Share:
     def pool(self, probs: Tensor, pool: Pool) -> Tensor:
         """(N, t, S) -> (N, P * (1 + K), m): the rows pooled, at the wanted columns."""
         if pool == "mean":  # first: selecting the columns of P rows is cheaper than those of t
-            return pool_rows(self.pooling, probs)[..., self.columns]
+            return pool_rows(self.pooling, probs, self.phrases)[..., self.columns]
         rows = probs[..., self.columns]  # (N, t, m)
         pooled = rows.new_zeros(len(rows), len(self.pooling), len(self.columns))
         groups = self.groups[None, :, None].expand_as(rows)

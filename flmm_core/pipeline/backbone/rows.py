@@ -159,7 +159,12 @@ def split_ends(attention: Tensor, phrases: int) -> tuple[Tensor, Tensor | None]:
     return mean, rest.unflatten(2, (-1, phrases)).transpose(2, 3)
 
 
-def pool_rows(weights: Tensor, probs: Tensor) -> Tensor:
-    """Sums of rows with weights (P, t): (N, t, K) -> (N, P, K), float32 under autocast too."""
+def pool_rows(weights: Tensor, probs: Tensor, phrases: int) -> Tensor:
+    """Sums of rows with weights (P * (1 + K), t): (N, t, K) -> (N, P * (1 + K), K).
+
+    Float32, under autocast too. The P `phrases` are one product, and so is each of the K ends: how
+    a product is rounded depends on its size, and the means must be those that are pooled alone.
+    """
     with torch.autocast(probs.device.type, enabled=False):
-        return torch.matmul(weights, probs)
+        parts = [torch.matmul(some, probs) for some in weights.split(max(1, phrases))]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
