@@ -41,11 +41,12 @@ from recipes.pretrain import (
     Batch,
     Batches,
     Stage,
+    export,
     optimizers,
     rate,
     word_accuracy,
 )
-from recipes.twins import MAKERS, publish_names, random_twin
+from recipes.twins import random_twin
 
 SEED = 700
 STEPS = {"qwen": 1300, "deepseek_vl": 1500, "llava_next": 1500, "qwen3_vl": 100, "idefics3": 300}
@@ -304,8 +305,4 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     trained = align(arguments.family, arguments.output, arguments.start)
     if arguments.export:
-        trained.half().save_pretrained(arguments.export)
-        publish_names(arguments.export)
-        # An unused processor: a tokenizer remembers how it last padded.
-        _, unused = MAKERS[arguments.family](**STAGES[arguments.family][-1].geometry)
-        unused.save_pretrained(arguments.export)
+        export(trained, arguments.family, arguments.export)

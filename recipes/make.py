@@ -33,10 +33,10 @@ def make(family: str, output: Path, named: Path | None = None) -> Path:
 
 
 def publish(model: object, family: str, folder: Path) -> None:
-    """As `referring.export`, whole or not at all."""
+    """As `pretrain.export`, whole or not at all."""
     unfinished = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
-    referring.export(model, family, unfinished)
+    pretrain.export(model, family, unfinished)
     unfinished.rename(folder)
 
 

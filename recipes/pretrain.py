@@ -34,7 +34,7 @@ from flmm_core.data.drawn.scenes import (
     paint,
 )
 from recipes.muon import Muon
-from recipes.twins import random_twin
+from recipes.twins import MAKERS, publish_names, random_twin
 from recipes.words import PROMPT
 
 
@@ -327,6 +327,15 @@ def pretrain(family: str, output: Path, seed: int = 0, every: int = 50) -> Any:
                 saved.with_suffix(".new").replace(saved)
     assert model is not None
     return model.eval()
+
+
+def export(model: Any, family: str, folder: Path) -> None:
+    """Write a model, fp16, as a transformers folder."""
+    model.half().save_pretrained(folder)
+    publish_names(folder)
+    # An unused processor: a tokenizer remembers how it last padded.
+    _, unused = MAKERS[family](**STAGES[family][-1].geometry)
+    unused.save_pretrained(folder)
 
 
 if __name__ == "__main__":

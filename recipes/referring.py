@@ -34,9 +34,9 @@ from flmm_core.data.drawn.scenes import make_scene
 from recipes.aligning import ALIGNED
 from recipes.muon import Muon
 from recipes.placing import Kept, give_room, keep
-from recipes.pretrain import STAGES, Stage, rate
+from recipes.pretrain import STAGES, Stage, export, rate
 from recipes.telling import Lesson, Lessons, Looks, prompts, run
-from recipes.twins import PARTS, publish_names, random_twin
+from recipes.twins import PARTS, random_twin
 
 SEED = 705
 STEPS, BATCH, SCENES = 900, 12, 2000
@@ -177,15 +177,6 @@ def refer(family: str, output: Path, start: Path, every: int = 25, steps: int = 
             torch.save(whole, saved.with_suffix(".new"))
             saved.with_suffix(".new").replace(saved)
     return model.eval()
-
-
-def export(model: Any, family: str, folder: Path) -> None:
-    """Write a model, fp16, as a transformers folder."""
-    model.half().save_pretrained(folder)
-    publish_names(folder)
-    # An unused processor: a tokenizer remembers how it last padded.
-    _, unused = PARTS[family](**STAGES[family][-1].geometry)
-    unused.save_pretrained(folder)
 
 
 if __name__ == "__main__":
