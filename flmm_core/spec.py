@@ -48,8 +48,8 @@ TOY_DEFAULTS: Mapping[str, Any] = {
     "refiner_learning_rate": 3e-4,
     "bucket": True,
     "cache_memory": 1.0,
-    "steps": 900,
-    "save_every": 900,
+    "steps": 780,
+    "save_every": 780,
     # A toy model knows so few words that a refiner would learn to find them without attention.
     "refiner_options.text": False,
 }

@@ -65,15 +65,15 @@ def figures(family: str, model: Path, output: Path, quick: bool) -> list[Figure]
     drawn = few if quick else ("--data=shapes@train",)
     narrated = "--data=shapes@narrated", "--val-data=shapes@narrated-val"
     flat_scenes = "--kind=flat", "--seed=3", "--split=test", f"--pictures={4 if quick else 100}"
-    learned, head = "--head-pool=learned", ("learned",)
+    head = ("learned",)
     return [
         Figure("draw", flmm("data", "draw", flat, *flat_scenes), output / "flat"),
         Figure("captions", recipe("measure", *own, scenes=4)),
         Figure("two", recipe("of_two", *own, scenes=4)),
-        train("learned", behind, learned, *drawn, needs=("draw",)),
+        train("learned", behind, *drawn, needs=("draw",)),
         train("mean", behind, "--head-pool=mean", *drawn, needs=("draw",)),
         Figure("blank", recipe("twins", family, blank, "--seed=1"), output / "blank"),
-        train("control", f"--model={blank}", learned, *drawn, needs=("draw", "blank")),
+        train("control", f"--model={blank}", *drawn, needs=("draw", "blank")),
         Figure("flat", evaluate(f"refcoco:{flat}@test"), needs=("draw", *head)),
         Figure("absent", evaluate("shapes@absent"), needs=head),
         Figure("limits", recipe("limits", run, limit=4), needs=head),
@@ -82,7 +82,7 @@ def figures(family: str, model: Path, output: Path, quick: bool) -> list[Figure]
         Figure("talking", recipe("talking", run, prompts=2, scenes=2), needs=head),
         Figure("second_look", recipe("second_look", run, questions=1), needs=head),
         train(
-            "keywords", behind, learned, f"--init-head={run}", "--head-keywords",
+            "keywords", behind, f"--init-head={run}", "--head-keywords",
             "--train=keywords", "--steps=150", *narrated, "--eval-data=shapes@narrated-test",
             needs=head,
         ),
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := [name for name in given.only if name not in names]:
         parser.error(f"--only: no figure {unknown[0]!r}; there are {', '.join(names)}")
     output.mkdir(parents=True, exist_ok=True)
-    (output / "toy.yaml").write_text(dump_yaml(dict(TOY_DEFAULTS)))
+    (output / "toy.yaml").write_text(dump_yaml({**TOY_DEFAULTS, "head.pool": "learned"}))
     for figure in chosen(every, given.only):
         print(figure.name, flush=True)
         make(figure, output)

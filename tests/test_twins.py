@@ -14,6 +14,7 @@ from flmm_core import TOY_DEFAULTS, BackboneSpec
 from flmm_core.pipeline.backbone.weights import find_source
 from flmm_core.plugins import load_backbones, load_class
 from recipes.measure import captions, focus, told_apart
+from recipes.of_two import measure, shares
 from recipes.twins import MAKERS, RENAMED, TOWER, build_twin
 from tests.examples import example
 
@@ -25,6 +26,8 @@ SHIPPED = {
     "idefics3": ("examples", "tiny"),
 }
 """Backbone and model by the recipe's name of the family."""
+TAUGHT = {"qwen"}
+"""Those that know place and size, which is read where a phrase ends."""
 BYTES = 4_000_000
 
 
@@ -50,7 +53,8 @@ def twin(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize("family", SHIPPED)
 def test_it_is_small_and_trained_on_drawn_shapes_by_default(family: str) -> None:
     spec, model = shipped(family)
-    assert spec.models[model].defaults == TOY_DEFAULTS
+    taught = {"head.pool": "learned"} if family in TAUGHT else {}
+    assert spec.models[model].defaults == {**TOY_DEFAULTS, **taught}
     assert sum(file.stat().st_size for file in shipped_folder(family).iterdir()) < BYTES
 
 
@@ -94,3 +98,14 @@ def test_of_two_things_of_one_color_it_looks_at_the_one_that_is_named(twin: Any)
     found = told_apart(twin, 8)
     assert found["sharing_a_color"] >= 10
     assert found["told_apart"] >= 0.9  # a twin that looks at colors only: 0.5
+
+
+@pytest.mark.parametrize("family", sorted(TAUGHT))
+def test_of_two_things_of_one_name_it_looks_at_the_one_that_is_meant(family: str) -> None:
+    spec, model = shipped(family)
+    found = measure(load_class(spec).load(spec, model), 12)
+    for kind in ("relation", "side", "size"):
+        share = shares(found[kind][:, 0])  # of the token that ends the expression
+        best = share[::2].mean(0).argmax()
+        assert len(share) >= 10
+        assert share[1::2, best].mean() >= 0.75, kind  # by its name alone: 0.5

@@ -63,7 +63,7 @@ def qwen2_vl(patch: int = 8, pixels: int = 176) -> Parts:
 def qwen2_5_vl(patch: int = 8, pixels: int = 176, window: int = 4096) -> Parts:
     """One window as large as any image: small windows mean hundreds of tiny calls."""
     vision = {**QWEN, "window_size": window, "fullatt_block_indexes": [0, 1, 2]}
-    size = Size(TEXT | _rope(4, 6, 6), vision)
+    size = Size(TEXT | _rope(1, 6, 9), vision)
     return finished(one_view.qwen2_5_vl(patch, _about(pixels, patch), size))
 
 

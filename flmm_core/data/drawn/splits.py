@@ -35,7 +35,7 @@ class Split:
 
 SPLITS = {
     "train": Split(
-        1200, 71, ("plain", "plain", "plain", "plain", "plain", *HARD_KINDS), 2, ("some absent",)
+        1040, 71, ("plain", "plain", "plain", "plain", "plain", *HARD_KINDS), 2, ("some absent",)
     ),
     "val": Split(100, 72, ("plain",), 1, ("half absent",)),
     "test": Split(300, 73, ("plain",)),

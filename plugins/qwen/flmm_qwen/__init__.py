@@ -38,7 +38,7 @@ SPEC = BackboneSpec(
             source="flmm_qwen:tiny",
             license="Apache-2.0",
             summary="toy model that knows drawn shapes, shipped in the package",
-            defaults=TOY_DEFAULTS,
+            defaults={**TOY_DEFAULTS, "head.pool": "learned"},
         ),
         "3-tiny": ModelInfo(
             source="flmm_qwen:tiny_qwen3_vl",
