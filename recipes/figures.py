@@ -55,9 +55,9 @@ def figures(family: str, model: Path, output: Path, quick: bool) -> list[Figure]
         )  # fmt: skip
         return Figure(name, command, output / name, needs)
 
-    def evaluate(data: str) -> tuple[str, ...]:
+    def evaluate(data: str, *more: str) -> tuple[str, ...]:
         less = ("--limit=4",) if quick else ()
-        return flmm("eval", run, f"--data={data}", "--json", *less)
+        return flmm("eval", run, f"--data={data}", "--json", *more, *less)
 
     run, blank, flat = (str(output / name) for name in ("learned", "blank", "flat"))
     own, behind = (family, f"--model={model}"), f"--model={model}"
@@ -75,7 +75,7 @@ def figures(family: str, model: Path, output: Path, quick: bool) -> list[Figure]
         Figure("blank", recipe("twins", family, blank, "--seed=1"), output / "blank"),
         train("control", f"--model={blank}", *drawn, needs=("draw", "blank")),
         Figure("flat", evaluate(f"refcoco:{flat}@test"), needs=("draw", *head)),
-        Figure("absent", evaluate("shapes@absent"), needs=head),
+        Figure("absent", evaluate("shapes@absent", "--abstain"), needs=head),
         Figure("limits", recipe("limits", run, limit=4), needs=head),
         Figure("explaining", recipe("explaining", *own, scenes=4)),
         Figure("order", recipe("reading_order", *own, scenes=4)),
