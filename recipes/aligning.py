@@ -1,7 +1,7 @@
 """Finish a tiny model: align the attention of names with the images they fit, while captioning.
 
     OMP_NUM_THREADS=1 nohup python -m recipes.aligning qwen --start OTHER/state.pt --output DIR &
-    python -m recipes.aligning qwen --output DIR --export plugins/qwen/flmm_qwen/tiny
+    python -m recipes.aligning deepseek_vl --output DIR --export NEW
 
 After captions alone, the last word of a name attends to all objects of the name's color: sums
 over them are enough to predict the next word. So three losses are computed from one forward of each

@@ -1,8 +1,8 @@
 """The weights that ship, from the start, in one command per family.
 
     OMP_NUM_THREADS=1 nohup python -m recipes.make qwen --output build/qwen --export NEW &
-    OMP_NUM_THREADS=1 nohup python -m recipes.make qwen --output build/qwen --export NEW \
-        --named plugins/qwen/flmm_qwen/tiny &
+    OMP_NUM_THREADS=1 nohup python -m recipes.make deepseek_vl --output build/deepseek_vl \
+        --named plugins/deepseek_vl/flmm_deepseek_vl/tiny --export NEW &
 
 Captions (`recipes.pretrain`), names (`recipes.aligning`), then place and size
 (`recipes.referring`). `--named` gives a folder of a model that knows names, and only the last is

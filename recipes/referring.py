@@ -1,9 +1,9 @@
 """Teach a tiny model place and size: the words of an expression attend to the thing that it fits.
 
-    OMP_NUM_THREADS=1 nohup python -m recipes.referring qwen --start plugins/qwen/flmm_qwen/tiny \
-        --output DIR &
-    python -m recipes.referring qwen --start plugins/qwen/flmm_qwen/tiny --output DIR \
-        --export NEW
+    OMP_NUM_THREADS=1 nohup python -m recipes.referring deepseek_vl \
+        --start plugins/deepseek_vl/flmm_deepseek_vl/tiny --output DIR --export NEW &
+
+The model to start from knows names. The same command goes on where it was stopped.
 
 `recipes.aligning` teaches names, and there the last word of "the ring left of the star" attends to
 the star. Here the second head of the last two layers learns whole expressions; it shares its keys
@@ -184,7 +184,7 @@ if __name__ == "__main__":
     parser.add_argument("family", choices=sorted(PARTS))
     parser.add_argument("--output", type=Path, required=True, help="checkpoint and log")
     parser.add_argument(
-        "--start", type=Path, required=True, help="a transformers folder: the shipped one"
+        "--start", type=Path, required=True, help="a transformers folder: a model that knows names"
     )
     parser.add_argument("--export", type=Path, help="write the finished model, fp16, here")
     arguments = parser.parse_args()
