@@ -39,9 +39,10 @@ AS_TRAINED: dict[str, Any] = {
     "base_channels": TOY_DEFAULTS["head.base_channels"],
     "enlarge_to": TOY_DEFAULTS["head.enlarge_to"],
     "refiner_options": {"text": TOY_DEFAULTS["refiner_options.text"]},
+    "pool": "learned",
     "presence": True,
 }
-"""The head that `flmm train --backbone NAME` trains for a tiny model."""
+"""The head that `flmm train --backbone qwen` trains for the tiny model."""
 COMMAND, FURTHER = "`flmm ground`", "every further image"
 AGAIN = {"tiny": 5, "medium": 40}
 """Further images; the median counts."""
