@@ -13,7 +13,7 @@ from flmm_core.data.drawn.scenes import IMAGE_SIDES, Kind, make_scene, paint
 from flmm_core.data.drawn.writing import absent_things
 
 SCENES: tuple[tuple[int, Kind], ...] = (
-    (0, "plain"), (5, "plain"), (3, "texture"), (8, "plain"), (6, "occlusion"),
+    (5, "plain"), (0, "plain"), (3, "texture"), (8, "plain"), (6, "occlusion"),
 )  # fmt: skip
 """Seed and kind of each."""
 SCALE = 4
