@@ -44,6 +44,7 @@ class PhraseFinderOptions(PluginOptions):
 TOY_DEFAULTS: Mapping[str, Any] = {
     "head.base_channels": 16,
     "head.enlarge_to": 32,
+    "head.pool": "learned",  # what an expression means is known where it ends
     "learning_rate": 8e-3,
     "refiner_learning_rate": 3e-4,
     "bucket": True,

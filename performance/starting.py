@@ -39,7 +39,7 @@ AS_TRAINED: dict[str, Any] = {
     "base_channels": TOY_DEFAULTS["head.base_channels"],
     "enlarge_to": TOY_DEFAULTS["head.enlarge_to"],
     "refiner_options": {"text": TOY_DEFAULTS["refiner_options.text"]},
-    "pool": "learned",
+    "pool": TOY_DEFAULTS["head.pool"],
     "presence": True,
 }
 """The head that `flmm train --backbone qwen` trains for the tiny model."""

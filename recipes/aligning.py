@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from flmm_core.data.drawn.scenes import COLORS, SHAPES, Scene
 from recipes.families.toys import HIDDEN
+from recipes.placing import Kept, keep
 from recipes.pretrain import (
     MUON_PATCHES,
     STAGES,
@@ -52,6 +53,8 @@ SEED = 700
 STEPS = {"qwen": 1300, "deepseek_vl": 1500, "llava_next": 1500, "qwen3_vl": 100, "idefics3": 300}
 BORROWED = ("qwen3_vl", "idefics3")
 """Those that start near the end, from `recipes.borrow`, and are not to be thrown off."""
+GENTLE: dict[str, float] = {"muon": 0.003, "adam": 5e-4}
+"""The rates of those that know names already."""
 BATCH = {"deepseek_vl": 20, "qwen3_vl": 10, "idefics3": 10}
 ALIGNED = (1, 2, 3)
 """Layers whose first head is aligned; in the layer before, a name's words have to be combined."""
@@ -245,22 +248,45 @@ def shared_error(logits: Tensor, truth: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / len(truth)
 
 
-def align(family: str, output: Path, start: Path | None = None, every: int = 25) -> Any:
+def align(family: str, output: Path, start: Path | None = None) -> Any:
     """Train to the end, from the last checkpoint if there is one; returns the model."""
-    output.mkdir(parents=True, exist_ok=True)
-    saved, started = output / "state.pt", time.time()
     stage = Stage(
         STEPS[family], BATCH.get(family, 16), "all", STAGES[family][-1].geometry, shared=0.6,
-        absent=2, horizon=STEPS[family],
-        **{"muon": 0.003, "adam": 5e-4} if family in BORROWED else {},
+        absent=2, horizon=STEPS[family], **GENTLE if family in BORROWED else {},
     )  # fmt: skip
     model, processor = random_twin(family, 0, **stage.geometry)
     if start is not None:
         model.load_state_dict(torch.load(start, weights_only=True)["model"])
+    learn(model, processor, stage, output, muon_patches=family in MUON_PATCHES)
+    return model
+
+
+def learn(
+    model: Any,
+    processor: Any,
+    stage: Stage,
+    output: Path,
+    muon_patches: bool = False,
+    room: Kept = (),
+    every: int = 25,
+) -> None:
+    """Train a model to the end of a stage, from the last checkpoint if there is one.
+
+    Args:
+        model: Changed in place.
+        processor: Its processor.
+        stage: Steps, batches and rates.
+        output: Folder of the checkpoint and the log.
+        muon_patches: As for `optimizers`.
+        room: What has to stay as it is (`recipes.placing`).
+        every: So many steps from one line of the log to the next.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    saved, started = output / "state.pt", time.time()
     torch.manual_seed(1)
     fits = Fits()
     table = torch.optim.AdamW(fits.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0)
-    three = [*optimizers(model, stage, family in MUON_PATCHES), table]
+    three = [*optimizers(model, stage, muon_patches), table]
     highest, first = (stage.muon, stage.adam, 3e-3), 0
     if saved.exists():
         state = torch.load(saved, weights_only=True)
@@ -282,6 +308,7 @@ def align(family: str, output: Path, start: Path | None = None, every: int = 25)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in three:
             optimizer.step()
+        keep(room)
         done = step + 1
         if done % every == 0 or done == stage.steps:
             row = {name: part.item() for name, part in parts.items()} | figures
@@ -293,7 +320,7 @@ def align(family: str, output: Path, start: Path | None = None, every: int = 25)
             whole = {"step": done, "model": model.state_dict(), "optimizers": values}
             torch.save(whole | {"fits": fits.state_dict()}, saved.with_suffix(".new"))
             saved.with_suffix(".new").replace(saved)
-    return model.eval()
+    model.eval()
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := [name for name in given.only if name not in names]:
         parser.error(f"--only: no figure {unknown[0]!r}; there are {', '.join(names)}")
     output.mkdir(parents=True, exist_ok=True)
-    (output / "toy.yaml").write_text(dump_yaml({**TOY_DEFAULTS, "head.pool": "learned"}))
+    (output / "toy.yaml").write_text(dump_yaml(TOY_DEFAULTS))
     for figure in chosen(every, given.only):
         print(figure.name, flush=True)
         make(figure, output)

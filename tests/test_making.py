@@ -53,10 +53,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(pretrain.STAGES, "deepseek_vl", tuple(stages))
     monkeypatch.setitem(aligning.STEPS, "deepseek_vl", 2)
     monkeypatch.setitem(aligning.BATCH, "deepseek_vl", 2)
-    for name, value in {"STEPS": 2, "BATCH": 4, "SCENES": 6}.items():
+    for steps in (referring.RECOVERY, referring.STEPS):
+        monkeypatch.setitem(steps, "deepseek_vl", 2)
+    for name, value in {"BATCH": 4, "SCENES": 6}.items():
         monkeypatch.setattr(referring, name, value)
-    defaults = referring.refer.__defaults__
-    monkeypatch.setattr(referring.refer, "__defaults__", (defaults[0], 2))
 
 
 def test_a_model_is_made_from_the_start_in_parts_that_are_not_done_twice(

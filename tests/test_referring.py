@@ -188,23 +188,17 @@ class Room:
 
 
 @pytest.mark.parametrize(
-    ("family", "trained", "allowed"),
-    [("deepseek_vl", True, 0.35), ("llava_next", True, 0.6), ("qwen", False, 0.35)],
+    ("family", "allowed"), [("deepseek_vl", 0.65), ("llava_next", 0.35), ("qwen", 0.35)]
 )
-def test_with_room_keys_know_the_place_and_captions_stay(
-    family: str, trained: bool, allowed: float
-) -> None:
-    """Of models that know names; the shipped `qwen` has its room.
-
-    The tower of `llava_next` begins with a norm, which scales a patch's place by its contrast.
-    """
-    room = Room(family, trained)
+def test_with_room_keys_know_the_place_and_captions_stay(family: str, allowed: float) -> None:
+    """Of random models: those that ship have their room."""
+    room = Room(family, trained=False)
     before, lost = room.measured()
     kept = room.give()
     after, known = room.measured()
-    assert lost > 0.7
+    assert lost > 0.8
     assert known < allowed
-    assert abs(after - before) < 0.3
+    assert abs(after - before) < 0.1
     with torch.no_grad():
         for value in room.model.parameters():
             value += 0.01 * torch.randn_like(value)
@@ -212,11 +206,17 @@ def test_with_room_keys_know_the_place_and_captions_stay(
     assert room.measured()[1] < allowed + 0.05
 
 
-def test_keys_of_the_taught_model_know_the_place_and_room_costs_no_captions() -> None:
+@pytest.mark.parametrize("family", sorted(GEOMETRY))
+def test_keys_of_the_taught_model_know_the_place(family: str) -> None:
+    caption, known = Room(family, trained=True).measured()
+    assert known < 0.35
+    assert caption < 0.5
+
+
+def test_room_in_the_turns_of_keys_costs_no_captions() -> None:
     room = Room("qwen", trained=True)
-    before, known = room.measured()
+    before, _ = room.measured()
     room.give()
-    after, still = room.measured()
-    assert max(known, still) < 0.35
-    assert before < 0.5
+    after, known = room.measured()
+    assert known < 0.35
     assert abs(after - before) < 0.1

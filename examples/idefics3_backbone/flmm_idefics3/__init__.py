@@ -13,7 +13,7 @@ SPEC = BackboneSpec(
             source="flmm_idefics3:tiny",
             license="Apache-2.0",
             summary="toy model that knows drawn shapes, shipped in the package",
-            defaults=TOY_DEFAULTS,
+            defaults={**TOY_DEFAULTS, "head.pool": "mean"},
         ),
         "8b": ModelInfo("HuggingFaceM4/Idefics3-8B-Llama3", "Apache-2.0"),
     },

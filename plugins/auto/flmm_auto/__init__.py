@@ -33,7 +33,7 @@ SPEC = BackboneSpec(
             source="flmm_qwen:tiny",
             license="Apache-2.0",
             summary="the toy model of backbone qwen, measured",
-            defaults={**TOY_DEFAULTS, "head.pool": "learned"},
+            defaults=TOY_DEFAULTS,
         ),
     },
     capabilities=frozenset({"chat"}),
