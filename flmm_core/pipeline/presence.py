@@ -12,20 +12,19 @@ from flmm_core.pipeline.types import Features
 
 
 class Presence(nn.Module):
-    """A linear readout of the state of each phrase's last token.
+    """A linear readout of the states of each phrase's last token, one per layer.
 
     There a causal model has read the whole phrase and the image, and has to know whether they
     agree before it can go on. Normalized attention maps do not tell: each sums to 1, so a phrase
     without target attends to whatever is most like it.
 
-    The layers, whose norms differ by orders of magnitude, are normalized and then summed with
-    softmax(`layer_weights`).
+    The layers, whose norms differ by orders of magnitude, are normalized. Each has weights of its
+    own, since what one direction says in one layer, another says in the next.
     """
 
     def __init__(self, num_layers: int, hidden_size: int) -> None:
         super().__init__()
-        self.layer_weights = nn.Parameter(torch.zeros(num_layers))
-        self.readout = nn.Linear(hidden_size, 1)
+        self.readout = nn.Linear(num_layers * hidden_size, 1)
 
     def forward(self, features: Sequence[Features]) -> tuple[Tensor, ...]:
         """Per sample, (P,) float32 logits that its phrases name something.
@@ -34,14 +33,13 @@ class Presence(nn.Module):
         """
         if not features:
             return ()
-        with torch.autocast(self.layer_weights.device.type, enabled=False):
+        with torch.autocast(self.readout.weight.device.type, enabled=False):
             return self._readout(features)
 
     def _readout(self, features: Sequence[Features]) -> tuple[Tensor, ...]:
-        weights = self.layer_weights.softmax(0)
         ends = [each.row_phrase.bincount(minlength=each.phrases).cumsum(0) - 1 for each in features]
         last = [each.hidden[:, end] for each, end in zip(features, ends, strict=True)]
-        states = torch.cat(last, 1).to(weights.device).float()  # (L, P of all samples, D)
-        mixed = torch.einsum("l,lpd->pd", weights, F.layer_norm(states, states.shape[-1:]))
-        logits: Tensor = self.readout(mixed)[:, 0].float()
+        states = torch.cat(last, 1).to(self.readout.weight.device).float()
+        states = F.layer_norm(states, states.shape[-1:])  # (L, P of all samples, D)
+        logits: Tensor = self.readout(states.transpose(0, 1).flatten(1))[:, 0].float()
         return tuple(torch.split(logits, [each.phrases for each in features]))

@@ -49,15 +49,13 @@ def small_head() -> Head:
 def test_the_logit_is_a_readout_of_the_last_token_alone() -> None:
     torch.manual_seed(1)
     presence = Presence(LAYERS, HIDDEN)
-    nn.init.normal_(presence.layer_weights)
     batch = [features([2, 1, 4]), features([]), features([3], seed=1)]
     told = presence(batch)
     assert [len(logits) for logits in told] == [3, 0, 1]
     norm = nn.LayerNorm(HIDDEN, elementwise_affine=False)
-    weights = torch.softmax(presence.layer_weights, 0)
     for row, logit in zip((1, 2, 6), told[0], strict=True):
-        mixed = sum(w * norm(layer[row]) for w, layer in zip(weights, batch[0].hidden, strict=True))
-        torch.testing.assert_close(presence.readout(mixed)[0], logit)
+        states = torch.cat([norm(layer[row]) for layer in batch[0].hidden])
+        torch.testing.assert_close(presence.readout(states)[0], logit)
     changed = batch[0].hidden.clone()
     changed[:, [0, 3, 4, 5]] = 9.0
     torch.testing.assert_close(presence([replace(batch[0], hidden=changed)])[0], told[0])
@@ -126,4 +124,5 @@ def test_it_learns_what_the_state_says() -> None:
     right = (told > 0) == torch.tensor([True, False]).repeat(100)
     assert right.float().mean() > 0.9
     assert head.presence is not None
-    assert head.presence.layer_weights.argmax() == 1
+    by_layer = head.presence.readout.weight.detach().view(LAYERS, HIDDEN)
+    assert by_layer.abs().argmax() == HIDDEN + 3  # layer 1, where the scenes say it
