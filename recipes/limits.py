@@ -10,7 +10,9 @@ cells   each cell of the attention maps says how much of it the object covers, a
 truth   each cell of the coarse mask says so: no coarse mask can be better.
 
 Where "truth" is low, the refiner is the limit; where only "cells" is, the VLM's grid is; otherwise
-the attention did not find the object, or the mask head did not see it there.
+the attention did not find the object, or the mask head did not see it there. "right" is how often
+the head's refined mask fits the thing that is meant better than any other of the image, and the
+cIoU of these.
 """
 
 from __future__ import annotations
@@ -44,6 +46,15 @@ def coverage_logits(truth: Tensor, cells: tuple[int, int], size: tuple[int, int]
     return covered.clamp(1 - COVERED, COVERED).logit() * 2
 
 
+def fits_its_own(masks: Tensor, truth: Tensor) -> list[bool]:
+    """(P, H, W) bool masks and truths -> whether each mask has its highest IoU with its own."""
+    counts = [intersection_union(masks, other.expand_as(masks)) for other in truth]
+    inside, around = (torch.tensor(each) for each in zip(*counts, strict=True))
+    ious = inside / around.clamp(min=1)  # (truths, masks)
+    own: Tensor = ious.diagonal()
+    return ((own > 0) & (own == ious.amax(0))).tolist()  # type: ignore[no-any-return]
+
+
 def cells_of(maps: AttentionMaps) -> tuple[int, int]:
     """How many cells the image has in maps that may reach beyond it."""
     y0, x0, y1, x1 = maps.image_box
@@ -66,7 +77,7 @@ def coarse_and_refined(
 
 
 def measure(run: str, data: str, limit: int | None = None) -> dict[str, list[float]]:
-    """By kind of scene, how many phrases, and the cIoU of each way, coarse and refined."""
+    """By kind of scene, how many phrases, how many are right, their cIoU, and that of each way."""
     grounder = Grounder.from_pretrained(run, device="cpu")
     if grounder.head.refiner.uses_text:
         raise SystemExit("The head's refiner reads words: no mask alone is its limit.")
@@ -79,17 +90,19 @@ def measure(run: str, data: str, limit: int | None = None) -> dict[str, list[flo
             continue
         observed = source.features(batch.inputs)
         for sample, features, truth in zip(batch.samples, observed, batch.truths, strict=True):
-            counts = [
-                intersection_union(masks, truth)
-                for _, *both in coarse_and_refined(grounder, features, truth)
-                for masks in both
-            ]
+            ways = coarse_and_refined(grounder, features, truth)
+            masks = [one for _, *both in ways for one in both]
+            counts = [intersection_union(one, truth) for one in masks]
+            right = fits_its_own(masks[1], truth)
             for place, phrase in enumerate(sample.phrases):
-                sums[phrase.slice or "all"].append([n[place] for pair in counts for n in pair])
+                row = [n[place] for pair in counts for n in pair]
+                kept = [right[place] * n for n in row[2:4]]
+                sums[phrase.slice or "all"].append([right[place], *kept, *row])
     figures = {}
     for kind, rows in sums.items():
-        total = torch.tensor(rows).sum(0).tolist()
-        figures[kind] = [len(rows), *(i / u for i, u in zip(total[::2], total[1::2], strict=True))]
+        right, *total = torch.tensor(rows).sum(0).tolist()
+        scores = [i / max(u, 1) for i, u in zip(total[::2], total[1::2], strict=True)]
+        figures[kind] = [len(rows), right / len(rows), *scores]
     return figures
 
 
@@ -100,12 +113,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="shapes@hard")
     parser.add_argument("--limit", type=int, help="the first samples only")
     given = parser.parse_args(arguments)
-    print(f"| scenes | phrases | {' | '.join(f'{way}: coarse → refined' for way in WAYS)} |")
-    print(f"|---|--:|{'---|' * len(WAYS)}")
-    for kind, (count, *scores) in sorted(measure(given.run, given.data, given.limit).items()):
+    ways = " | ".join(f"{way}: coarse → refined" for way in WAYS)
+    print(f"| scenes | phrases | right: share, cIoU | {ways} |")
+    print(f"|---|--:|---|{'---|' * len(WAYS)}")
+    for kind, (count, right, own, *scores) in sorted(
+        measure(given.run, given.data, given.limit).items()
+    ):
         pairs = zip(scores[::2], scores[1::2], strict=True)
         cells = " | ".join(f"{coarse:.2f} → {refined:.2f}" for coarse, refined in pairs)
-        print(f"| {kind} | {count} | {cells} |")
+        print(f"| {kind} | {count} | {right:.2f}, {own:.2f} | {cells} |")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 nohup python -m recipes.make qwen --output build/qwen --export NEW &
     OMP_NUM_THREADS=1 nohup python -m recipes.make deepseek_vl --output build/deepseek_vl \
-        --named plugins/deepseek_vl/flmm_deepseek_vl/tiny --export NEW &
+        --named FOLDER --export NEW &
 
 Captions (`recipes.pretrain`), names (`recipes.aligning`), then place and size
 (`recipes.referring`). `--named` gives a folder of a model that knows names, and only the last is

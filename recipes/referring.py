@@ -1,14 +1,15 @@
 """Teach a tiny model place and size: the words of an expression attend to the thing that it fits.
 
     OMP_NUM_THREADS=1 nohup python -m recipes.referring deepseek_vl \
-        --start plugins/deepseek_vl/flmm_deepseek_vl/tiny --output DIR --export NEW &
+        --start build/deepseek_vl/named --output DIR --export NEW &
 
 The model to start from knows names. The same command goes on where it was stopped.
 
 `recipes.aligning` teaches names, and there the last word of "the ring left of the star" attends to
 the star. Here the second head of the last two layers learns whole expressions; it shares its keys
 with the first one, which keeps the names. All is learned from captions, and nothing from a mask or
-from coordinates:
+from coordinates. Names suffer where channels are given to the place (`recipes.placing`); there,
+`recipes.aligning` goes on for `RECOVERY` steps first. Then follow, with the tower at rest:
 
 - captions, by next-token prediction;
 - names attend to what they attended to before;

@@ -19,7 +19,7 @@ from flmm_core.plugins import load_backbones
 from recipes import aligning, make, pretrain, referring
 from recipes.figures import Figure, chosen, figures, main
 from recipes.figures import make as make_figure
-from recipes.limits import coverage_logits
+from recipes.limits import coverage_logits, fits_its_own
 from recipes.muon import Muon
 
 
@@ -143,6 +143,16 @@ def test_heads_are_trained_with_the_settings_of_a_tiny_model(
     ours, _ = load_config(tmp_path / "out/toy.yaml", given, load_backbones().get)
     left = {"model", "output"}
     assert ours.model_dump(exclude=left) == tiny.model_dump(exclude=left)
+
+
+def test_a_mask_is_right_if_it_fits_no_other_thing_better() -> None:
+    truth = torch.zeros(3, 8, 8, dtype=torch.bool)
+    truth[0, :4], truth[1, 4:, :4], truth[2, 4:, 4:] = True, True, True
+    masks = truth.clone()
+    assert fits_its_own(masks, truth) == [True, True, True]
+    masks[1], masks[2, 6:] = truth[0], False  # of another thing; half of the right one
+    assert fits_its_own(masks, truth) == [True, False, True]
+    assert fits_its_own(torch.zeros_like(masks), truth) == [False] * 3
 
 
 def test_better_coarse_masks_are_as_good_as_their_cells_allow() -> None:
