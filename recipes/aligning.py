@@ -53,8 +53,8 @@ SEED = 700
 STEPS = {"qwen": 1300, "deepseek_vl": 1500, "llava_next": 1500, "qwen3_vl": 100, "idefics3": 300}
 BORROWED = ("qwen3_vl", "idefics3")
 """Those that start near the end, from `recipes.borrow`, and are not to be thrown off."""
-GENTLE: dict[str, float] = {"muon": 0.003, "adam": 5e-4}
-"""The rates of those that know names already."""
+GENTLE = {"muon": 0.003, "adam": 5e-4}
+"""The rates of a model that knows names already."""
 BATCH = {"deepseek_vl": 20, "qwen3_vl": 10, "idefics3": 10}
 ALIGNED = (1, 2, 3)
 """Layers whose first head is aligned; in the layer before, a name's words have to be combined."""
@@ -250,43 +250,45 @@ def shared_error(logits: Tensor, truth: Tensor) -> Tensor:
 
 def align(family: str, output: Path, start: Path | None = None) -> Any:
     """Train to the end, from the last checkpoint if there is one; returns the model."""
-    stage = Stage(
-        STEPS[family], BATCH.get(family, 16), "all", STAGES[family][-1].geometry, shared=0.6,
-        absent=2, horizon=STEPS[family], **GENTLE if family in BORROWED else {},
-    )  # fmt: skip
-    model, processor = random_twin(family, 0, **stage.geometry)
+    model, processor = random_twin(family, 0, **STAGES[family][-1].geometry)
     if start is not None:
         model.load_state_dict(torch.load(start, weights_only=True)["model"])
-    learn(model, processor, stage, output, muon_patches=family in MUON_PATCHES)
+    learn(family, model, processor, output, STEPS[family], gentle=family in BORROWED)
     return model
 
 
 def learn(
+    family: str,
     model: Any,
     processor: Any,
-    stage: Stage,
     output: Path,
-    muon_patches: bool = False,
+    steps: int,
+    gentle: bool,
     room: Kept = (),
     every: int = 25,
 ) -> None:
-    """Train a model to the end of a stage, from the last checkpoint if there is one.
+    """Train a model to the end, from the last checkpoint if there is one.
 
     Args:
+        family: For its batches.
         model: Changed in place.
         processor: Its processor.
-        stage: Steps, batches and rates.
         output: Folder of the checkpoint and the log.
-        muon_patches: As for `optimizers`.
+        steps: How many from the beginning.
+        gentle: At the rates of a model that knows names already.
         room: What has to stay as it is (`recipes.placing`).
         every: So many steps from one line of the log to the next.
     """
     output.mkdir(parents=True, exist_ok=True)
     saved, started = output / "state.pt", time.time()
+    stage = Stage(
+        steps, BATCH.get(family, 16), "all", STAGES[family][-1].geometry, shared=0.6,
+        absent=2, horizon=steps, **GENTLE if gentle else {},
+    )  # fmt: skip
     torch.manual_seed(1)
     fits = Fits()
     table = torch.optim.AdamW(fits.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0)
-    three = [*optimizers(model, stage, muon_patches), table]
+    three = [*optimizers(model, stage, family in MUON_PATCHES), table]
     highest, first = (stage.muon, stage.adam, 3e-3), 0
     if saved.exists():
         state = torch.load(saved, weights_only=True)

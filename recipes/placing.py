@@ -32,8 +32,7 @@ LOUDNESS, LOUDNESS_IN_TEXT = 0.5, 1.0
 """Of a place, relative to other channels where the tower and the language model end."""
 STEADY = 3.0
 """A place's norm before a tower's first norm, relative to the rest of it: what that norm makes of a
-place then hardly depends on how bright a patch is. (With 0.14, it varied by half from cell to
-cell.)"""
+place then hardly depends on how bright a patch is."""
 CHANNELS = 4
 READ = 10.0
 """How strongly the keys read the place; other columns of their weights have a norm of 0.7."""

@@ -32,11 +32,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flmm_core.data.drawn.scenes import make_scene
-from recipes import aligning
-from recipes.aligning import ALIGNED
+from recipes.aligning import ALIGNED, learn
 from recipes.muon import Muon
 from recipes.placing import Kept, give_room, keep
-from recipes.pretrain import MUON_PATCHES, STAGES, Stage, export, rate
+from recipes.pretrain import STAGES, Stage, export, rate
 from recipes.telling import Lesson, Lessons, Looks, prompts, run
 from recipes.twins import random_twin
 
@@ -149,13 +148,8 @@ def refer(family: str, output: Path, start: Path, every: int = 25) -> Any:
     copy_heads(model)
     few = [make_scene((SEED - 1, number)) for number in range(8)]
     room: Kept = give_room(model, KEYS, LAYERS, prompts(processor, few, SAID))
-    if steps_again := RECOVERY.get(family):
-        again = Stage(
-            steps_again, aligning.BATCH.get(family, 16), "all", geometry, shared=0.6,
-            absent=2, horizon=steps_again, **aligning.GENTLE,
-        )  # fmt: skip
-        patches = family in MUON_PATCHES
-        aligning.learn(model, processor, again, output / "names", patches, room)
+    if again := RECOVERY.get(family):
+        learn(family, model, processor, output / "names", again, gentle=True, room=room)
         copy_heads(model)
     lessons = Lessons(model, processor, SCENES, SEED, output / "lessons.pt")
     both, first = optimizers(model), 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flmm_core.data.drawn.scenes import make_scene, paint
+from recipes import aligning
 from recipes.phrases import twins, words_for
 from recipes.placing import give_room, keep
 from recipes.referring import KEYS, LAYERS, NAMES, SAID, WEIGHTS, losses, optimizers, pretrained
@@ -188,10 +189,13 @@ class Room:
 
 
 @pytest.mark.parametrize(
-    ("family", "allowed"), [("deepseek_vl", 0.65), ("llava_next", 0.35), ("qwen", 0.35)]
+    ("family", "allowed"), [("deepseek_vl", 0.65), ("llava_next", 0.22), ("qwen", 0.35)]
 )
 def test_with_room_keys_know_the_place_and_captions_stay(family: str, allowed: float) -> None:
-    """Of random models: those that ship have their room."""
+    """Of random models: those that ship have their room.
+
+    That of `llava_next` leaves more unexplained (0.29) if its tower's first norm scales the place.
+    """
     room = Room(family, trained=False)
     before, lost = room.measured()
     kept = room.give()
@@ -204,6 +208,21 @@ def test_with_room_keys_know_the_place_and_captions_stay(family: str, allowed: f
             value += 0.01 * torch.randn_like(value)
         keep(kept)
     assert room.measured()[1] < allowed + 0.05
+
+
+def test_names_recover_in_all_parts_but_the_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(aligning.BATCH, "deepseek_vl", 2)
+    model, processor = random_twin("deepseek_vl", 0)
+    few = prompts(processor, [make_scene((6, seed)) for seed in range(2)], SAID)
+    kept = give_room(model, KEYS, LAYERS, few)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    aligning.learn("deepseek_vl", model, processor, tmp_path, 2, gentle=True, room=kept)
+    assert all(torch.equal(value[entries], values) for value, entries, values in kept)
+    changed = {name for name, value in model.named_parameters() if not value.equal(before[name])}
+    for part in ("vision_model.encoder", "aligner", "language_model.layers"):
+        assert any(part in name for name in changed), part
 
 
 @pytest.mark.parametrize("family", sorted(GEOMETRY))
