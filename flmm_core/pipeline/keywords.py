@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from flmm_core.pipeline.presence import beside
 
 
 class KeywordSelector(nn.Module):
@@ -17,14 +18,12 @@ class KeywordSelector(nn.Module):
     With "begins", neighbors stay apart and a phrase needs a beginning: in "left of the star" a
     state tells that "star" is a thing, but not that it was named before; at "the" it does.
 
-    The layers, whose norms differ by orders of magnitude, are normalized and then summed with
-    softmax(`layer_weights`).
+    As in `Presence`, layers are normalized, and each has weights of its own.
     """
 
     def __init__(self, num_layers: int, hidden_size: int) -> None:
         super().__init__()
-        self.layer_weights = nn.Parameter(torch.zeros(num_layers))
-        self.readout = nn.Linear(hidden_size, 2)
+        self.readout = nn.Linear(num_layers * hidden_size, 2)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(T, 2) float32 logits: that each token begins a phrase, and that it is in one.
@@ -32,9 +31,6 @@ class KeywordSelector(nn.Module):
         Args:
             hidden: (L, T, D) states of all layers, as in `Trace`.
         """
-        with torch.autocast(self.layer_weights.device.type, enabled=False):
-            states = hidden.to(self.layer_weights.device).float()
-            weights = self.layer_weights.softmax(0)
-            mixed = torch.einsum("l,ltd->td", weights, F.layer_norm(states, states.shape[-1:]))
-            logits: Tensor = self.readout(mixed).float()
+        with torch.autocast(self.readout.weight.device.type, enabled=False):
+            logits: Tensor = self.readout(beside(hidden, self.readout)).float()
             return logits

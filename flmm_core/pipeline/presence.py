@@ -11,6 +11,12 @@ from torch.nn import functional as F
 from flmm_core.pipeline.types import Features
 
 
+def beside(hidden: Tensor, readout: nn.Linear) -> Tensor:
+    """(L, T, D) states -> (T, L·D) float32, normalized layers side by side, where `readout` is."""
+    states = hidden.to(readout.weight.device).float()
+    return F.layer_norm(states, states.shape[-1:]).transpose(0, 1).flatten(1)
+
+
 class Presence(nn.Module):
     """A linear readout of the states of each phrase's last token, one per layer.
 
@@ -39,7 +45,5 @@ class Presence(nn.Module):
     def _readout(self, features: Sequence[Features]) -> tuple[Tensor, ...]:
         ends = [each.row_phrase.bincount(minlength=each.phrases).cumsum(0) - 1 for each in features]
         last = [each.hidden[:, end] for each, end in zip(features, ends, strict=True)]
-        states = torch.cat(last, 1).to(self.readout.weight.device).float()
-        states = F.layer_norm(states, states.shape[-1:])  # (L, P of all samples, D)
-        logits: Tensor = self.readout(states.transpose(0, 1).flatten(1))[:, 0].float()
+        logits: Tensor = self.readout(beside(torch.cat(last, 1), self.readout))[:, 0].float()
         return tuple(torch.split(logits, [each.phrases for each in features]))
