@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from flmm_core.data.drawn.scenes import VERSION, Scene, make_scene, paint
+from flmm_core.data.drawn.scenes import VERSION, Scene, make_scene, paint, relations
 from flmm_core.evaluation.baselines import Labeled, channel_shares
 from flmm_core.files import cache_folder, write_json
 from flmm_core.pipeline.attention_maps import attention_maps
@@ -90,12 +90,13 @@ def find_heads(
 
 @torch.no_grad()
 def labeled_nouns(backbone: Backbone, scene: Scene) -> Iterator[Labeled]:
-    """The maps of "ring" in "the red ring.", for each thing of a scene, and its mask."""
+    """The maps and masks of "ring" and "star" in "the red ring left of the blue star.".
+
+    There is one caption for each thing of a scene; those without a relation have one noun. A head
+    that looks at the ring all along does not localize: "star" names another thing.
+    """
     pixels, masks, _ = paint(scene)
-    captions = [
-        (Segment(f"the {shape.color} "), Segment(shape.name, 0), Segment("."))
-        for shape in scene.shapes
-    ]
+    captions, things = zip(*_captions(scene), strict=True)
     image = Image.fromarray(pixels)
     first = backbone.prepare(image, captions[0])
     for _ in range(2):  # the grids of some models have a fixed size
@@ -104,14 +105,27 @@ def labeled_nouns(backbone: Backbone, scene: Scene) -> Iterator[Labeled]:
             first = backbone.prepare(image, captions[0])
     samples = [first, *(backbone.prepare(image, each, like=first) for each in captions[1:])]
     traces = backbone.trace(backbone.collate(samples))
-    for trace, mask in zip(traces, torch.from_numpy(masks), strict=True):
+    for trace, named in zip(traces, things, strict=True):
         maps = attention_maps(trace)
-        yield AttentionMaps(maps.maps.cpu(), maps.image_box), mask[None]
+        yield AttentionMaps(maps.maps.cpu(), maps.image_box), torch.from_numpy(masks[named])
+
+
+def _captions(scene: Scene) -> Iterator[tuple[tuple[Segment, ...], list[int]]]:
+    """For each thing a caption, and the indices of the things that its phrases name."""
+    words = [shape.words for shape in scene.shapes]
+    for thing, shape in enumerate(scene.shapes):
+        caption, named = [Segment(f"the {shape.color} "), Segment(shape.name, 0)], [thing]
+        if related := relations(scene, shape):
+            where, color, name = related[thing % len(related)].rsplit(" ", 2)
+            caption += Segment(f" {where} {color} "), Segment(name, 1)
+            named.append(words.index(f"{color} {name}"))
+        yield (*caption, Segment(".")), named
 
 
 def _key(backbone: Backbone, scenes: int) -> str:
     facts: dict[str, Any] = {
         "drawn": VERSION,
+        "captions": "with relations",
         "scenes": scenes,
         "seed": SEED,
         "model": asdict(backbone.identity()),

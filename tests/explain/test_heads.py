@@ -36,8 +36,8 @@ def test_nouns_point_at_what_they_name_and_points_at_their_nouns(family: str) ->
             inside = binary_fill_holes(masks[thing])  # the middle of a ring is a hole
             hits.append((inside[int(y), int(x)], first.word in own))
     pointed, named_first = np.mean(hits, axis=0)
-    # `recipes.explaining` measures 0.89 and more on 579 nouns; of these 101, it may be 0.06 less.
-    assert pointed >= 0.8
+    # `recipes.explaining` measures 0.90 and more on 579 nouns; of these 101, it may be 0.06 less.
+    assert pointed >= 0.84
     assert named_first >= 0.9
 
 
