@@ -41,7 +41,7 @@ def publish(model: object, family: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make the weights of a tiny model.")
-    parser.add_argument("family", choices=sorted(referring.STEPS))
+    parser.add_argument("family", choices=sorted(referring.PARTS))
     parser.add_argument("--output", type=Path, required=True, help="checkpoints, logs and results")
     parser.add_argument("--named", type=Path, help="a folder of a model that knows names already")
     parser.add_argument("--export", type=Path, help="copy the finished model, fp16, here")

@@ -17,6 +17,8 @@ from coordinates. Names suffer where channels are given to the place (`recipes.p
   one, and there the name finds the thing. The expression attends to what the name attends to then;
 - size: what the name finds, one entry of the keys tells whether captions call it small or large.
   Without it, queries of sizes and keys of sizes each wait for the other.
+
+LLaVA-NeXT then goes on with its tiles: a third head learns what an expression means there.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,14 +42,36 @@ from recipes.telling import Lesson, Lessons, Looks, prompts, run
 from recipes.twins import random_twin
 
 SEED = 705
-STEPS = {"qwen": 900, "deepseek_vl": 900, "llava_next": 1400}
 BATCH, SCENES = 12, 2000
 MUON, ADAM = 0.01, 1e-3
+
+
+class Part(NamedTuple):
+    """Training on one schedule.
+
+    Attributes:
+        steps: Of gradient descent.
+        pace: The highest learning rates, relative to `MUON` and `ADAM`.
+        tiles: Expressions look at the tiles of an image, too.
+    """
+
+    steps: int
+    pace: float = 1.0
+    tiles: bool = False
+
+
+PARTS = {
+    "qwen": [Part(900)],
+    "deepseek_vl": [Part(900)],
+    "llava_next": [Part(1400), Part(400, 0.5, tiles=True)],
+}
 RECOVERY = {"deepseek_vl": 400, "llava_next": 300}
 """Steps of `recipes.aligning` after channels were given to the place: names suffer from that."""
-WEIGHTS = {"caption": 1.0, "names": 1.0, "tell": 1.0, "size": 0.3}
+WEIGHTS = {"caption": 1.0, "names": 1.0, "tell": 1.0, "tiles": 1.0, "size": 0.3}
 NAMES, WHOLES, KEYS = 0, 1, 0
 """The heads for names and for expressions, and the keys that they share."""
+TILES, TILE_KEYS = 2, 1
+"""The head for expressions in tiles, and its keys, which hold no place."""
 LAYERS = (2, 3)
 """Where expressions are taught; in those before, a token gathers what it has to know."""
 SAID = "the small red ring left of the blue star. the green cross in the top right is not there."
@@ -55,7 +79,9 @@ SIZE = 13
 """The entry of the keys that tells the size: one that rotary positions hardly turn."""
 
 
-def losses(model: Any, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
+def losses(
+    model: Any, lesson: Lesson, tiles: bool = False
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The losses named in `WEIGHTS`, and figures for the log."""
     states, heads = run(model, lesson)
     width = lesson.is_image.shape[1]
@@ -63,23 +89,27 @@ def losses(model: Any, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, flo
     labels = torch.cat([lesson.first[:, None], lesson.labels[:, 1:]], 1)
     found = {"caption": F.cross_entropy(logits.flatten(0, 1), labels.flatten())}
     figures: dict[str, float] = {}
-    ways = (
-        ("names", NAMES, ALIGNED, lesson.is_image, lesson.names),
-        ("tell", WHOLES, LAYERS, lesson.is_whole, lesson.wholes),
-    )
-    for name, head, layers, cells, looks in ways:
+    ways = [
+        ("names", NAMES, KEYS, ALIGNED, lesson.is_image, lesson.names),
+        ("tell", WHOLES, KEYS, LAYERS, lesson.is_whole, lesson.wholes),
+    ]
+    if tiles:
+        is_tile = lesson.is_image & ~lesson.is_whole
+        ways.append(("tiles", TILES, TILE_KEYS, LAYERS, is_tile, lesson.tiles))
+    for name, head, keys, layers, cells, looks in ways:
         errors = []
         for layer in layers:
-            query, key = heads[layer][0][:, head, width:], heads[layer][1][:, KEYS, :width]
+            query, key = heads[layer][0][:, head, width:], heads[layer][1][:, keys, :width]
             error, figures[f"{name}_{layer}"] = agreement(query, key, cells, looks)
             errors.append(error)
         found[name] = torch.stack(errors).mean()
-    sample, things, large = zip(*lesson.large, strict=True)
+    sample, things, small, large = zip(*lesson.large, strict=True)
     sizes = [
-        (heads[layer][1][list(sample), KEYS, :width, SIZE] * torch.stack(things)).sum(1)
+        (heads[layer][1][list(sample), keys, :width, SIZE] * torch.stack(cells)).sum(1)
         for layer in LAYERS
+        for keys, cells in ((KEYS, things), (TILE_KEYS, small))[: 1 + tiles]
     ]
-    truth = torch.tensor(large).expand(len(LAYERS), -1)
+    truth = torch.tensor(large).expand(len(sizes), -1)
     found["size"] = F.binary_cross_entropy_with_logits(torch.stack(sizes), truth)
     return found, figures
 
@@ -137,21 +167,45 @@ def optimizers(model: Any) -> list[torch.optim.Optimizer]:
     ]
 
 
-def refer(family: str, output: Path, start: Path, every: int = 25) -> Any:
+def refer(family: str, output: Path, start: Path) -> Any:
     """Train to the end, from the last checkpoint if there is one; returns the model."""
-    output.mkdir(parents=True, exist_ok=True)
-    saved, started = output / "state.pt", time.time()
-    geometry, steps = STAGES[family][-1].geometry, STEPS[family]
-    stage = Stage(steps, BATCH, "all", geometry, horizon=steps)
-    model, processor = random_twin(family, 0, **geometry)
+    model, processor = random_twin(family, 0, **STAGES[family][-1].geometry)
     model.load_state_dict(pretrained(start))
     copy_heads(model)
     few = [make_scene((SEED - 1, number)) for number in range(8)]
-    room: Kept = give_room(model, KEYS, LAYERS, prompts(processor, few, SAID))
+    room = give_room(model, KEYS, LAYERS, prompts(processor, few, SAID))
     if again := RECOVERY.get(family):
         learn(family, model, processor, output / "names", again, gentle=True, room=room)
         copy_heads(model)
-    lessons = Lessons(model, processor, SCENES, SEED, output / "lessons.pt")
+    for number, part in enumerate(PARTS[family]):
+        folder = output / f"part-{number + 1}"
+        teach(part, SEED + number, model, processor, folder, room)
+    return model.eval()
+
+
+def teach(
+    part: Part,
+    seed: int,
+    model: Any,
+    processor: Any,
+    output: Path,
+    room: Kept,
+    every: int = 25,
+) -> None:
+    """Train a model to the end of a part, from the last checkpoint if there is one.
+
+    Args:
+        part: The part.
+        seed: Of scenes and texts.
+        model: Changed in place.
+        processor: Its processor.
+        output: Folder of the checkpoint and the log.
+        room: What has to stay as it is.
+        every: So many steps from one line of the log to the next.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    saved, started = output / "state.pt", time.time()
+    stage = Stage(part.steps, BATCH, "all", {}, horizon=part.steps)
     both, first = optimizers(model), 0
     if saved.exists():
         state = torch.load(saved, weights_only=True)
@@ -159,36 +213,38 @@ def refer(family: str, output: Path, start: Path, every: int = 25) -> Any:
         for optimizer, values in zip(both, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
         first = state["step"]
+    if first == part.steps:
+        return
+    lessons = Lessons(model, processor, SCENES, seed, output / "lessons.pt")
     model.train()
-    for step in range(first, steps):
+    for step in range(first, part.steps):
         for optimizer, lr in zip(both, (MUON, ADAM), strict=True):
-            optimizer.param_groups[0]["lr"] = lr * rate(step, stage)
-        found, figures = losses(model, lessons.batch(step, BATCH))
-        loss = torch.stack([WEIGHTS[name] * part for name, part in found.items()]).sum()
+            optimizer.param_groups[0]["lr"] = lr * part.pace * rate(step, stage)
+        found, figures = losses(model, lessons.batch(step, BATCH), part.tiles)
+        loss = torch.stack([WEIGHTS[name] * error for name, error in found.items()]).sum()
         for optimizer in both:
             optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in both:
             optimizer.step()
         keep(room)
         done = step + 1
-        if done % every == 0 or done == steps or done in (1, 5):
-            row = {name: part.item() for name, part in found.items()} | figures
+        if done % every == 0 or done == part.steps or done in (1, 5):
+            row = {name: error.item() for name, error in found.items()} | figures
             row = {"step": done} | {name: round(value, 3) for name, value in row.items()}
             with (output / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row | {"seconds": round(time.time() - started)}) + "\n")
-        if done % (2 * every) == 0 or done == steps:
+        if done % (2 * every) == 0 or done == part.steps:
             values = [optimizer.state_dict() for optimizer in both]
             whole = {"step": done, "model": model.state_dict(), "optimizers": values}
             torch.save(whole, saved.with_suffix(".new"))
             saved.with_suffix(".new").replace(saved)
-    return model.eval()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Teach a tiny model place and size.")
-    parser.add_argument("family", choices=sorted(STEPS))
+    parser.add_argument("family", choices=sorted(PARTS))
     parser.add_argument("--output", type=Path, required=True, help="checkpoint and log")
     parser.add_argument(
         "--start", type=Path, required=True, help="a transformers folder: a model that knows names"

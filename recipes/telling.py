@@ -8,7 +8,8 @@ Vision tower and projector learn nothing here. So each image is seen once, and e
 drawn from the cache, other texts follow it, each as if it alone followed the image.
 
 Where a model also reads tiles of the image, a tile's tokens know their place in the tile only. So
-expressions look at the tokens that see the whole image; names look at all.
+expressions look at the tokens that see the whole image; names look at all. Another head looks at
+the tiles, at what can be known there: a size tells two things of one name apart, a place does not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,126 +25,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from flmm_core.data.drawn.narrations import place_words
-from flmm_core.data.drawn.scenes import Scene, make_scene, paint, relations
+from flmm_core.data.drawn.scenes import Scene, make_scene, paint
 from recipes.aligning import aligned_heads, decoder_inputs
-from recipes.phrases import Words, twins, words_for
-from recipes.pretrain import absent_names
+from recipes.phrases import twins
+from recipes.statements import Piece, texts
 from recipes.words import PROMPT
 
 SCENES = {"relation": 0.38, "size": 0.32, "plain": 0.1}
 SCENES |= {"occlusion": 0.06, "texture": 0.07, "small": 0.07}
-CHOSEN = {"relation": 3.0, "side": 4.0, "size": 5.0, "place": 1.0, "ordinal": 0.4, "neighbor": 0.2}
-"""How often a kind of expression is chosen."""
-JOINED = 0.6
-"""How often all statements of a scene are in one text."""
-EACH = 3
-"""So many expressions for each thing that shares its name."""
 SURE = (2, 3)
 """Layers whose first head finds names best."""
-
-
-class Piece(NamedTuple):
-    """A piece of a text.
-
-    Attributes:
-        text: The words.
-        thing: What the expression up to each of its tokens means, if that is one known thing.
-        name: The color and shape that it ends with.
-        learned: The model learns to say it.
-    """
-
-    text: str
-    thing: int | None = None
-    name: tuple[str, str] | None = None
-    learned: bool = False
-
-
-def telling(scene: Scene, thing: int, words: Words, place: bool) -> list[Piece]:
-    """An expression for a thing; with a place behind it, which the model learns to say."""
-    shape, (before, after) = scene.shapes[thing], words.parts
-    known = None if after else thing
-    said = [Piece(f"the {before}".rsplit(" ", 1)[0]), Piece(f" {shape.name}", known, shape.kind)]
-    if words.kind == "relation":  # from its first word on, it is known which thing is meant
-        said += ending(after, thing)
-    elif after:
-        middle, end = after.rsplit(" ", 1)
-        last = (middle.split()[-1], end) if words.kind == "neighbor" else None
-        said += [Piece(middle), Piece(f" {end}", thing, last)]
-    return [*said, Piece(f" {place_words(scene, shape)}.", learned=True)] if place else said
-
-
-def ending(relation: str, thing: int) -> list[Piece]:
-    """ " left of the blue star"."""
-    start, color, name = relation.rsplit(" ", 2)
-    return [Piece(f"{start} {color}", thing), Piece(f" {name}", thing, (color, name))]
-
-
-def naming(scene: Scene, thing: int, rng: np.random.Generator) -> list[Piece]:
-    """The name of a thing that shares it with none, now and then with a size or a relation."""
-    shape = scene.shapes[thing]
-    article = ("the ", "")[int(rng.random() < 0.3)]
-    size = f"{shape.size} " if rng.random() < 0.3 else ""
-    said = [Piece(f"{article}{size}{shape.color}"), Piece(f" {shape.name}", thing, shape.kind)]
-    related = relations(scene, shape)
-    if related and rng.random() < 0.3:
-        said += ending(" " + related[int(rng.integers(len(related)))], thing)
-    return said
-
-
-def narration(scene: Scene, rng: np.random.Generator) -> list[Piece]:
-    """A complete answer: every thing and its place."""
-    order = [int(index) for index in rng.permutation(len(scene.shapes))]
-    pieces = []
-    for position, thing in enumerate(order):
-        shape = scene.shapes[thing]
-        words = f"{shape.size} {shape.color}" if rng.random() < 0.3 else shape.color
-        article = "an" if words[0] in "aeiou" else "a"
-        joint = "" if not position else " and " if position == len(order) - 1 else ", "
-        known = None if twins(scene, shape) else thing
-        pieces += [
-            Piece(f"{joint}{article} {words}", learned=True),
-            Piece(f" {shape.name}", known, shape.kind, learned=True),
-            Piece(f" {place_words(scene, shape)}", learned=True),
-        ]
-    return [*pieces, Piece(".", learned=True)]
-
-
-def texts(scene: Scene, rng: np.random.Generator) -> list[list[Piece]]:
-    """What is said of a scene; the last text is a complete answer.
-
-    The others are single statements or all statements in one text, as the captions of "standard"
-    and of "flmm-paper" are. They are not learned from their first word on, so that greedy answers
-    stay narrations.
-    """
-    found = []
-    for thing, shape in enumerate(scene.shapes):
-        kinds: dict[str, list[Words]] = {}
-        for words in words_for(scene, shape):
-            kinds.setdefault(words.kind, []).append(words)
-        if not twins(scene, shape):
-            found.append(naming(scene, thing, rng))
-        elif kinds:
-            names, chances = list(kinds), np.array([CHOSEN[kind] for kind in kinds])
-            count = min(EACH, len(names))
-            for kind in rng.choice(names, count, replace=False, p=chances / chances.sum()):
-                words = kinds[str(kind)][int(rng.integers(len(kinds[str(kind)])))]
-                found.append(telling(scene, thing, words, bool(rng.random() < 0.4)))
-    found.append([Piece(absent_names(scene, rng)[0]), Piece(" is not there.", learned=True)])
-    if rng.random() < JOINED:
-        found = [joined([found[number] for number in rng.permutation(len(found))])]
-    return [*found, narration(scene, rng)]
-
-
-def joined(statements: list[list[Piece]]) -> list[Piece]:
-    """One text of statements."""
-    pieces: list[Piece] = []
-    for statement in statements:
-        first, *rest = statement
-        first = first._replace(text=f" {first.text}") if pieces else first
-        end = [] if statement[-1].text.endswith(".") else [Piece(".")]
-        pieces += [first, *rest, *end]
-    return pieces
 
 
 def without_twins(scene: Scene, thing: int) -> Scene:
@@ -163,7 +54,7 @@ class Seen:
 
     `is_whole` are the tokens of the view of the whole image. `names` (K, S) is what each name of
     the scene attends to, `wholes` (P, S) what the name of each thing attends to in that view where
-    no other thing has it.
+    no other thing has it, `tiles` (P, S) the same in the tiles, zeros if there are none.
     """
 
     scene: Scene
@@ -173,6 +64,20 @@ class Seen:
     positions: Tensor  # (..., S)
     names: Tensor
     wholes: Tensor
+    tiles: Tensor
+
+    @property
+    def is_tile(self) -> Tensor:
+        """(S,)"""
+        return self.is_image & ~self.is_whole
+
+    def in_tiles(self, piece: Piece) -> Tensor:
+        """(S,) what the thing of a piece looks like to tokens that do not know their place."""
+        thing = piece.thing or 0
+        if not piece.placed:
+            return self.tiles[thing].float()
+        named = self.names[names_of(self.scene).index(self.scene.shapes[thing].kind)].float()
+        return F.normalize(named * self.is_tile, p=1, dim=0)
 
     def widened(self, width: int) -> Seen:
         """With padding on the left."""
@@ -181,7 +86,7 @@ class Seen:
         return replace(self, states=F.pad(self.states, (0, 0, more, 0)), **rows)
 
 
-ROWS = ("is_image", "is_whole", "positions", "names", "wholes")
+ROWS = ("is_image", "is_whole", "positions", "names", "wholes", "tiles")
 
 
 @dataclass
@@ -207,15 +112,17 @@ class Lesson:
     mask: Tensor  # (B, 1, S + T, S + T) who attends to whom
     names: Looks
     wholes: Looks
-    large: list[tuple[int, Tensor, float]]
-    """For each thing the row, its cells (S,), and 1 if it is called large."""
+    tiles: Looks
+    """None if there are no tiles."""
+    large: list[tuple[int, Tensor, Tensor, float]]
+    """For each thing the row, its cells (S,), those of tiles, and 1 if it is called large."""
 
 
 def lesson(tokenizer: Any, seen: Sequence[Seen], said: list[list[list[Piece]]]) -> Lesson:
     """Every text attends to its image and to itself, and stands right behind the prompt."""
     width = max(len(one.is_image) for one in seen)
     seen = [one.widened(width) for one in seen]
-    names, wholes = Looks(), Looks()
+    names, wholes, tiles = Looks(), Looks(), Looks()
     rows = []
     for sample, (one, branches) in enumerate(zip(seen, said, strict=True)):
         row: list[tuple[int, int, int, int]] = []  # token, label, text, place in the text
@@ -226,6 +133,8 @@ def lesson(tokenizer: Any, seen: Sequence[Seen], said: list[list[list[Piece]]]) 
                 if piece.thing is not None:
                     for column in range(len(row), len(row) + len(ids)):
                         note(wholes, sample, column, one.wholes[piece.thing])
+                        if one.is_tile.any():
+                            note(tiles, sample, column, one.in_tiles(piece))
                 if piece.name in names_of(one.scene):
                     goal = one.names[names_of(one.scene).index(piece.name)]
                     note(names, sample, len(row) + len(ids) - 1, goal)
@@ -257,10 +166,11 @@ def lesson(tokenizer: Any, seen: Sequence[Seen], said: list[list[list[Piece]]]) 
         (mask | torch.eye(size, dtype=torch.bool))[:, None],
         names,
         wholes,
+        tiles,
         [
-            (sample, cells.float(), float(shape.size == "large"))
+            (sample, cells.float(), small.float(), float(shape.size == "large"))
             for sample, one in enumerate(seen)
-            for cells, shape in zip(one.wholes, one.scene.shapes, strict=False)
+            for cells, small, shape in zip(one.wholes, one.tiles, one.scene.shapes, strict=False)
         ],
     )
 
@@ -319,7 +229,7 @@ def look(model: Any, processor: Any, scenes: Sequence[Scene]) -> list[Seen]:
     whole = of_whole_image(model.config, cells)
     none = torch.zeros(0, there.shape[1])
     seen = [
-        Seen(scene, states * used[:, None], is_image, is_whole, at, none, none)
+        Seen(scene, states * used[:, None], is_image, is_whole, at, none, none, none)
         for scene, states, used, is_image, is_whole, at in zip(
             drawn, given["inputs_embeds"], there, cells, whole, places.unbind(-2), strict=True
         )
@@ -338,17 +248,19 @@ def look(model: Any, processor: Any, scenes: Sequence[Scene]) -> list[Seen]:
         for query, key in (heads[layer] for layer in SURE):
             score = query[row, 0, ends] @ key[row, 0, : there.shape[1]].T * query.shape[-1] ** -0.5
             over = [
-                score.masked_fill(~each[row], -torch.inf).softmax(-1) for each in (cells, whole)
+                score.masked_fill(~each[row], -torch.inf).softmax(-1).nan_to_num()
+                for each in (cells, whole, cells & ~whole)
             ]
             maps.append(torch.stack(over, 1))
         found.append(dict(zip(names_of(scene), torch.stack(maps).mean(0), strict=True)))
     result = []
     for row, scene in enumerate(scenes):
-        own = [found[row][shape.kind][1] for shape in scene.shapes]
+        own = [found[row][shape.kind][1:] for shape in scene.shapes]
         for number, (owner, thing, _) in enumerate(fewer):
             if owner == row:
-                own[thing] = found[len(scenes) + number][scene.shapes[thing].kind][1]
-        names, used = torch.stack([over for over, _ in found[row].values()]), there[row]
+                own[thing] = found[len(scenes) + number][scene.shapes[thing].kind][1:]
+        names, used = torch.stack([over[0] for over in found[row].values()]), there[row]
+        wholes, tiles = torch.stack(own, 1)[..., used].half()
         result.append(
             Seen(
                 scene,
@@ -357,7 +269,8 @@ def look(model: Any, processor: Any, scenes: Sequence[Scene]) -> list[Seen]:
                 whole[row][used],
                 seen[row].positions[..., used],
                 names[:, used].half(),
-                torch.stack(own)[:, used].half(),
+                wholes,
+                tiles,
             )
         )
     return result

@@ -53,8 +53,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(pretrain.STAGES, "deepseek_vl", tuple(stages))
     monkeypatch.setitem(aligning.STEPS, "deepseek_vl", 2)
     monkeypatch.setitem(aligning.BATCH, "deepseek_vl", 2)
-    for steps in (referring.RECOVERY, referring.STEPS):
-        monkeypatch.setitem(steps, "deepseek_vl", 2)
+    monkeypatch.setitem(referring.RECOVERY, "deepseek_vl", 2)
+    monkeypatch.setitem(referring.PARTS, "deepseek_vl", [referring.Part(2), referring.Part(2, 0.7)])
     for name, value in {"BATCH": 4, "SCENES": 6}.items():
         monkeypatch.setattr(referring, name, value)
 

@@ -15,7 +15,8 @@ from recipes import aligning
 from recipes.phrases import twins, words_for
 from recipes.placing import give_room, keep
 from recipes.referring import KEYS, LAYERS, NAMES, SAID, WEIGHTS, losses, optimizers, pretrained
-from recipes.telling import Lessons, lesson, look, names_of, prompts, run, texts, without_twins
+from recipes.statements import telling, texts
+from recipes.telling import Lessons, lesson, look, names_of, prompts, run, without_twins
 from recipes.twins import random_twin
 
 GEOMETRY: dict[str, dict[str, Any]] = {
@@ -116,7 +117,14 @@ def test_the_goal_is_what_the_name_attends_to_where_no_other_thing_has_it(taught
         cells = inputs["input_ids"][0] == model.config.image_token_id
         maps = [out.attentions[layer][0, NAMES, -1, cells] for layer in LAYERS]
         # LLaVA-NeXT: 7x7 tokens of the whole image, then those of its tiles
-        whole = slice(49 if hasattr(model.config, "image_grid_pinpoints") else None)
+        tiled = hasattr(model.config, "image_grid_pinpoints")
+        whole, small = slice(49 if tiled else None), slice(49, None)
+        if tiled:
+            own = seen.tiles[thing][seen.is_image].float()
+            torch.testing.assert_close(own[small], shared(maps, small), atol=2e-3, rtol=2e-2)
+            torch.testing.assert_close(own[small].sum(), torch.tensor(1.0), atol=2e-3, rtol=0)
+        else:
+            assert not seen.tiles.any()
         found = seen.wholes[thing][seen.is_image].float()
         torch.testing.assert_close(found[whole], shared(maps, whole), atol=2e-3, rtol=2e-2)
         torch.testing.assert_close(found.sum(), torch.tensor(1.0), atol=2e-3, rtol=0)
@@ -126,12 +134,35 @@ def test_the_goal_is_what_the_name_attends_to_where_no_other_thing_has_it(taught
     model.set_attn_implementation("sdpa")
 
 
+@torch.no_grad()
+def test_in_tiles_a_size_tells_two_things_apart_and_a_place_does_not() -> None:
+    model, processor = random_twin("llava_next", 0, **GEOMETRY["llava_next"])
+    scene = make_scene((3, 1), "size")
+    (seen,) = look(model, processor, [scene])
+    both, kinds = names_of(scene), set()
+    for thing, shape in enumerate(scene.shapes):
+        named = seen.names[both.index(shape.kind)].float() * (seen.is_image & ~seen.is_whole)
+        for words in words_for(scene, shape):
+            kinds.add(words.kind)
+            goals = lesson(
+                processor.tokenizer, [seen], [[telling(scene, thing, words, place=False)]]
+            ).tiles.goal
+            wanted = named / named.sum() if words.kind != "size" else seen.tiles[thing].float()
+            assert goals
+            for goal in goals:
+                torch.testing.assert_close(goal, wanted)
+    assert kinds >= {"size", "side"}
+
+
 def test_all_losses_reach_the_language_model_and_none_the_tower(taught: Any) -> None:
     model, processor = taught
     optimizers(model)
     given = Lessons(model, processor, 6, 5).batch(0, 6)
-    parts, figures = losses(model, given)
-    assert parts.keys() == WEIGHTS.keys()
+    tiled = bool(given.tiles.goal)
+    assert tiled == hasattr(model.config, "image_grid_pinpoints")
+    parts, figures = losses(model, given, tiled)
+    assert parts.keys() == WEIGHTS.keys() - ({"tiles"} if not tiled else set())
+    assert losses(model, given)[0].keys() == WEIGHTS.keys() - {"tiles"}
     assert {"names_3", "tell_3"} <= figures.keys()
     queries = model.get_decoder().layers[LAYERS[-1]].self_attn.q_proj.weight
     for name, part in parts.items():
