@@ -82,7 +82,7 @@ SIZE = 13
 def losses(
     model: Any, lesson: Lesson, tiles: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The losses named in `WEIGHTS`, and figures for the log."""
+    """The losses named in `WEIGHTS`, and figures for the log; "tiles" only if `tiles` is true."""
     states, heads = run(model, lesson)
     width = lesson.is_image.shape[1]
     logits = model.lm_head(states[:, width - 1 : -1])

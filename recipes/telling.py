@@ -72,7 +72,10 @@ class Seen:
         return self.is_image & ~self.is_whole
 
     def in_tiles(self, piece: Piece) -> Tensor:
-        """(S,) what the thing of a piece looks like to tokens that do not know their place."""
+        """(S,) what a piece should attend to in the tiles.
+
+        That is its thing, if its words tell it without a place, otherwise all things of the name.
+        """
         thing = piece.thing or 0
         if not piece.placed:
             return self.tiles[thing].float()
