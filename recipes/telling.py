@@ -71,13 +71,12 @@ class Seen:
         """(S,)"""
         return self.is_image & ~self.is_whole
 
-    def in_tiles(self, piece: Piece) -> Tensor:
-        """(S,) what a piece should attend to in the tiles.
+    def in_tiles(self, thing: int, placed: bool) -> Tensor:
+        """(S,) what words that mean a thing should attend to in the tiles.
 
-        That is its thing, if its words tell it without a place, otherwise all things of the name.
+        That is the thing, or all things of its name if only the place tells which one is meant.
         """
-        thing = piece.thing or 0
-        if not piece.placed:
+        if not placed:
             return self.tiles[thing].float()
         named = self.names[names_of(self.scene).index(self.scene.shapes[thing].kind)].float()
         return F.normalize(named * self.is_tile, p=1, dim=0)
@@ -116,7 +115,7 @@ class Lesson:
     names: Looks
     wholes: Looks
     tiles: Looks
-    """None if there are no tiles."""
+    """Empty if there are no tiles."""
     large: list[tuple[int, Tensor, Tensor, float]]
     """For each thing the row, its cells (S,), those of tiles, and 1 if it is called large."""
 
@@ -137,7 +136,7 @@ def lesson(tokenizer: Any, seen: Sequence[Seen], said: list[list[list[Piece]]]) 
                     for column in range(len(row), len(row) + len(ids)):
                         note(wholes, sample, column, one.wholes[piece.thing])
                         if one.is_tile.any():
-                            note(tiles, sample, column, one.in_tiles(piece))
+                            note(tiles, sample, column, one.in_tiles(piece.thing, piece.placed))
                 if piece.name in names_of(one.scene):
                     goal = one.names[names_of(one.scene).index(piece.name)]
                     note(names, sample, len(row) + len(ids) - 1, goal)
