@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
@@ -122,9 +123,10 @@ def _load(
     failures: list[Failure] = []
     given = entry_points is not None
     found = metadata.entry_points(group=hookspecs.PROJECT) if entry_points is None else entry_points
+    owner = cache(_owner)  # reading a distribution's metadata takes milliseconds
     # Our own distribution comes first, so that no other can take a name away from it.
     owned = sorted(
-        ((_owner(entry), entry) for entry in found),
+        ((shortened(plain(owner(entry.dist) or entry.value), 200), entry) for entry in found),
         key=lambda pair: (not is_own(pair[0]), pair[0], pair[1].name),
     )
     entries_of = Counter(owner for owner, _ in owned)
@@ -209,13 +211,15 @@ def parse_options(spec: PluginSpec, options: Mapping[str, Any] | PluginOptions |
         ) from error
 
 
-def _owner(entry: metadata.EntryPoint) -> str:
-    """Name and version of the distribution that registered the entry point ("flmm-foo 0.1")."""
+def _owner(distribution: metadata.Distribution | None) -> str:
+    """Its name and version ("flmm-foo 0.1"); empty where that is not known."""
+    if distribution is None:
+        return ""
     try:
-        owner = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
-    except Exception:  # metadata of a half-removed distribution
-        owner = entry.value
-    return shortened(plain(owner), 200)
+        facts = distribution.metadata
+        return f"{facts['Name']} {facts['Version']}"
+    except Exception:  # half removed
+        return ""
 
 
 def is_own(owner: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -16,10 +17,13 @@ with importing():
 """
 REAL = {
     "torch": "torch._dynamo.eval_frame",
+    "torch.fx": "sympy.core",
     "scipy": "scipy.optimize._linprog",
     "torchvision": "torchvision.models.resnet",
 }
 """Of each project, a module that is imported only by those that others stand in for."""
+MAY = {"torch": {"torch.fx"}, "torch.fx": {"torch"}, "torchvision": {"torch", "torch.fx"}}
+"""What these may need beside their own."""
 USES = {
     "torch": {
         "compiling": """
@@ -55,6 +59,31 @@ boxes, ones = [torch.tensor([[0.0, 0, 4, 4]])], torch.ones(1, 1, 8, 8)
 torchvision.ops.roi_align(ones, boxes, 2)
 from torch._dynamo.utils import is_compile_supported as asked
 assert torchvision.ops.roi_align.__globals__["is_compile_supported"]("cpu") == asked("cpu")
+""",
+    },
+    "torch.fx": {
+        "a tensor on several devices": """
+import torch.distributed as group
+from torch.distributed.tensor import DeviceMesh, Shard, distribute_tensor
+group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+spread = distribute_tensor(torch.arange(6.0).view(2, 3), DeviceMesh("cpu", [0]), [Shard(0)])
+assert torch.equal((spread @ spread.T).full_tensor(), torch.tensor([[5.0, 14], [14, 50]]))
+import sympy
+assert sympy.Symbol("x") + 0 == sympy.Symbol("x")
+""",
+        "a function that was taken": """
+from torch.distributed.tensor import _collective_utils as they
+taken = they.guard_or_false
+assert taken(True) is True and taken(False) is False and "sympy.core" not in sys.modules
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+assert taken(True) is True and they.guard_or_false is not taken
+assert they.guard_or_false.__module__ == "torch.fx.experimental.symbolic_shapes"
+""",
+        "an exception": """
+from torch.distributed.tensor import _decompositions as they
+taken = they.GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, GuardOnDataDependentSymNode
+assert they.GuardOnDataDependentSymNode is GuardOnDataDependentSymNode is not taken
 """,
     },
     "scipy": {
@@ -96,11 +125,6 @@ assert torchvision.datasets.ImageFolder is torchvision.datasets.folder.ImageFold
 }
 
 
-def _run(code: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 ASKED = """
 import importlib.util, inspect, torch._dynamo, scipy
 for name in ("torch._dynamo", "torch._dynamo.utils", "scipy.optimize", "torchvision.models"):
@@ -125,9 +149,10 @@ for kept in ("_class_to_module", "_modules", "_object_missing_backend"):
 """transformers offers the same as if all its files were read again."""
 
 
-def _run(code: str) -> None:
+def _run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -144,7 +169,7 @@ for project, uses in {no_uses | USES!r}.items():
             exec(use)
             found = {{each for each, module in real.items() if module in sys.modules}}
             needed = {{project}} - {{""}}
-            allowed = needed | {{"torch"}} if project == "torchvision" else needed
+            allowed = needed | {MAY!r}.get(project, set())
             os._exit(0 if needed <= found <= allowed else 3)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert status == 0, (project, name, status)
@@ -160,4 +185,47 @@ from flmm_core.cli.sooner import postpone_imports
 postpone_imports()
 assert all(sys.modules[name] is module for name, module in before.items())
 assert torch._dynamo.optimize and torchvision.models.resnet18 and scipy.optimize.minimize
+""")
+
+
+PATTERNS = """
+import copy, json, re
+import transformers.conversion_mapping as them
+all_of_them = them._build_checkpoint_conversion_mapping()
+patterns = {
+    name: [
+        (each.compiled_sources.pattern, dict(each.compiled_sources.groupindex))
+        for each in copy.deepcopy(transforms)
+    ]
+    for name, transforms in all_of_them.items()
+}
+found = [each.compiled_sources for transforms in all_of_them.values() for each in transforms]
+print(json.dumps([patterns, len(found), sum(isinstance(each, re.Pattern) for each in found)]))
+"""
+
+
+def test_patterns_of_renamed_weights_are_the_same_and_compiled_later() -> None:
+    usual, count, compiled = json.loads(_run(PATTERNS))
+    later, same, none = json.loads(_run(IMPORT + PATTERNS))
+    assert later == usual
+    assert (count, none) == (compiled, 0) == (same, 0)
+    assert count > 500
+
+
+def test_of_values_that_are_not_symbolic_torch_says_the_same() -> None:
+    _run("""
+import itertools
+import torch.fx.experimental.symbolic_shapes as torchs
+from flmm_core.cli.sooner import OF_PLAIN
+truths, numbers, shapes = (True, False), (0, 1, 7), ((), (2, 3), (2, 4), (2, 3, 4))
+given = {
+    "sym_eq": [*itertools.product(numbers, repeat=2), *itertools.product(shapes, repeat=2)],
+    "sym_and": list(itertools.product(truths, repeat=3)),
+    "sym_or": list(itertools.product(truths, repeat=3)),
+    **{name: [(value,) for value in numbers] for name in ("is_nested_int", "has_guarding_hint")},
+    "guarding_hint_or_throw": [(value,) for value in truths + numbers],
+}
+for name, says in OF_PLAIN.items():
+    for values in given.get(name, [(value,) for value in truths]):
+        assert says(*values) is getattr(torchs, name)(*values), (name, values)
 """)

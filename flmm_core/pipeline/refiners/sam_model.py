@@ -8,7 +8,7 @@ import logging
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -135,8 +135,7 @@ def check_sam(name: str, weights: Path | None = None) -> None:
         _checked_folder(weights or TINY_FOLDER)
         return
     state = _read_official(name, weights, mapped=True)
-    with torch.device("meta"):
-        _check(build_untrained_sam(OFFICIAL[name].shape, name), state, str(weights))
+    _check(_without_values(OFFICIAL[name].shape, name), state, str(weights))
 
 
 def build_untrained_sam(shape: SamShape, name: str = "tiny") -> SamParts:
@@ -180,6 +179,13 @@ def build_untrained_sam(shape: SamShape, name: str = "tiny") -> SamParts:
     return SamParts(name, shape, image_encoder, prompt_encoder, mask_decoder)
 
 
+@cache
+def _without_values(shape: SamShape, name: str = "tiny") -> SamParts:
+    """To compare sizes before anything is allocated."""
+    with torch.device("meta"):
+        return build_untrained_sam(shape, name)
+
+
 def _load_folder(folder: Path) -> SamParts:
     """Read what `save_sam` wrote.
 
@@ -199,8 +205,7 @@ def _checked_folder(folder: Path) -> tuple[SamShape, dict[str, Tensor]]:
     try:
         shape = TypeAdapter(SamShape).validate_json((folder / "config.json").read_bytes())
         state = load_file(folder / "model.safetensors")
-        with torch.device("meta"):  # sizes are compared before anything is allocated
-            _check(build_untrained_sam(shape), state, str(folder))
+        _check(_without_values(shape), state, str(folder))
         return shape, state
     except OSError as error:
         found = f"{type(error).__name__}: {error}."
