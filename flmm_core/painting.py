@@ -326,7 +326,9 @@ def letters(size: tuple[int, int]) -> int:
     return max(13, round(math.sqrt(size[0] * size[1]) / 55))
 
 
+@lru_cache(maxsize=64)
 def _legend_row(number: int, entry: LegendEntry, size: int) -> Image.Image:
+    """To be pasted only."""
     badge = _badge(number, entry.color, size)
     phrase = text_image(entry.phrase, size, width=18 * size, lines=3)
     score = text_image(entry.score, size, color=DIM)

@@ -1,4 +1,4 @@
-"""What `flmm ground` does from the prompt to the mask file, and what every further image takes.
+"""What `flmm ground` does from the prompt to the mask file, and what comes after it in a process.
 
 Each run is a process of its own, in which what loads is loaded one after the other, and beside it
 one that runs the command itself. Seconds are the processor's; those of the clock, which stand below
@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -43,14 +42,19 @@ AS_TRAINED: dict[str, Any] = {
     "presence": True,
 }
 """The head that `flmm train --backbone qwen` trains for the tiny model."""
-COMMAND, FURTHER = "`flmm ground`", "every further image"
+COMMAND = "`flmm ground`"
+IMAGE, PHRASE = "every further image", "every further phrase of an image"
+WARM = {IMAGE: "with its files", PHRASE: "with its files, asked of the running command"}
+TEXT = "a red ring"
 AGAIN = {"tiny": 5, "medium": 40}
-"""Further images; the median counts."""
+"""How many of these; the median counts."""
+MOST_PHRASES = 5
+"""The overlay shows all phrases so far, and takes longer with each."""
 
 
 @dataclass(frozen=True)
 class Starting:
-    """Of each stage, of the command, and of a further image: (CPU, clock) seconds of each run."""
+    """Of each stage, the command, a further image and phrase: (CPU, clock) seconds of each run."""
 
     stages: dict[str, list[tuple[float, float]]]
 
@@ -77,20 +81,19 @@ def measure(size: str, repeats: int, until: float) -> tuple[list[Starting], str]
             if number and time.monotonic() > until:
                 break
             given = [str(image), str(head), str(folder / f"out-{number}"), str(AGAIN[size])]
-            for way in ("stages", "command"):
+            for way in WAYS:
                 parts = [sys.executable, "-m", "performance.starting", way, *given]
                 done = subprocess.run(parts, check=True, capture_output=True, text=True)
                 for stage, taken in json.loads(done.stdout.splitlines()[-1]).items():
                     found.setdefault(stage, []).append(tuple(taken))
     row = Starting(found)
-    why = {**STAGES, COMMAND: "", FURTHER: ""}
+    why = {**STAGES, COMMAND: "", **WARM}
     lines = [
         (f"**{stage}**" if stage == COMMAND else stage, seconds(row.median(stage)[0]), text)
         for stage, text in why.items()
     ]
-    whole, further = (seconds(row.median(stage)[1]) for stage in (COMMAND, FURTHER))
-    clock = f"By the clock, {COMMAND} took {whole} s, {FURTHER} {further} s."
-    return [row], f"{table(COLUMNS, lines)}\n\n{clock}"
+    clock = ", ".join(f"{each} took {seconds(row.median(each)[1])} s" for each in (COMMAND, *WARM))
+    return [row], f"{table(COLUMNS, lines)}\n\nBy the clock, {clock}."
 
 
 class Watch:
@@ -134,23 +137,21 @@ def stages(image: str, head: str, output: str, again: str) -> dict[str, tuple[fl
     watch.note("loading")
     gc.freeze()
     gc.enable()
-    ground = _grounding(grounder, Path(image), Path(output))
+    from flmm_core.data.images import read_image
+    from flmm_core.pipeline.result_files import write_result
+
+    def ground() -> None:
+        write_result(grounder.ground(read_image(Path(image)), [TEXT]), Path(output))
+
     ground()
     watch.note("first image")
     every = []
     for _ in range(int(again)):
         ground()
-        watch.note(FURTHER)
-        every.append(watch.found[FURTHER])
+        watch.note(IMAGE)
+        every.append(watch.found[IMAGE])
     cpu, clock = (statistics.median(column) for column in zip(*every, strict=True))
-    return {**watch.found, FURTHER: (cpu, clock)}
-
-
-def _grounding(grounder: Any, image: Path, output: Path) -> Callable[[], object]:
-    from flmm_core.data.images import read_image
-    from flmm_core.pipeline.result_files import write_result
-
-    return lambda: write_result(grounder.ground(read_image(image), ["a red ring"]), output)
+    return {**watch.found, IMAGE: (cpu, clock)}
 
 
 def command(image: str, head: str, output: str, again: str) -> dict[str, tuple[float, float]]:
@@ -158,10 +159,37 @@ def command(image: str, head: str, output: str, again: str) -> dict[str, tuple[f
     watch = Watch()
     from flmm_core.cli import main
 
-    if code := main(["ground", image, "a red ring", "--head", head, "--output", output]):
+    if code := main(["ground", image, TEXT, "--head", head, "--output", output]):
         raise SystemExit(code)
     watch.note(COMMAND)
     return watch.found
+
+
+def phrases(image: str, head: str, output: str, again: str) -> dict[str, tuple[float, float]]:
+    """The command in another process, which is asked for phrase after phrase of one image."""
+    import psutil
+
+    parts = ["-m", "flmm_core", "ground", image, "--head", head, "--output", output]
+    process = psutil.Popen([sys.executable, *parts], stdin=-1, stdout=-1, text=True)
+
+    def ask() -> float:
+        """Seconds from the phrase to its mask."""
+        begin = time.perf_counter()
+        process.stdin.write(f"{TEXT}\n")
+        process.stdin.flush()
+        if not process.stdout.readline().startswith(output):
+            raise SystemExit(f"{parts} ended")
+        return time.perf_counter() - begin
+
+    ask()
+    before = sum(process.cpu_times()[:2])
+    every = [ask() for _ in range(min(int(again), MOST_PHRASES))]
+    cpu = sum(process.cpu_times()[:2]) - before
+    process.communicate()
+    return {PHRASE: (cpu / len(every), statistics.median(every))}
+
+
+WAYS = {"stages": stages, "command": command, "phrases": phrases}
 
 
 if __name__ == "__main__":
@@ -169,5 +197,4 @@ if __name__ == "__main__":
     for argument in ("way", "image", "head", "output", "again"):
         parser.add_argument(argument)
     given = vars(parser.parse_args())
-    ways = {"stages": stages, "command": command}
-    print(json.dumps(ways[given.pop("way")](**given)))
+    print(json.dumps(WAYS[given.pop("way")](**given)))

@@ -104,12 +104,12 @@ def test_last_tokens_take_as_much_room_each_as_the_mean() -> None:
 @pytest.mark.multiprocess
 def test_what_starts_is_measured_stage_by_stage() -> None:
     (row,), text = starting.measure("tiny", 1, math.inf)
-    assert list(row.stages) == [*starting.STAGES, starting.FURTHER, starting.COMMAND]
+    assert list(row.stages) == [*starting.STAGES, starting.IMAGE, starting.COMMAND, starting.PHRASE]
     cpu, _ = zip(*map(row.median, starting.STAGES), strict=True)
     assert min(cpu) > 0
     whole = row.median(starting.COMMAND)[0]
     assert 0.6 < sum(cpu) / whole < 1.6  # nothing is loaded that is no stage
-    assert row.median(starting.FURTHER)[0] < whole / 10
+    assert max(row.median(each)[0] for each in starting.WARM) < whole / 10
     page = (Path(__file__).parents[1] / "docs" / "ground.md").read_text()
     assert "By the clock, `flmm ground` took" in text
     names = re.findall(r"^\| (.+?) \|.*\| .*\|$", text, re.M)[1:]

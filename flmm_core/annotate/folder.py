@@ -121,8 +121,9 @@ def ground_folder(
 
             def write(number: int, result: Result) -> Done:
                 request, folder = requests[number], places[number]
-                facts = {"picture": str(request.path), "head": head, "key": keys[number]}
-                facts = {name: value for name, value in facts.items() if value is not None}
+                facts: dict[str, Any] = {"picture": str(request.path), "head": head}
+                if keys[number] is not None:
+                    facts["key"] = keys[number]
                 result = manner.decide(result, threshold)
                 content = write_result(result, folder, kinds=manner.kinds, **facts)
                 return Done(request, folder, content)
@@ -133,7 +134,7 @@ def ground_folder(
                 done[number] = outcome
                 stage.advance()
     ordered = [done[number] for number in range(len(requests))]
-    _write_together(output, ordered, manner.kinds)
+    write_together(output, ordered, manner.kinds)
     return ordered
 
 
@@ -171,7 +172,7 @@ def _finished(number: int, outcome: Future[Done] | FlmmError) -> tuple[int, Done
     return number, outcome if isinstance(outcome, FlmmError) else outcome.result()
 
 
-def _write_together(output: Path, done: Sequence[Done], kinds: Collection[str]) -> None:
+def write_together(output: Path, done: Sequence[Done], kinds: Collection[str]) -> None:
     """The files that are of all images."""
     good = [(each.request, each.content) for each in done if each.content is not None]
     if "coco" in kinds:

@@ -78,6 +78,13 @@ def split_arguments(
     return sources, [phrase.strip() for phrase in said]
 
 
+def is_one_image(arguments: Sequence[str]) -> bool:
+    """Whether a command line names one image file, and nothing else."""
+    return (
+        len(arguments) == 1 and not _brings_phrases(arguments[0]) and os.path.isfile(arguments[0])  # noqa: PTH113 (any name)
+    )
+
+
 def _brings_phrases(word: str) -> bool:
     return word == STDIN or word.lower().endswith(LISTS)
 

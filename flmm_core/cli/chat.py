@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flmm_core.cli.console import echo_json, echo_table, importing, json_option
+from flmm_core.cli.console import (
+    echo_json,
+    echo_table,
+    for_each_line,
+    importing,
+    json_option,
+)
 from flmm_core.cli.options import AS_TRAINED, PLACEMENT, config_options, given_behind
-from flmm_core.errors import FlmmError, UsageError
+from flmm_core.errors import UsageError
 from flmm_core.files import check_writable
 
 if TYPE_CHECKING:
@@ -219,30 +224,13 @@ def _save(answer: Answer, output: Path | None) -> None:
 
 
 def _converse(ask: Ask, image: Any, as_json: bool) -> None:
-    """Question after question, until Ctrl-C or the end of the input."""
+    """Question after question; the model keeps what was said."""
     messages: Messages = []
-    while True:
-        try:
-            if sys.stdin.isatty():
-                click.echo("> ", nl=False, err=True)
-            question = sys.stdin.readline()
-        except KeyboardInterrupt:
-            break
-        if not question:
-            break
-        if not question.strip():
-            continue
-        asked = [*messages, {"role": "user", "content": question.strip()}]
-        try:
-            said, messages = ask(image, asked)
-        except KeyboardInterrupt:  # of this answer; the next Ctrl-C ends
-            click.echo(err=True)
-            continue
-        except FlmmError as error:
-            click.echo(f"flmm: {error}", err=True)
-            continue
+
+    def answer(question: str) -> None:
+        nonlocal messages
+        said, messages = ask(image, [*messages, {"role": "user", "content": question}])
         if as_json:
-            line = {"question": question.strip(), **said}
-            click.echo(json.dumps(line, ensure_ascii=False))
-    if sys.stdin.isatty():
-        click.echo(err=True)
+            click.echo(json.dumps({"question": question, **said}, ensure_ascii=False))
+
+    for_each_line(answer)

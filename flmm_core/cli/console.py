@@ -6,14 +6,14 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flmm_core.cli.sooner import postpone_imports
-from flmm_core.errors import UsageError, plain
+from flmm_core.errors import FlmmError, UsageError, plain
 
 if TYPE_CHECKING:
     from flmm_core.progress import Progress
@@ -47,6 +47,36 @@ def importing() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def for_each_line(do: Callable[[str], None]) -> int:
+    """Do something with one line of stdin after the other, until Ctrl-C or the end of the input.
+
+    What is wrong with one is told, and the next is asked for; Ctrl-C meanwhile ends only that one.
+    Empty lines are passed over. Returns how many lines there were.
+    """
+    count = 0
+    while True:
+        try:
+            if sys.stdin.isatty():
+                click.echo("> ", nl=False, err=True)
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            break
+        if not line:
+            break
+        if not line.strip():
+            continue
+        count += 1
+        try:
+            do(line.strip())
+        except KeyboardInterrupt:
+            click.echo(err=True)
+        except FlmmError as error:
+            click.echo(f"flmm: {error}", err=True)
+    if sys.stdin.isatty():
+        click.echo(err=True)
+    return count
 
 
 def echo_json(content: Any) -> None:

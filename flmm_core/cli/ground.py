@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -14,6 +15,7 @@ from flmm_core.annotate.outputs import KINDS
 from flmm_core.cli.console import (
     echo_json,
     echo_table,
+    for_each_line,
     importing,
     json_option,
     make_progress,
@@ -109,6 +111,7 @@ def command(
     flmm ground photo.jpg "a red ring" "the star" --head RUN
     flmm ground a.jpg b.jpg photos/ "more/**/*.png" -p "a red ring" --head RUN
     flmm ground requests.jsonl --head RUN
+    flmm ground photo.jpg --head RUN
 
     IMAGE is a file, a folder (with all folders in it), a pattern, a JSONL file with
     {"image": "a.jpg", "phrases": ["a red ring"]} a line, or "-", which reads such lines or paths
@@ -117,6 +120,10 @@ def command(
     Writes one mask per phrase at the size of the image, an overlay with all masks, and result.json
     with COCO run-length masks, boxes, scores and probabilities. A phrase that names nothing in the
     image is "not there" and has an empty mask, if the head was trained to tell.
+
+    Without a PHRASE it asks for one after the other in one image file, until Ctrl-C or the end of
+    the input; the image is read once, and the results are of all phrases so far. With --json each
+    phrase is one JSON object.
 
     Of several images, those that cannot be used are listed at the end, and the exit code is 1.
     Images that an earlier run has done in the same way are kept.
@@ -127,13 +134,17 @@ def command(
             found=f"--min-probability {min_probability:g} withholds masks, --keep-absent does not.",
             repair="Give one of them.",
         )
-    from flmm_core.annotate.requests import STDIN, find_requests, split_arguments
+    from flmm_core.annotate.requests import STDIN, find_requests, is_one_image, split_arguments
 
+    kinds = tuple(kind for kind in KINDS if kind in save)
+    given, how = given_behind(parameters), (together, keep_absent, min_probability, kinds)
+    if not phrases and is_one_image(arguments):
+        _ask_for_phrases(Path(arguments[0]), head, output, how, given, as_json)
+        return
     sources, said = split_arguments(arguments, phrases)
     check_writable(output)
     requests = find_requests(sources, said, _stdin() if STDIN in sources else ())
     flat = len(sources) == 1 and Path(sources[0]) == requests[0].path
-    given = given_behind(parameters)
     if flat:
         image = _read_only_image(requests[0].path, head, given)
     with importing():
@@ -145,14 +156,13 @@ def command(
         with importing():
             return flmm_core.Grounder.from_pretrained(head, **given)
 
-    kinds = tuple(kind for kind in KINDS if kind in save)
     ground = partial(
         ground_folder,
         load,
         requests,
         output,
         head=head,
-        manner=Manner(together, keep_absent, min_probability, kinds),
+        manner=Manner(*how),
         batch_size=batch_size,
     )
     if flat:
@@ -180,6 +190,39 @@ def command(
             found="\n".join([*(f"{item.name}: {item.reason}" for item in told), *more]),
             repair=f"The others are in {output}, the list in {output / 'left-out.json'}.",
         )
+
+
+def _ask_for_phrases(
+    path: Path, head: str, output: Path, how: Any, given: dict[str, Any], as_json: bool
+) -> None:
+    """Phrase after phrase of one image; `how` is what `Manner` takes."""
+    from flmm_core.annotate.requests import NEW_FORM
+
+    if how[0]:
+        raise UsageError(
+            "--together needs all phrases at once.",
+            found="None was given, so they are asked for one by one.",
+            repair=f"Give them: {NEW_FORM}",
+        )
+    check_writable(output)
+    image = _read_only_image(path, head, given)
+    with importing():
+        import flmm_core
+        from flmm_core.annotate.folder import Manner
+        from flmm_core.annotate.phrase_by_phrase import PhraseByPhrase
+
+        grounder = flmm_core.Grounder.from_pretrained(head, **given)
+        asking = PhraseByPhrase(grounder, path, image, output, head=head, manner=Manner(*how))
+
+    def answer(phrase: str) -> None:
+        done = asking.ground(phrase)
+        if as_json:
+            click.echo(json.dumps((done.content or {})["found"][-1], ensure_ascii=False))
+        else:
+            echo_table([[*_rows(done)][-1]])
+
+    if not for_each_line(answer) and not sys.stdin.isatty():
+        raise UsageError("There is no phrase to segment.", repair=f"Give some: {NEW_FORM}")
 
 
 def _stdin() -> Iterator[bytes]:

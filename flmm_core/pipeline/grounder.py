@@ -27,7 +27,8 @@ from flmm_core.pipeline.conversation.zoom import Thought, Views
 from flmm_core.pipeline.drift import check_drift
 from flmm_core.pipeline.head import Head
 from flmm_core.pipeline.head_folder import HeadInfo
-from flmm_core.pipeline.observer import Observer, ObserverInputs
+from flmm_core.pipeline.look import Look
+from flmm_core.pipeline.observer import Observer, ObserverInputs, Seen
 from flmm_core.pipeline.result import Result, collect
 from flmm_core.pipeline.types import Grounding
 from flmm_core.segment import is_text, statements
@@ -218,8 +219,18 @@ class Grounder:
         """
         asked = self.prepare(image, phrases, prompt, together=together)
         (result,) = self.ground_prepared([asked], batch_size=batch_size)
+        return result if keep_absent else self.without_absent(result)
+
+    def look(self, image: object, prompt: str | None = None) -> Look:
+        """Read an image once, to ground phrases in it as they come; args and errors as `ground`."""
+        image = to_image(image)
+        with torch.inference_mode():
+            return Look(self, image, self.observer.see(image, prompt=prompt))
+
+    def without_absent(self, result: Result) -> Result:
+        """The result with "not there" where the head says so; the same if it does not know."""
         threshold = self.confidence.threshold if self.confidence else None
-        return result if keep_absent or threshold is None else result.abstain(threshold)
+        return result if threshold is None else result.abstain(threshold)
 
     def prepare(
         self,
@@ -228,10 +239,11 @@ class Grounder:
         prompt: str | None = None,
         *,
         together: bool = False,
+        like: ObserverInputs | None = None,
     ) -> Prepared:
         """What `ground_prepared` takes, made on the CPU and without weights.
 
-        Args and errors as for `ground`.
+        Args and errors as for `ground`; `like` is a sample of the same image and prompt.
         """
         image, phrases = to_image(image), _checked_phrases(phrases)
         captions = [statements([phrase]) for phrase in phrases]
@@ -239,20 +251,25 @@ class Grounder:
             captions = [statements(phrases)]
         samples: list[ObserverInputs] = []
         for caption in captions:
-            first = samples[0] if samples else None
+            first = samples[0] if samples else like
             samples.append(self.observer.prepare(image, caption, prompt=prompt, like=first))
         return Prepared(image, tuple(phrases), tuple(samples))
 
     @torch.no_grad()
-    def ground_prepared(self, asked: Sequence[Prepared], *, batch_size: int = 8) -> list[Result]:
+    def ground_prepared(
+        self, asked: Sequence[Prepared], *, batch_size: int = 8, seen: Seen | None = None
+    ) -> list[Result]:
         """Masks in several images, with one forward for up to `batch_size` phrases.
+
+        `seen` is what is known of the one image of all.
 
         No phrase is "not there" yet: see `Result.abstain`.
 
         Raises:
             RunError: Values are not finite, as after an overflow in float16.
         """
-        groundings = self._groundings([one for each in asked for one in each.samples], batch_size)
+        samples = [one for each in asked for one in each.samples]
+        groundings = self._groundings(samples, batch_size, seen)
         return [
             collect(
                 each.image, each.phrases, islice(groundings, len(each.samples)), self.confidence
@@ -341,12 +358,13 @@ class Grounder:
         return zoom.think(self, image, messages, *looking, phrases, seed, **generation)
 
     def _groundings(
-        self, samples: Sequence[ObserverInputs], batch_size: int
+        self, samples: Sequence[ObserverInputs], batch_size: int, seen: Seen | None
     ) -> Iterator[Grounding]:
         for start in range(0, len(samples), batch_size):
             with torch.inference_mode():  # for less work; `collect` makes usual tensors of it
-                batch = self.observer.collate(samples[start : start + batch_size])
-                features = self.observer.observe(batch, layer_weights=self.head.layer_weights())
+                batch = self.observer.collate(samples[start : start + batch_size], seen=seen)
+                mixed = self.head.layer_weights()
+                features = self.observer.observe(batch, layer_weights=mixed, seen=seen)
             with torch.no_grad():  # what a head keeps for its next call may be trained with
                 groundings = self.head(features)
             yield from groundings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from flmm_core.pipeline.attention_maps import attention_maps
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.backbone.fingerprint import Fingerprint
 from flmm_core.pipeline.backbone.recorder import Pool
+from flmm_core.pipeline.backbone.shared_prefix import PrefixCache
 from flmm_core.pipeline.finite import check_features
 from flmm_core.pipeline.refiners.base import ImageEncoder
 from flmm_core.pipeline.types import (
@@ -55,6 +57,21 @@ class ObserverBatch:
         """The same with page-locked tensors, for a DataLoader."""
         images = tuple(image.pin_memory() for image in self.images)
         return replace(self, backbone=self.backbone.pin_memory(), images=images)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What an observer has made of an image, for `observe` of one caption after another.
+
+    Attributes:
+        inputs: A sample without a caption, which others are prepared `like`.
+        encoded: The image for the refiner; None if it needs none.
+        prefix: The KV cache of image and prompt; None where captions cannot go on from it.
+    """
+
+    inputs: ObserverInputs
+    encoded: EncodedImage | None
+    prefix: PrefixCache | None
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,16 @@ class Observer:
             encoded = None if self.encoder is None else self.encoder.prepare(image)
         return ObserverInputs(inputs, encoded)
 
-    def collate(self, samples: Sequence[ObserverInputs]) -> ObserverBatch:
+    @torch.no_grad()
+    def see(self, image: Image.Image, *, prompt: str | None = None) -> Seen:
+        """Run what does not depend on a caption."""
+        inputs = self.prepare(image, (), prompt=prompt)
+        (encoded,) = self._encode(self.collate([inputs]))
+        return Seen(inputs, encoded, self.backbone.see(inputs.backbone))
+
+    def collate(
+        self, samples: Sequence[ObserverInputs], *, seen: Seen | None = None
+    ) -> ObserverBatch:
         """One batch of at least one sample; those prepared `like` another share its image."""
         images: list[Tensor] = []
         image_of = []
@@ -125,7 +151,7 @@ class Observer:
                 image_of.append(next(known, len(images)))
                 if image_of[-1] == len(images):
                     images.append(sample.image)
-        backbone = self.backbone.collate([sample.backbone for sample in samples])
+        backbone = self._together([sample.backbone for sample in samples], seen)
         return ObserverBatch(backbone, tuple(images), tuple(image_of))
 
     @torch.no_grad()
@@ -135,18 +161,24 @@ class Observer:
         *,
         layer_weights: Sequence[float] | None = None,
         captions: bool = False,
+        seen: Seen | None = None,
     ) -> tuple[Features, ...]:
         """One `Features` per sample; for `layer_weights` and `captions` see `Backbone.trace`.
+
+        With `seen`, all samples are about that image, prepared `like` its inputs and collated
+        with it.
 
         Raises:
             RunError: Values are not finite, as after an overflow in float16.
         """
-        images = self._encode(batch)
+        images = self._encode(batch) if seen is None else (seen.encoded,) * len(batch)
         singles = [batch.backbone]
         if self.one_by_one:
-            singles = [self.backbone.collate([sample]) for sample in batch.backbone.samples]
+            singles = [self._together([sample], seen) for sample in batch.backbone.samples]
         # a plugin's own `trace` may not know what it is not asked for
-        more = {"ends": self.ends} if self.ends else {}
+        more: dict[str, Any] = {"ends": self.ends} if self.ends else {}
+        if seen is not None and seen.prefix is not None:
+            more["seen"] = seen.prefix
         traces = [
             trace
             for single in singles
@@ -188,6 +220,11 @@ class Observer:
         if self.encoder is None:
             return None
         return self.encoder.encode([self.encoder.prepare(image)])[0]
+
+    def _together(self, samples: Sequence[BackboneInputs], seen: Seen | None) -> BackboneBatch:
+        if seen is None or seen.prefix is None:
+            return self.backbone.collate(samples)
+        return self.backbone.collate(samples, apart=True)
 
     def _encode(self, batch: ObserverBatch) -> Sequence[EncodedImage | None]:
         """Per sample, its encoded image."""

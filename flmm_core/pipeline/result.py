@@ -19,6 +19,7 @@ from torch import Tensor
 from flmm_core.errors import UsageError
 from flmm_core.painting import (
     OPACITY,
+    TOLD_APART,
     LegendEntry,
     add_legend,
     add_numbers,
@@ -204,16 +205,17 @@ class Result(Sequence[Found]):
             boxes=self.boxes * there[:, None],
         )
 
-    def overlay(self, *, legend: bool = True, opacity: float = OPACITY) -> Image.Image:
+    def overlay(
+        self, *, legend: bool = True, opacity: float = OPACITY, painted: Image.Image | None = None
+    ) -> Image.Image:
         """The image (RGB) with every mask filled and outlined in a color of its own.
 
         `legend` adds the numbered phrases with their scores below the image; `opacity` is that of
-        the fill, in [0, 1].
+        the fill, in [0, 1]. `painted` is the image after `paint`, if that is done already.
         """
-        areas = [int(coco_mask.area(code)) for code in self.segmentations]
         scores = [
             f"{score:.2f}" if area else "nothing found"
-            for score, area in zip(self.scores.tolist(), areas, strict=True)
+            for score, area in zip(self.scores.tolist(), self._areas(), strict=True)
         ]
         said = [
             score if there else "not there"
@@ -222,16 +224,29 @@ class Result(Sequence[Found]):
         colors = [mask_color(number) for number in range(len(self))]
         entries = [LegendEntry(*entry) for entry in zip(colors, self.phrases, said, strict=True)]
         # Painted last: a large photo is copied once.
-        sheet = add_legend(self.image, entries if legend else ())
-        marks = {}
-        for number, (area, color) in enumerate(zip(areas, colors, strict=True)):
-            if area:
-                mask, top = self.mask(number), int(self.boxes[number, 1])
-                paint_onto(sheet, mask.numpy(), color, opacity, size=self.image.size)
-                marks[number + 1] = color, int(mask[top].nonzero().median()), top
+        sheet = add_legend(painted or self.image, entries if legend else ())
+        if painted is None:
+            self.paint(sheet, opacity=opacity)
         if legend:
+            marks = {}
+            for number, area in enumerate(self._areas()):
+                if area and len(self) > TOLD_APART:
+                    top = int(self.boxes[number, 1])
+                    row = self.mask(number)[top].nonzero()
+                    marks[number + 1] = mask_color(number), int(row.median()), top
             add_numbers(sheet, self.image.size, marks)
         return sheet
+
+    def paint(self, sheet: Image.Image, *, since: int = 0, opacity: float = OPACITY) -> None:
+        """Paint the masks from number `since` on into the upper left of an RGB image."""
+        for number, area in enumerate(self._areas()):
+            if area and number >= since:
+                mask, color = self.mask(number).numpy(), mask_color(number)
+                paint_onto(sheet, mask, color, opacity, size=self.image.size)
+
+    def _areas(self) -> list[int]:
+        """Pixels of each mask."""
+        return [int(coco_mask.area(code)) for code in self.segmentations]
 
     def to_coco(self) -> list[dict[str, Any]]:
         """One record a phrase, as JSON takes it.

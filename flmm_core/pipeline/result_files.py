@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Collection, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,25 @@ USUAL = ("overlay", "masks")
 
 
 def write_result(
-    result: Result, folder: Path, *, kinds: Collection[str] = USUAL, **facts: Any
+    result: Result,
+    folder: Path,
+    *,
+    kinds: Collection[str] = USUAL,
+    kept: int = 0,
+    painted: Image.Image | None = None,
+    **facts: Any,
 ) -> dict[str, Any]:
     """Write result.json, and what else is wanted of one image; returns the content of result.json.
 
     What an earlier result left in the folder is removed.
+
+    Args:
+        result: Of all phrases.
+        folder: For the files; created if it is missing.
+        kinds: What is wanted: see `flmm_core.annotate.outputs.KINDS`.
+        kept: For how many of the first phrases the files of single phrases are there already.
+        painted: As for `Result.overlay`.
+        facts: More for result.json.
     """
     import numpy as np
     from PIL import Image
@@ -40,24 +55,28 @@ def write_result(
         for number, record in enumerate(records):
             if "masks" in kinds:
                 name = f"mask-{number + 1}.png"
-                Image.fromarray(result.mask(number).numpy() * np.uint8(255)).save(aside / name)
+                if number >= kept:
+                    Image.fromarray(result.mask(number).numpy() * np.uint8(255)).save(aside / name)
                 records[number] = {"mask": name, **record}
         if "overlay" in kinds:
             # Packed harder, a photo is a seventh smaller and takes three times as long.
-            result.overlay().save(aside / "overlay.png", compress_level=1)
+            overlay = result.overlay(painted=painted)
+            overlay.save(aside / "overlay.png", compress_level=1)
         if "attention" in kinds:
-            _write_attention(result, aside)
+            _write_attention(result, aside, kept)
         size = {"height": result.image.height, "width": result.image.width}
         content = {**facts, **size, "found": records}
         write_json(aside / RESULT, content)
         written = {path.name for path in aside.iterdir()}
+        for kind, number in product(("mask", "attention"), range(kept)):
+            written.add(f"{kind}-{number + 1}.png")
     for path in folder.iterdir() if earlier else ():
         if path.name not in written and re.fullmatch(OWN, path.name) and path.is_file():
             path.unlink()
     return content
 
 
-def _write_attention(result: Result, folder: Path) -> None:
+def _write_attention(result: Result, folder: Path, kept: int) -> None:
     """attention.npz, as the model gives it, and attention-N.png, over the image."""
     import numpy as np
 
@@ -69,7 +88,7 @@ def _write_attention(result: Result, folder: Path) -> None:
         image_box=np.array(result.heat.image_box),
         phrases=np.array(result.phrases, dtype=np.str_),
     )
-    for number in range(len(result)):
+    for number in range(kept, len(result)):
         looked = result.attention(number)  # (H, W)
         shown = (looked - looked.min()) / (looked.max() - looked.min()).clamp(min=1e-12)
         paint_heat(result.image, shown.numpy()).save(folder / f"attention-{number + 1}.png")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flmm_core.annotate.requests import find_requests, split_arguments
+from flmm_core.annotate.requests import find_requests, is_one_image, split_arguments
 from flmm_core.errors import DataError, UsageError
 
 
@@ -142,3 +142,12 @@ def test_faulty_lines_are_told_by_number(line: str) -> None:
     Path("list.jsonl").write_text(f'{{"image": "b.jpg"}}\n{line}\n')
     with pytest.raises(DataError, match=r"(?i)line 2"):
         find_requests(["list.jsonl"], ["ring"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["missing.jpg"], ["in"], ["-"], ["a.jsonl"], ["*.jpg"], ["a.jpg", "b.jpg"], []]
+)
+def test_what_is_not_one_image_file(arguments: list[str]) -> None:
+    Path("a.jsonl").write_text("{}")
+    assert is_one_image(["a.jpg"])
+    assert not is_one_image(arguments)

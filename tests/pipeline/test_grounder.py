@@ -79,7 +79,9 @@ def test_phrases_go_through_in_portions(
     sizes: list[int] = []
     collate = Observer.collate
     monkeypatch.setattr(
-        Observer, "collate", lambda self, s: (sizes.append(len(s)), collate(self, s))[1]
+        Observer,
+        "collate",
+        lambda self, s, **seen: (sizes.append(len(s)), collate(self, s, **seen))[1],
     )
     image, phrases = picture(48, 24), ["one", "two", "three"]
     whole = grounder.ground(image, phrases)

@@ -270,16 +270,41 @@ class Backbone(Contract):
             system = conversation.escape(system, self._controls)
         return conversation.user_turns(text, system)
 
-    def collate(self, samples: Sequence[BackboneInputs], *, side: Side = "right") -> BackboneBatch:
+    def collate(
+        self, samples: Sequence[BackboneInputs], *, side: Side = "right", apart: bool = False
+    ) -> BackboneBatch:
         """Samples padded together; sequences and grids may differ in size.
 
         Args:
             samples: At least one. Those that were prepared `like` another share its prefix.
             side: Where the padding tokens go; with shared prefixes always before a prefix and
                 after a caption.
+            apart: Keep the captions apart from their prefix, for `trace` with `seen`.
         """
-        share = self.shares_prefixes and not self.requirements.sliding_window
-        return collate(samples, tokenizer=self.tokenizer, side=side, join=self.join, share=share)
+        return collate(
+            samples,
+            tokenizer=self.tokenizer,
+            side=side,
+            join=self.join,
+            share=self._goes_on,
+            apart=apart,
+        )
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether captions can go on from the KV cache of their prefix."""
+        return self.shares_prefixes and not self.requirements.sliding_window
+
+    @torch.no_grad()
+    def see(self, sample: BackboneInputs) -> PrefixCache | None:
+        """Run the image and the prompt of a sample without a caption, once for many a `trace`.
+
+        None if captions cannot go on from there.
+        """
+        if not self._goes_on or type(self).trace is not Backbone.trace:
+            return None
+        tensors = self.collate([sample]).tensors
+        return PrefixCache(self.vlm, to_vlm(self.vlm, tensors))
 
     @torch.no_grad()  # not inference_mode: its tensors cannot feed a trained head
     def trace(
@@ -290,6 +315,7 @@ class Backbone(Contract):
         ends: int = 0,
         layer_weights: Sequence[float] | None = None,
         captions: bool = False,
+        seen: PrefixCache | None = None,
     ) -> tuple[Trace, ...]:
         """One forward of the VLM, without its language-model head; one `Trace` per sample.
 
@@ -301,10 +327,14 @@ class Backbone(Contract):
             layer_weights: L numbers to sum the hidden states of all layers with while the model
                 runs; a trace's `hidden` is then (1, T, D).
             captions: Keep the hidden states of whole captions, too.
+            seen: What `see` made of the one prefix of the batch, collated `apart`.
         """
-        placed = place_rows(batch, captions)
-        tensors, following = to_vlm(self.vlm, batch.tensors), batch.captions
-        prefixes = PrefixCache(self.vlm, tensors) if following else None
+        placed, following, after = place_rows(batch, captions), batch.captions, None
+        if seen is None:
+            tensors = to_vlm(self.vlm, batch.tensors)
+            prefixes = PrefixCache(self.vlm, tensors) if following else None
+        else:
+            prefixes, after = seen, batch.tensors["input_ids"].shape[1]
         with self._recorder.record(
             *placed,
             names=[sample.name for sample in batch.samples],
@@ -313,7 +343,7 @@ class Backbone(Contract):
             layer_weights=layer_weights,
         ) as recording:
             if following and prefixes:
-                prefixes.read(**to_vlm(self.vlm, vars(following)))
+                prefixes.read(**to_vlm(self.vlm, vars(following)), after=after)
             else:
                 self.vlm.model(**tensors, use_cache=False)
         recorded = placed.groups, recording.attention, recording.hidden, recording.ends

@@ -47,7 +47,13 @@ def place_rows(batch: BackboneBatch, captions: bool = False) -> PlacedRows:
 
 
 def collate(
-    samples: Sequence[BackboneInputs], *, tokenizer: Any, side: Side, join: Join, share: bool
+    samples: Sequence[BackboneInputs],
+    *,
+    tokenizer: Any,
+    side: Side,
+    join: Join,
+    share: bool,
+    apart: bool = False,
 ) -> BackboneBatch:
     """Samples as one batch; see `Backbone.collate`.
 
@@ -58,13 +64,15 @@ def collate(
         join: `Backbone.join`, for the tensors of images.
         share: Run a prefix that several samples hold once, if every sample has a caption. It ends
             where the first of their captions begins.
+        apart: Keep captions apart from prefixes even if no two samples hold the same.
     """
     known = tokenizer.pad_token_id, tokenizer.eos_token_id, 0
     pad_id = next(i for i in known if i is not None)  # any will do: it is masked
     starts: dict[Prefix, int] = {}
     for sample in samples:
         starts[sample.prefix] = min(sample.start, starts.get(sample.prefix, sample.start))
-    share &= len(starts) < len(samples) and all(len(s.caption) for s in samples)
+    share &= apart or len(starts) < len(samples)
+    share &= all(len(s.caption) for s in samples)
     if not share:
         prefixes = [sample.prefix for sample in samples]
         tokens, captions = [sample.tokens for sample in samples], None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -54,20 +55,37 @@ class PrefixCache:
         """Some models give each token a position in several dimensions: (..., U, S)."""
         self._positions = kwargs.get("position_ids")
 
-    def read(self, prefix: Tensor, input_ids: Tensor, attention_mask: Tensor) -> None:
-        """Run captions (B, S_caption), each after its prefix (B,). Can be called once."""
+    def read(
+        self,
+        prefix: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        after: int | None = None,
+    ) -> None:
+        """Run captions (B, S_caption), each after its prefix (B,).
+
+        Can be called once, or again and again with `after`: then captions follow the first `after`
+        tokens of their prefix, and the cache stays as it is.
+        """
         which = prefix.to(input_ids.device)
-        self._cache.batch_select_indices(which)
+        length = self._mask.shape[1] if after is None else after
+        cache = self._cache
+        if after is not None:
+            cache = deepcopy(cache)
+            if length < self._mask.shape[1]:
+                cache.crop(length - self._mask.shape[1])  # how many are removed, as a negative
+        cache.batch_select_indices(which)
         positions = None
         if self._positions is not None:
             # a prefix ends in text, whose positions rise by one in every dimension
             last = self._positions.expand(*self._positions.shape[:-2], len(self._mask), -1)
-            last = last[..., which.to(last.device), -1:]  # (..., B, 1)
+            last = last[..., which.to(last.device), length - 1 : length]  # (..., B, 1)
             positions = last + 1 + torch.arange(input_ids.shape[1], device=last.device)
         self._decoder(
             inputs_embeds=self._embed(input_ids),
-            attention_mask=torch.cat([self._mask[which], attention_mask], 1),
+            attention_mask=torch.cat([self._mask[which, :length], attention_mask], 1),
             position_ids=positions,
             use_cache=True,
-            **{self._keyword: self._cache},
+            **{self._keyword: cache},
         )

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from flmm_core.errors import FlmmError, UsageError
 from flmm_core.pipeline.backbone.base import Backbone
 from flmm_core.pipeline.grounder import Grounder
 from flmm_core.pipeline.head_folder import HeadInfo, find_head, read_info
+from flmm_core.pipeline.look import Look
+from flmm_core.pipeline.result import Result
 from flmm_core.plugins import load_backbones, load_class
 
 CHAT = "chat"
@@ -37,13 +41,14 @@ class Choice:
     backbone: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Loaded:
     """A model in memory; `grounder` is None without a head."""
 
     choice: Choice
     backbone: Backbone
     grounder: Grounder | None = None
+    _look: Look | None = None
 
     @property
     def source(self) -> Grounder | Backbone:
@@ -60,6 +65,19 @@ class Loaded:
         """The probability below which a phrase is "not there"; None without probabilities."""
         confidence = self.grounder.confidence if self.grounder else None
         return None if confidence is None else min(1.0, confidence.threshold or 0.0)
+
+    def ground(self, image: Image.Image, phrases: Sequence[str]) -> Result:
+        """Masks of phrases; of one image, phrases after the first ones do not run it again.
+
+        Raises:
+            UsageError: A phrase is empty, or there is no head.
+        """
+        if self.grounder is None:
+            raise UsageError("Without a trained head there are no masks.")
+        if self._look is None or self._look.image is not image:
+            self._look = None  # before the next one needs the memory
+            self._look = self.grounder.look(image)
+        return self._look.ground(phrases, keep_absent=True)
 
 
 @dataclass

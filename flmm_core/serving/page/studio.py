@@ -96,10 +96,7 @@ class Studio:
             UsageError: A phrase is empty, or the model has no head.
         """
         held = self.image(image)
-        grounder = self.models.load(model).grounder
-        if grounder is None:
-            raise UsageError("Without a trained head there are no masks.")
-        result = grounder.ground(held.image, phrases, keep_absent=True)
+        result = self.models.load(model).ground(held.image, phrases)
         return self._keep(Found(held.image, model, result))
 
     def answer(self, model: str, image: str, turns: Sequence[tuple[str, str]]) -> Iterator[Event]:

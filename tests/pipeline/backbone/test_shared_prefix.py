@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -143,3 +144,41 @@ def test_the_part_before_the_caption(backbone: Any) -> None:
     assert prefix.tokens.keys() >= {"input_ids", "attention_mask"}
     assert {*prefix.tokens, *prefix.image} == sample.tensors.keys()
     assert len(sample.tokens["input_ids"]) == len(sample) > len(prefix)
+
+
+def test_one_caption_after_another_goes_on_from_what_was_seen(backbone: Any) -> None:
+    samples = of_one_image(backbone)
+    seen = backbone.see(backbone.prepare(picture(48, 48, 1), ()))
+    for sample in (*samples, samples[0]):
+        batch = backbone.collate([sample], apart=True)
+        agree(traces(backbone, batch, seen=seen), alone(backbone, [sample]))
+    together = backbone.collate(samples, apart=True)
+    agree(traces(backbone, together, seen=seen), alone(backbone, samples))
+
+
+def test_captions_that_begin_before_the_end_of_what_was_seen(backbone: Any) -> None:
+    # as with a tokenizer that joins the prompt's last characters with the caption's first
+    samples = of_one_image(backbone)
+    seen = backbone.see(backbone.prepare(picture(48, 48, 1), ()))
+    start = samples[0].start - 1
+    moved = [
+        replace(each, start=start, caption=each.tokens["input_ids"][start:]) for each in samples
+    ]
+    for sample, same in zip(samples, moved, strict=True):
+        batch = backbone.collate([same], apart=True)
+        assert batch.tensors["input_ids"].shape[1] == start
+        agree(traces(backbone, batch, seen=seen), alone(backbone, [sample]))
+
+
+def test_nothing_is_seen_ahead_where_captions_cannot_go_on(
+    backbone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drops_keys = build("llava_next_window")
+    assert drops_keys.see(drops_keys.prepare(picture(48, 48, 1), ())) is None
+    sample = backbone.prepare(picture(48, 48, 1), ())
+    own_trace = type("Own", (type(backbone),), {"trace": lambda self, batch: ()})
+    monkeypatch.setattr(backbone, "__class__", own_trace)
+    assert backbone.see(sample) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(type(backbone), "shares_prefixes", False)
+    assert backbone.see(sample) is None

@@ -14,6 +14,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from flmm_core.errors import WeightsError
+from flmm_core.pipeline.grounder import Grounder
 from flmm_core.serving.page import held
 from flmm_core.serving.page.examples import SCENES, draw, examples
 from flmm_core.serving.page.held import HeldImage, ImageShelf, Shelf
@@ -178,3 +179,20 @@ def test_a_model_is_loaded_when_it_is_chosen_and_one_is_kept(studio: Studio) -> 
     bare = studio.models.load("bare-qwen")
     assert bare.grounder is None
     assert studio.models.load("head-0") is not first
+
+
+def test_phrases_of_one_image_run_it_once(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Image.Image] = []
+    look = Grounder.look
+    monkeypatch.setattr(
+        Grounder, "look", lambda self, image: (looked.append(image), look(self, image))[1]
+    )
+    images = [Image.new("RGB", (40, 30), color) for color in ("red", "blue")]
+    names = [studio.take(image)["id"] for image in images]
+    for name, phrases in zip((0, 0, 1, 0), (["a ring"], ["a", "b"], ["c"], ["d"]), strict=True):
+        found = studio.ground("head-0", names[name], phrases)["found"]
+        assert [part["phrase"] for part in found] == phrases
+    assert [images.index(image) for image in looked] == [0, 1, 0]
+    studio.models.load("bare-qwen")
+    studio.ground("head-0", names[0], ["a ring"])
+    assert len(looked) == 4
