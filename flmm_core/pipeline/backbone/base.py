@@ -299,9 +299,10 @@ class Backbone(Contract):
     def see(self, sample: BackboneInputs) -> PrefixCache | None:
         """Run the image and the prompt of a sample without a caption, once for many a `trace`.
 
-        None if captions cannot go on from there.
+        None if captions cannot go on from there, or a plugin has a `collate` or `trace` of its own.
         """
-        if not self._goes_on or type(self).trace is not Backbone.trace:
+        own = type(self).collate, type(self).trace
+        if not self._goes_on or own != (Backbone.collate, Backbone.trace):
             return None
         tensors = self.collate([sample]).tensors
         return PrefixCache(self.vlm, to_vlm(self.vlm, tensors))
