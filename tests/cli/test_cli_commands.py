@@ -216,7 +216,7 @@ def test_ground_leaves_no_mask_of_an_earlier_result(photo: str) -> None:
 
 
 def test_ground_writes_all_or_nothing(photo: str, monkeypatch: Patch) -> None:
-    def full(self: object) -> None:
+    def full(self: object, **_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("flmm_core.pipeline.result.Result.overlay", full)
