@@ -225,7 +225,10 @@ given = {
     **{name: [(value,) for value in numbers] for name in ("is_nested_int", "has_guarding_hint")},
     "guarding_hint_or_throw": [(value,) for value in truths + numbers],
 }
+assert hasattr(torchs, "guard_or_false") and hasattr(torchs, "expect_true")
 for name, says in OF_PLAIN.items():
+    if not hasattr(torchs, name):
+        continue  # of a later version
     for values in given.get(name, [(value,) for value in truths]):
         assert says(*values) is getattr(torchs, name)(*values), (name, values)
 """)
