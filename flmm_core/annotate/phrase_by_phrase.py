@@ -38,7 +38,7 @@ class PhraseByPhrase:
         self._look = grounder.look(image)
         self._threshold = grounder.confidence.threshold if grounder.confidence else None
         self._folder, self._manner = folder, manner
-        self._request = Request(path, (), path.name)
+        self._path = path
         self._facts: dict[str, Any] = {"picture": str(path), "head": head}
         self._found: Result | None = None
         self._painted = image
@@ -55,7 +55,8 @@ class PhraseByPhrase:
         content = write_result(
             found, self._folder, kinds=kinds, kept=known, painted=painted, **self._facts
         )
-        done = Done(self._request, self._folder, content)
+        request = Request(self._path, found.phrases, self._path.name)
+        done = Done(request, self._folder, content)
         write_together(self._folder, [done], kinds)
         self._found, self._painted = found, painted
         return done

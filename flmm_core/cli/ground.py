@@ -137,7 +137,13 @@ def command(
     from flmm_core.annotate.requests import STDIN, find_requests, is_one_image, split_arguments
 
     kinds = tuple(kind for kind in KINDS if kind in save)
-    given, how = given_behind(parameters), (together, keep_absent, min_probability, kinds)
+    given = given_behind(parameters)
+    how: dict[str, Any] = {
+        "together": together,
+        "keep_absent": keep_absent,
+        "min_probability": min_probability,
+        "kinds": kinds,
+    }
     if not phrases and is_one_image(arguments):
         _ask_for_phrases(Path(arguments[0]), head, output, how, given, as_json)
         return
@@ -162,7 +168,7 @@ def command(
         requests,
         output,
         head=head,
-        manner=Manner(*how),
+        manner=Manner(**how),
         batch_size=batch_size,
     )
     if flat:
@@ -193,12 +199,12 @@ def command(
 
 
 def _ask_for_phrases(
-    path: Path, head: str, output: Path, how: Any, given: dict[str, Any], as_json: bool
+    path: Path, head: str, output: Path, how: dict[str, Any], given: dict[str, Any], as_json: bool
 ) -> None:
     """Phrase after phrase of one image; `how` is what `Manner` takes."""
     from flmm_core.annotate.requests import NEW_FORM
 
-    if how[0]:
+    if how["together"]:
         raise UsageError(
             "--together needs all phrases at once.",
             found="None was given, so they are asked for one by one.",
@@ -212,7 +218,7 @@ def _ask_for_phrases(
         from flmm_core.annotate.phrase_by_phrase import PhraseByPhrase
 
         grounder = flmm_core.Grounder.from_pretrained(head, **given)
-        asking = PhraseByPhrase(grounder, path, image, output, head=head, manner=Manner(*how))
+        asking = PhraseByPhrase(grounder, path, image, output, head=head, manner=Manner(**how))
 
     def answer(phrase: str) -> None:
         done = asking.ground(phrase)
