@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import sys
@@ -55,6 +56,8 @@ def for_each_line(do: Callable[[str], None]) -> int:
     What is wrong with one is told, and the next is asked for; Ctrl-C meanwhile ends only that one.
     Empty lines are passed over. Returns how many lines there were.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # `do` says which line is not UTF-8
     count = 0
     while True:
         try:

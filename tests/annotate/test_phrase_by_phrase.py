@@ -35,7 +35,7 @@ def ground(head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Groun
     monkeypatch.chdir(tmp_path)
     Image.fromarray(paint(make_scene((1, 2)))[0]).save("scene.png")
 
-    def run(*arguments: str, typed: str | io.StringIO = "") -> int:
+    def run(*arguments: str, typed: str | io.TextIOBase = "") -> int:
         stdin = io.StringIO(typed) if isinstance(typed, str) else typed
         monkeypatch.setattr("sys.stdin", stdin)
         return main(["ground", "scene.png", *arguments, "--head", str(head), "--device", "cpu"])
@@ -105,6 +105,15 @@ def test_what_is_wrong_with_a_phrase_costs_only_that_phrase(
     assert told == ["the star", "a red ring"]
     assert "flmm: " in shown.err
     assert len(json.loads(Path("out/result.json").read_text())["found"]) == 2
+
+
+def test_a_line_that_is_not_utf_8_costs_only_itself(ground: Ground, capsys: Capture) -> None:
+    lines = io.BytesIO(b"the star\n\xff\xfe ring\na red ring\n")
+    assert ground("--json", typed=io.TextIOWrapper(lines, "utf-8", errors="strict")) == 0
+    shown = capsys.readouterr()
+    told = [json.loads(line)["phrase"] for line in shown.out.splitlines()]
+    assert told == ["the star", "a red ring"]
+    assert "is not Unicode text" in shown.err
 
 
 class Interrupted(io.StringIO):
